@@ -1,0 +1,13 @@
+"""Steering sweeps as one labelled cube, and the conclusions that can be drawn from them.
+
+Data flows one way::
+
+    concepts + models -> collect -> cube -> cells -> conclusions -> report -> paper
+
+`steercube.cube` (samples) and `steercube.cells` (statistics) are the two contracts; what is
+on either side of one of them knows nothing of the other side.
+"""
+
+from importlib.metadata import version
+
+__version__ = version("steercube")

@@ -1,0 +1,187 @@
+r"""Do logits and generated answers agree on which layers steer?
+
+The published measure pools the layers of all models into one correlation. Neighbouring layers
+are nearly the same observation, so its n says nothing; the interval here is over models, one
+correlation each.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+import xarray as xr
+from scipy import stats
+
+from steercube.analysis.averages import best_effects
+from steercube.analysis.effects import BASELINE, NEGATIVE, POSITIVE
+from steercube.results import Estimate
+
+Curves = dict[str, tuple[np.ndarray, np.ndarray]]
+
+
+def generation_delta(cells: xr.Dataset) -> xr.DataArray:
+    """Generation rate at +1 minus that at -1, dims (model, concept, layer)."""
+    rate = cells["generation_rate"]
+    return rate.sel(strength=POSITIVE) - rate.sel(strength=NEGATIVE)
+
+
+def layer_curves(cells: xr.Dataset, *, concept: str, models: Sequence[str] | None) -> Curves:
+    """(logit delta, generation delta) over the layers where a model has both, by model."""
+    if "generation_rate" not in cells or concept not in cells["concept"]:
+        return {}
+    order = ("model", "layer")
+    logit = cells["estimate"].sel(estimand="delta", concept=concept).transpose(*order).values
+    generation = generation_delta(cells).sel(concept=concept).transpose(*order).values
+    curves = {}
+    for model, *pair in zip(map(str, cells["model"].values), logit, generation, strict=True):
+        both = np.isfinite(pair).all(axis=0)
+        if (models is None or model in models) and both.sum() > 3:
+            curves[model] = (pair[0][both], pair[1][both])
+    return curves
+
+
+def scaled(curve: np.ndarray) -> np.ndarray:
+    """The curve mapped to [0, 1] by its own minimum and maximum.
+
+    >>> scaled(np.array([2.0, 4.0, 3.0])).tolist()
+    [0.0, 1.0, 0.5]
+    """
+    return (curve - curve.min()) / np.ptp(curve)
+
+
+def pooled_agreement(
+    cells: xr.Dataset, *, concept: str, models: Sequence[str] | None = None
+) -> Estimate:
+    """Pearson r of the scaled curves, the layers of all models pooled: the published measure.
+
+    The interval is not that of r with n layers: it is of the mean of the models' own
+    correlations, `model_agreement`.
+    """
+    curves = layer_curves(cells, concept=concept, models=models)
+    if not curves:
+        return Estimate.undefined("no model has both logits and generations here")
+    logit, generation = (
+        np.concatenate([scaled(pair[i]) for pair in curves.values()]) for i in (0, 1)
+    )
+    by_model = model_agreement(cells, concept=concept, models=models)
+    return Estimate(
+        float(np.corrcoef(logit, generation)[0, 1]),
+        low=by_model.low,
+        high=by_model.high,
+        over="models",
+        n=len(curves),
+        reason=by_model.reason,
+    )
+
+
+def model_agreement(
+    cells: xr.Dataset, *, concept: str, models: Sequence[str] | None = None
+) -> Estimate:
+    """Mean over models of each one's own correlation, through Fisher's z, t over models."""
+    r = np.array(list(correlations(cells, concept=concept, models=models).values()))
+    if not len(r):
+        return Estimate.undefined("no model has both logits and generations here")
+    z = np.arctanh(r)
+    half = np.nan
+    if len(r) > 1:
+        t = stats.t.ppf((1 + cells.attrs["confidence_level"]) / 2, len(r) - 1)
+        half = float(t * z.std(ddof=1) / np.sqrt(len(r)))
+    return Estimate(
+        float(np.tanh(z.mean())),
+        low=float(np.tanh(z.mean() - half)),
+        high=float(np.tanh(z.mean() + half)),
+        over="models",
+        n=len(r),
+        span=(float(r.min()), float(r.max())),
+        reason="" if len(r) > 1 else "one model has no spread between models",
+    )
+
+
+def correlations(
+    cells: xr.Dataset, *, concept: str, models: Sequence[str] | None = None
+) -> dict[str, float]:
+    """Pearson r of the two layer curves, by model."""
+    curves = layer_curves(cells, concept=concept, models=models)
+    return {model: float(np.corrcoef(*pair)[0, 1]) for model, pair in curves.items()}
+
+
+def best_generation(
+    cells: xr.Dataset, *, concept: str, models: Sequence[str] | None = None
+) -> Estimate:
+    """Mean over models of the largest generation delta over layers, t over models.
+
+    `expected_under_null` is what that maximum would average if steering did nothing: rates of
+    few answers, maximised over many layers, hold much noise.
+    """
+    curves = layer_curves(cells, concept=concept, models=models)
+    if not curves:
+        return Estimate.undefined("no generation sweep of this concept")
+    best = np.array([generation.max() for _, generation in curves.values()])
+    null = [expected_maximum(cells, concept=concept, model=model) for model in curves]
+    half = np.nan
+    if len(best) > 1:
+        t = stats.t.ppf((1 + cells.attrs["confidence_level"]) / 2, len(best) - 1)
+        half = float(t * best.std(ddof=1) / np.sqrt(len(best)))
+    mean = float(best.mean())
+    return Estimate(
+        mean,
+        low=mean - half,
+        high=mean + half,
+        over="models",
+        n=len(best),
+        span=(float(best.min()), float(best.max())),
+        expected_under_null=float(np.mean(null)),
+        reason="" if len(best) > 1 else "one model has no spread between models",
+    )
+
+
+def expected_maximum(cells: xr.Dataset, *, concept: str, model: str) -> float:
+    """Expected largest generation delta over layers if both strengths were unsteered.
+
+    The sweep measured its unsteered rate anew at every layer, so differences of two of those
+    rates are what noise alone does to a delta. With F their distribution over all ordered pairs
+    and L layers, the largest of L such differences has the distribution F^L. NaN where the
+    baseline was not measured anew, so that nothing is known of its noise.
+    """
+    baseline = cells["generation_rate"].sel(model=model, concept=concept, strength=BASELINE).values
+    baseline = baseline[np.isfinite(baseline)]
+    first, second = np.triu_indices(len(baseline), k=1)
+    apart = baseline[first] - baseline[second]
+    if not apart.any():
+        return np.nan
+    differences = np.sort(np.concatenate([apart, -apart]))
+    cumulative = (np.arange(1, len(differences) + 1) / len(differences)) ** len(baseline)
+    return float(differences @ np.diff(cumulative, prepend=0.0))
+
+
+def agreement_against_effect(
+    cells: xr.Dataset,
+    *,
+    estimand: str,
+    concepts: Sequence[str] | None = None,
+    models: Sequence[str] | None = None,
+) -> Estimate:
+    """Does agreement rise with the effect? Slope of r on the effect over a model's concepts.
+
+    One least-squares slope a model (change of r per unit of effect), averaged, t over models.
+    """
+    effects = best_effects(cells, estimand, concepts=concepts)
+    of_concept = {
+        str(c): correlations(cells, concept=str(c), models=models)
+        for c in effects["concept"].values
+    }
+    slopes = []
+    for model in effects["model"].values:
+        pairs = [
+            (float(effects.sel(model=model, concept=c)), of_model[model])
+            for c, of_model in of_concept.items()
+            if model in of_model
+        ]
+        if len(pairs) > 2:
+            slopes.append(float(np.polyfit(*np.array(pairs).T, 1)[0]))
+    if len(slopes) < 2:
+        return Estimate.undefined("needs two models with three concepts in both measures")
+    values = np.array(slopes)
+    t = stats.t.ppf((1 + cells.attrs["confidence_level"]) / 2, len(values) - 1)
+    half = float(t * values.std(ddof=1) / np.sqrt(len(values)))
+    mean = float(values.mean())
+    return Estimate(mean, low=mean - half, high=mean + half, over="models", n=len(values))

@@ -1,0 +1,405 @@
+"""The claims ledger: what was published, what its definition gives, and what holds of it.
+
+Reproducing a number says that the arithmetic is the same; whether the claim holds is another
+question. The ledger answers both, by the same rules for every claim:
+
+- *reproduced*: the definition gives the printed digits, and no rule below objects;
+- *reproduced, but ...*: it gives them (or misses by one unit of the last digit), and a rule objects:
+  the interval of a claimed difference includes none, the published value lies outside the
+  interval, the average runs over fewer cells than those it is compared with, much of the value is
+  what no effect would give or what the selection added;
+- *not reproduced*: the definition gives something else;
+- *cannot be tested*: the cells do not hold what the claim needs.
+"""
+
+import re
+import tomllib
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import xarray as xr
+
+from steercube.analysis.agreement import (
+    agreement_against_effect,
+    best_generation,
+    pooled_agreement,
+)
+from steercube.analysis.averages import (
+    best_effects,
+    complete_concepts,
+    complete_models,
+    concept_mean,
+    mean_over_models,
+    model_mean,
+    swept_models,
+)
+from steercube.analysis.contrasts import (
+    architecture_difference,
+    concept_concordance,
+    depth_difference,
+    scale_slope,
+    training_depth,
+    training_gap,
+)
+from steercube.results import Estimate
+from steercube.schema import raise_if_any
+
+Statistic = Callable[..., Estimate]
+STATISTICS: dict[str, Statistic] = {
+    statistic.__name__: statistic
+    for statistic in (
+        agreement_against_effect,
+        architecture_difference,
+        best_generation,
+        concept_concordance,
+        concept_mean,
+        depth_difference,
+        mean_over_models,
+        model_mean,
+        pooled_agreement,
+        scale_slope,
+        training_depth,
+        training_gap,
+    )
+}
+OVER_CONCEPTS = {"model_mean", "mean_over_models", "training_gap", "architecture_difference"}
+"""Statistics that average over concepts: balanced over the concepts that every model ran."""
+
+OVER_MODELS = {"concept_mean", "scale_slope"}
+"""Statistics that run over models: balanced over the models that ran every compared concept."""
+
+CONTRASTS = {
+    "agreement_against_effect",
+    "architecture_difference",
+    "concept_concordance",
+    "depth_difference",
+    "pooled_agreement",
+    "scale_slope",
+    "training_gap",
+}
+"""Statistics that are zero where nothing differs, so their interval can speak for or against."""
+
+LARGE_SHARE = 0.10
+"""Optimism of more than this share of a value is worth a caveat."""
+
+
+@dataclass(frozen=True)
+class Printed:
+    """A published value as printed: ends of a range (equal for a number), digits, manner."""
+
+    low: float
+    high: float
+    decimals: int
+    percent: bool = False
+    approximate: bool = False
+    direction: str = ""
+
+    @property
+    def unit(self) -> float:
+        """One unit of the last printed digit."""
+        return 10.0**-self.decimals / (100 if self.percent else 1)
+
+    def show(self, value: float) -> str:
+        """`value` in the manner of print.
+
+        >>> read_printed("7%").show(0.0667)
+        '7%'
+        """
+        if not np.isfinite(value):
+            return ""
+        if self.direction:
+            return f"{value:+.2f}"
+        shown = f"{value * (100 if self.percent else 1):.{self.decimals}f}"
+        return shown + ("%" if self.percent else "")
+
+
+def read_printed(text: str) -> Printed:
+    """What a printed value says: "9.15", "~7.5", "7%", "50-65%", or a direction "+", "-", "0".
+
+    >>> read_printed("50-65%").low
+    0.5
+    """
+    if text in ("+", "-", "0"):
+        return Printed(np.nan, np.nan, 0, direction=text)
+    found = re.fullmatch(r"(~?)(-?\d+(?:\.(\d+))?)(?:-(\d+(?:\.\d+)?))?(%?)", text)
+    if found is None:
+        raise ValueError(f"{text!r} is no printed value; write 9.15, ~7.5, 7%, 50-65%, +, - or 0")
+    tilde, first, digits, last, percent = found.groups()
+    scale = 100 if percent else 1
+    return Printed(
+        float(first) / scale,
+        float(last or first) / scale,
+        len(digits or ""),
+        percent=bool(percent),
+        approximate=bool(tilde),
+    )
+
+
+@dataclass(frozen=True)
+class Claim:
+    """One published claim and the statistic, with its arguments, that defines its number."""
+
+    id: str
+    section: str
+    text: str
+    published: str
+    statistic: str
+    arguments: Mapping[str, Any] = field(default_factory=dict)
+    compared: Sequence[str] | None = None
+    caveat: str = ""
+    also: Mapping[str, Any] | None = None
+
+
+def read_claims(path: str | Path) -> tuple[str, list[Claim]]:
+    """The study that a ledger is about, and its claims. Raises ValueError with every problem."""
+    try:
+        table = tomllib.loads(Path(path).read_text())
+    except tomllib.TOMLDecodeError as error:
+        raise ValueError(f"{path}: is not TOML ({error})") from error
+    claims, problems = [], []
+    for number, entry in enumerate(table.get("claim", []), start=1):
+        name = entry.get("id", f"number {number}")
+        try:
+            claim = Claim(**entry)
+            read_printed(claim.published)
+        except (TypeError, ValueError) as error:
+            problems.append(f"claim {name}: {error}")
+            continue
+        if claim.statistic not in STATISTICS:
+            problems.append(f"claim {name}: {claim.statistic!r} is none of {sorted(STATISTICS)}")
+        claims.append(claim)
+    ids = [claim.id for claim in claims]
+    problems += [f"claim {i}: stands twice" for i in sorted({i for i in ids if ids.count(i) > 1})]
+    if "study" not in table:
+        problems.append("`study` is missing; it names the cube that the claims are about")
+    raise_if_any(problems, what=str(path))
+    return table["study"], claims
+
+
+def ledger(cells: xr.Dataset, claims: Sequence[Claim]) -> pd.DataFrame:
+    """One row a claim: published, recomputed, balanced, interval, verdict and why."""
+    return pd.DataFrame([_row(cells, claim) for claim in claims])
+
+
+def _row(cells: xr.Dataset, claim: Claim) -> dict[str, Any]:
+    printed = read_printed(claim.published)
+    estimate = STATISTICS[claim.statistic](cells, **claim.arguments)
+    balanced = _balanced(cells, claim)
+    also = _also(cells, claim)
+    verdict, reason = _judge(cells, claim, printed, estimate, balanced, also)
+    return {
+        "id": claim.id,
+        "section": claim.section,
+        "claim": claim.text,
+        "published": claim.published,
+        "recomputed": estimate.value,
+        "recomputed_as_printed": _as_printed(printed, estimate),
+        "matches": matches(printed, estimate),
+        "balanced": balanced.value if balanced else np.nan,
+        "corrected": estimate.corrected,
+        "low": estimate.low,
+        "high": estimate.high,
+        "interval_over": estimate.over,
+        "n": estimate.n,
+        "p_value": estimate.p_value,
+        "also": also.value if also else np.nan,
+        "verdict": verdict,
+        "reason": reason,
+        "definition": _definition(claim),
+    }
+
+
+def _definition(claim: Claim) -> str:
+    arguments = ", ".join(f"{name}={value}" for name, value in claim.arguments.items())
+    return f"{claim.statistic}({arguments})"
+
+
+def _as_printed(printed: Printed, estimate: Estimate) -> str:
+    if printed.low != printed.high and not printed.direction:
+        return f"{printed.show(estimate.span[0]).rstrip('%')}-{printed.show(estimate.span[1])}"
+    return printed.show(estimate.value)
+
+
+def matches(printed: Printed, estimate: Estimate) -> bool:
+    """Whether the recomputed value is the printed one, to the digits printed.
+
+    A range must hold every member as rounded; an approximate number may be off by one unit of its
+    last digit; a direction needs the sign, "0" an interval that includes none.
+    """
+    if not np.isfinite(estimate.value):
+        return False
+    if printed.direction:
+        if printed.direction == "0":
+            return not estimate.excludes_zero
+        return bool(np.sign(estimate.value) == (1 if printed.direction == "+" else -1))
+    if printed.low != printed.high:
+        low, high = (_rounded(printed, end) for end in estimate.span)
+        return printed.low <= low and high <= printed.high
+    if printed.approximate:
+        return abs(estimate.value - printed.low) <= printed.unit
+    return printed.show(estimate.value) == printed.show(printed.low)
+
+
+def _rounded(printed: Printed, value: float) -> float:
+    return round(value / printed.unit) * printed.unit
+
+
+def _balanced(cells: xr.Dataset, claim: Claim) -> Estimate | None:
+    """The same statistic over the models or concepts that none of the compared averages lacks."""
+    arguments = dict(claim.arguments)
+    if claim.statistic in OVER_CONCEPTS:
+        concepts = arguments.get("concepts")
+        arguments["concepts"] = complete_concepts(cells, concepts)
+        if not arguments["concepts"]:
+            return None
+    elif claim.statistic in OVER_MODELS:
+        arguments["models"] = complete_models(cells, claim.compared)
+    else:
+        return None
+    return STATISTICS[claim.statistic](cells, **arguments)
+
+
+def _also(cells: xr.Dataset, claim: Claim) -> Estimate | None:
+    if claim.also is None:
+        return None
+    arguments = {name: value for name, value in claim.also.items() if name != "what"}
+    return STATISTICS[claim.statistic](cells, **arguments)
+
+
+def _judge(
+    cells: xr.Dataset,
+    claim: Claim,
+    printed: Printed,
+    estimate: Estimate,
+    balanced: Estimate | None,
+    also: Estimate | None,
+) -> tuple[str, str]:
+    if not np.isfinite(estimate.value):
+        return "cannot be tested", estimate.reason
+    near = (
+        not printed.direction
+        and printed.low == printed.high
+        and abs(_rounded(printed, estimate.value) - printed.low) < 1.5 * printed.unit
+    )
+    shown = _as_printed(printed, estimate)
+    if not matches(printed, estimate) and not near:
+        return "not reproduced", f"the definition gives {shown}"
+    objections = [
+        *_digit_objections(printed, estimate),
+        *_interval_objections(claim, printed, estimate),
+        *_coverage_objections(cells, claim, printed, balanced),
+        *_share_objections(printed, estimate),
+        *_fragility_objections(cells, claim, printed, estimate),
+    ]
+    if claim.caveat:
+        objections.append(claim.caveat)
+    if claim.also is not None and also is not None and np.isfinite(also.value):
+        differs = printed.show(also.value) != printed.show(estimate.value)
+        if differs and (not printed.direction or not matches(printed, also)):
+            objections.append(f"{claim.also['what']} it is {_more_digits(printed, also.value)}")
+    if claim.statistic == "depth_difference" and estimate.reason:
+        objections.append(f"{estimate.reason}, so training and depth of network are confounded")
+    if objections:
+        return "reproduced, but", "; ".join(objections)
+    return "reproduced", "to the printed digits" if not printed.direction else "in direction"
+
+
+def _more_digits(printed: Printed, value: float) -> str:
+    if printed.percent:
+        return f"{100 * value:.1f}%"
+    return f"{value:.{max(2, printed.decimals)}f}"
+
+
+def _digit_objections(printed: Printed, estimate: Estimate) -> list[str]:
+    if printed.direction or matches(printed, estimate):
+        return []
+    digits = printed.decimals + 2
+    return [f"the definition gives {estimate.value:.{digits}f}, {printed.show(estimate.value)} in print"]
+
+
+def _interval_objections(claim: Claim, printed: Printed, estimate: Estimate) -> list[str]:
+    low, high = (_more_digits(printed, end) for end in (estimate.low, estimate.high))
+    if not np.isfinite(estimate.low):
+        return [f"it has no interval: {estimate.reason}"] if estimate.reason else []
+    if claim.statistic in CONTRASTS:
+        if printed.direction == "0":
+            return [f"a difference of {low} to {high} is as compatible, so it shows no neutrality"]
+        if claim.statistic == "concept_concordance":
+            alike = estimate.p_value < 0.05
+            return [] if alike else [f"rankings at random agree as well (p = {estimate.p_value:.2f})"]
+        if not estimate.excludes_zero:
+            return [f"over {estimate.over} the interval, {low} to {high}, includes none"]
+        return []
+    if printed.direction or printed.low != printed.high:
+        return []
+    if not estimate.low <= printed.low <= estimate.high:
+        return [f"the published value lies outside the interval over {estimate.over}, {low} to {high}"]
+    return []
+
+
+def _coverage_objections(
+    cells: xr.Dataset, claim: Claim, printed: Printed, balanced: Estimate | None
+) -> list[str]:
+    """The average lacks cells that the ones it is compared with have."""
+    lacking = _lacking(cells, claim)
+    if not lacking or balanced is None or not np.isfinite(balanced.value):
+        return []
+    what = "models" if claim.statistic in OVER_MODELS else "concepts"
+    value = _more_digits(printed, balanced.value)
+    if value == _more_digits(printed, STATISTICS[claim.statistic](cells, **claim.arguments).value):
+        return [f"{', '.join(lacking)} was never run, unlike what it is compared with"]
+    return [f"{', '.join(lacking)} was never run; over the {what} without a gap it is {value}"]
+
+
+def _lacking(cells: xr.Dataset, claim: Claim) -> list[str]:
+    """Cells that the claim's own average asks for and that were never run."""
+    arguments = claim.arguments
+    if claim.statistic not in OVER_CONCEPTS | OVER_MODELS:
+        return []
+    models = arguments.get("models") or swept_models(cells)
+    if "model" in arguments:
+        models = [arguments["model"]]
+    elif arguments.get("training"):
+        models = [m for m in models if cells["training"].sel(model=m) == arguments["training"]]
+    concepts = arguments.get("concepts") or cells["concept"].values.tolist()
+    if "concept" in arguments:
+        concepts = [arguments["concept"]]
+    effects = best_effects(cells, "delta", models=models, concepts=concepts)
+    absent = effects.isnull()
+    return [
+        f"{model} on {concept}"
+        for model in effects["model"].values
+        for concept in effects["concept"].values
+        if absent.sel(model=model, concept=concept)
+    ]
+
+
+def _share_objections(printed: Printed, estimate: Estimate) -> list[str]:
+    objections = []
+    if np.isfinite(estimate.expected_under_null):
+        null = _more_digits(printed, estimate.expected_under_null)
+        objections.append(f"the same maximum over layers would average {null} under no effect")
+    optimism = estimate.value - estimate.corrected
+    if optimism > LARGE_SHARE * abs(estimate.value):
+        objections.append(f"{_more_digits(printed, optimism)} of it is selection optimism")
+    return objections
+
+
+def _fragility_objections(
+    cells: xr.Dataset, claim: Claim, printed: Printed, estimate: Estimate
+) -> list[str]:
+    """A difference that one model's absence leaves without support."""
+    if claim.statistic not in CONTRASTS or not estimate.excludes_zero:
+        return []
+    objections = []
+    for model in swept_models(cells):
+        rest = cells.sel(model=cells["model"] != model, model_other=cells["model_other"] != model)
+        other = STATISTICS[claim.statistic](rest, **claim.arguments)
+        if np.isfinite(other.low) and not other.excludes_zero:
+            low, high = (_more_digits(printed, end) for end in (other.low, other.high))
+            objections.append(f"without {model} the interval, {low} to {high}, includes none")
+    return objections

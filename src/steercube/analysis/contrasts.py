@@ -1,0 +1,240 @@
+r"""Comparisons of models: training, architecture, scale, depth, and whether they rank alike.
+
+The unit is the model. With two full-RL models of six, no number of items narrows these intervals,
+and a permutation of the labels cannot give a p-value under 1/15.
+"""
+
+from collections.abc import Sequence
+from itertools import combinations
+
+import numpy as np
+import xarray as xr
+from scipy import stats
+
+from steercube.analysis.averages import (
+    best_effects,
+    model_means,
+    pooled_sd,
+    swept_models,
+    t_over_models,
+)
+from steercube.analysis.resample import stream
+from steercube.results import Estimate
+
+N_REDRAWS = 4_000
+
+
+def training_gap(
+    cells: xr.Dataset,
+    *,
+    estimand: str,
+    low: str = "rl",
+    high: str = "distilled",
+    concepts: Sequence[str] | None = None,
+    models: Sequence[str] | None = None,
+    from_rounded: int | None = None,
+) -> Estimate:
+    r"""The share by which training `low` falls below `high`: 1 - mean_low / mean_high.
+
+    Interval: t on the log of the ratio with n_models - 2 degrees of freedom, delta method,
+    $Var = s^2 (1 / (n_l \bar y_l^2) + 1 / (n_h \bar y_h^2))$, s pooled between models. `p_value`
+    is exact, over every assignment of the labels to the models. `from_rounded` rounds both
+    averages to so many digits first, as a reader of printed averages does.
+    """
+    means = model_means(cells, estimand=estimand, concepts=concepts, models=models)
+    labels = cells["training"].sel(model=means["model"]).values
+    a, b = means.values[labels == low], means.values[labels == high]
+    if not len(a) or not len(b):
+        return Estimate.undefined(f"needs models of both trainings, {low!r} and {high!r}")
+    y, reference = float(a.mean()), float(b.mean())
+    if from_rounded is not None:
+        y, reference = round(y, from_rounded), round(reference, from_rounded)
+    values, of = np.concatenate([a, b]), np.array([0] * len(a) + [1] * len(b))
+    s, df = pooled_sd(values, of)
+    half = np.nan
+    if df and y > 0 and reference > 0:
+        se = s * np.sqrt(1 / (len(a) * y**2) + 1 / (len(b) * reference**2))
+        half = stats.t.ppf((1 + cells.attrs["confidence_level"]) / 2, df) * se
+    return Estimate(
+        1 - y / reference,
+        low=1 - y / reference * np.exp(half),
+        high=1 - y / reference * np.exp(-half),
+        over="models",
+        n=len(values),
+        p_value=permutation_p(values, of == 0),
+    )
+
+
+def permutation_p(values: np.ndarray, marked: np.ndarray) -> float:
+    """Two-sided exact p of the difference in means, over every choice of the marked ones.
+
+    >>> permutation_p(np.array([1.0, 2.0, 3.0, 4.0, 9.0, 9.5]), np.array([0, 0, 0, 0, 1, 1]) > 0)
+    0.06666666666666667
+    """
+    n, k = len(values), int(marked.sum())
+    if k in (0, n):
+        return np.nan
+    sums = np.array([values[list(chosen)].sum() for chosen in combinations(range(n), k)])
+    apart = np.abs(sums - k * values.mean())
+    observed = abs(values[marked].sum() - k * values.mean())
+    return float(np.mean(apart >= observed - 1e-12 * max(1.0, observed)))
+
+
+def architecture_difference(
+    cells: xr.Dataset, *, estimand: str, concepts: Sequence[str] | None = None
+) -> Estimate:
+    """Mixture of experts minus dense, training held fixed: b in y = a + b moe + c rl + error.
+
+    Ordinary least squares over model means, t with n_models - 3 degrees of freedom.
+    """
+    means = model_means(cells, estimand=estimand, concepts=concepts)
+    moe = (cells["architecture"].sel(model=means["model"]).values == "moe").astype(float)
+    rl = (cells["training"].sel(model=means["model"]).values == "rl").astype(float)
+    design = np.stack([np.ones_like(moe), moe, rl], axis=1)
+    df = len(means) - design.shape[1]
+    if df < 1 or np.linalg.matrix_rank(design) < design.shape[1]:
+        return Estimate.undefined("needs dense and MoE models of both trainings, four or more")
+    solution, *_ = np.linalg.lstsq(design, means.values, rcond=None)
+    s2 = float(np.sum((means.values - design @ solution) ** 2)) / df
+    se = np.sqrt(s2 * np.linalg.inv(design.T @ design)[1, 1])
+    half = stats.t.ppf((1 + cells.attrs["confidence_level"]) / 2, df) * se
+    value = float(solution[1])
+    return Estimate(value, low=value - half, high=value + half, over="models", n=len(means))
+
+
+def scale_slope(
+    cells: xr.Dataset, *, estimand: str, concept: str, models: Sequence[str] | None = None
+) -> Estimate:
+    """Slope of one concept's effect on log10 of total parameters, effect per tenfold size.
+
+    Least squares over models, t with n_models - 2 degrees of freedom.
+    """
+    effects = model_means(cells, estimand=estimand, models=models, concepts=[concept])
+    size = np.log10(cells["n_params"].sel(model=effects["model"]).values)
+    if len(effects) < 3 or np.ptp(size) == 0:
+        return Estimate.undefined("a slope with an interval needs three models of unlike size")
+    fit = stats.linregress(size, effects.values)
+    t = stats.t.ppf((1 + cells.attrs["confidence_level"]) / 2, len(effects) - 2)
+    return Estimate(
+        float(fit.slope),
+        low=float(fit.slope - t * fit.stderr),
+        high=float(fit.slope + t * fit.stderr),
+        over="models",
+        n=len(effects),
+        p_value=float(fit.pvalue),
+    )
+
+
+def concept_concordance(
+    cells: xr.Dataset, *, estimand: str, concepts: Sequence[str] | None = None
+) -> Estimate:
+    """Kendall's W: do models rank the concepts alike? 0 is no agreement, 1 is one ranking.
+
+    Over the models and concepts that form a complete table. `p_value`: each model's ranking
+    permuted at random. Interval over items: W of effects redrawn around those found with their
+    sampling covariance, which widens it a little.
+    """
+    effects = best_effects(cells, estimand, concepts=concepts)
+    effects = effects.isel(concept=np.flatnonzero(effects.notnull().all("model")))
+    if effects.sizes["model"] < 2 or effects.sizes["concept"] < 3:
+        return Estimate.undefined("needs two models that ran the same three concepts")
+    table = effects.transpose("model", "concept").values
+    rng = stream(f"concordance of {estimand}")
+    redrawn = kendalls_w(_redraw(cells, effects, estimand, rng))
+    shuffled = kendalls_w(rng.permuted(np.tile(table, (N_REDRAWS, 1, 1)), axis=-1))
+    value = float(kendalls_w(table))
+    tail = (1 - cells.attrs["confidence_level"]) / 2
+    low, high = np.quantile(redrawn, [tail, 1 - tail]) if len(redrawn) else (np.nan, np.nan)
+    return Estimate(
+        value,
+        low=float(low),
+        high=float(high),
+        over="items",
+        n=len(table),
+        p_value=float((1 + np.sum(shuffled >= value - 1e-12)) / (1 + N_REDRAWS)),
+    )
+
+
+def _redraw(
+    cells: xr.Dataset, effects: xr.DataArray, estimand: str, rng: np.random.Generator
+) -> np.ndarray:
+    """Tables (redraw, model, concept) of the effects with new sampling error."""
+    models = effects["model"].values
+    columns = []
+    for concept in effects["concept"].values:
+        covariance = cells["selected_covariance"].sel(
+            estimand=estimand, concept=concept, model=models, model_other=models
+        )
+        if covariance.isnull().any():
+            return np.empty((0, *effects.shape))
+        mean = effects.sel(concept=concept).values
+        columns.append(rng.multivariate_normal(mean, covariance.values, size=N_REDRAWS))
+    return np.stack(columns, axis=-1)
+
+
+def kendalls_w(table: np.ndarray) -> np.ndarray:
+    r"""Kendall's coefficient of concordance of m rows that rank k columns.
+
+    $W = 12 S / (m^2 (k^3 - k))$, S the sum of squares of the columns' rank totals around their
+    mean. Dims: `table` (..., row, column), result (...).
+
+    >>> float(kendalls_w(np.array([[1.0, 2.0, 3.0], [10.0, 20.0, 30.0]])))
+    1.0
+    """
+    ranks = stats.rankdata(table, axis=-1)
+    m, k = ranks.shape[-2:]
+    return 12 * k * ranks.sum(axis=-2).var(axis=-1) / (m**2 * (k**3 - k))
+
+
+def typical_depths(cells: xr.Dataset) -> xr.DataArray:
+    """Mean over concepts of each model's best depth, fraction of its blocks, dims (model)."""
+    best = best_depths(cells)
+    return best.sel(model=swept_models(cells)).mean("concept")
+
+
+def best_depths(cells: xr.Dataset) -> xr.DataArray:
+    """Depth of every selected layer: layer / number of layers, dims (model, concept)."""
+    return cells["selected_layer"] / cells["n_layers"]
+
+
+def training_depth(cells: xr.Dataset, *, training: str) -> Estimate:
+    """Mean over a training's models of their typical best depth; `span` is their range."""
+    depths = typical_depths(cells)
+    return t_over_models(
+        depths,
+        depths,
+        groups=cells["training"],
+        group=training,
+        level=float(cells.attrs["confidence_level"]),
+    )
+
+
+def depth_difference(cells: xr.Dataset, *, low: str = "distilled", high: str = "rl") -> Estimate:
+    """Typical best depth of training `high` minus that of `low`, fraction of depth.
+
+    Two-sample t over models, n_models - 2 degrees of freedom; `p_value` by permutation. With a
+    `reason` where every model of one training has more blocks than every model of the other:
+    then training and number of blocks cannot be told apart.
+    """
+    depths = typical_depths(cells)
+    labels = cells["training"].sel(model=depths["model"]).values
+    a, b = depths.values[labels == high], depths.values[labels == low]
+    if not len(a) or not len(b):
+        return Estimate.undefined(f"needs models of both trainings, {low!r} and {high!r}")
+    values, of = np.concatenate([a, b]), np.array([0] * len(a) + [1] * len(b))
+    s, df = pooled_sd(values, of)
+    se = s * np.sqrt(1 / len(a) + 1 / len(b))
+    half = stats.t.ppf((1 + cells.attrs["confidence_level"]) / 2, df) * se if df else np.nan
+    value = float(a.mean() - b.mean())
+    blocks = cells["n_layers"].sel(model=depths["model"]).values
+    apart = blocks[labels == high].min() > blocks[labels == low].max()
+    return Estimate(
+        value,
+        low=value - half,
+        high=value + half,
+        over="models",
+        n=len(values),
+        p_value=permutation_p(values, of == 0),
+        reason=f"every {high} model has more blocks than every {low} one" if apart else "",
+    )
+

@@ -1,0 +1,316 @@
+"""Stage one: `cells(cube)` reduces the samples of a cube to the statistics of its cells."""
+
+from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from typing import Any, NamedTuple
+
+import numpy as np
+import xarray as xr
+from scipy.stats import binomtest
+
+from steercube import __version__, netcdf
+from steercube.analysis.effects import (
+    BASELINE,
+    ESTIMANDS,
+    NEGATIVE,
+    POSITIVE,
+    UNITS,
+    Array,
+    Samples,
+)
+from steercube.analysis.resample import (
+    CONFIDENCE_LEVEL,
+    N_RESAMPLES,
+    N_SPLITS,
+    SEED,
+    SelectedCell,
+    error_covariance,
+    half_weights,
+    resample_weights,
+    select_and_estimate,
+    select_layer,
+    stream,
+)
+from steercube.cells import (
+    COORDINATES,
+    GENERATION_VARIABLES,
+    LAYER_VARIABLES,
+    REASONS,
+    SCHEMA_VERSION,
+    SELECTED_VARIABLES,
+)
+from steercube.cube import CELL, MODEL_VARIABLES, RATE_VARIABLES, SCORED_LETTERS, STATUS, check_cube
+
+MIN_ITEMS = 10
+"""Fewest items of which a bootstrap distribution says anything; below, statistics are NaN."""
+
+QUANTILES = np.round(np.linspace(0, 1, 21), 2)
+BY_LETTER = ("within_letter_d", "content_shift", "letter_shift")
+
+
+def cells(
+    cube: xr.Dataset,
+    *,
+    n_resamples: int = N_RESAMPLES,
+    seed: int = SEED,
+    confidence_level: float = CONFIDENCE_LEVEL,
+    report: Callable[[str], None] = lambda line: None,
+) -> xr.Dataset:
+    """The statistics of every (model, concept, layer) of `cube`, by the contract of the cells.
+
+    Items are ordered by id and each concept has a random stream of its own name, so the result
+    depends neither on the order of items nor on which other concepts the cube holds. Raises
+    ValueError where the cube breaks its contract or lacks the strengths -1 and +1.
+    """
+    check_cube(cube)
+    _require_strengths(cube)
+    out = _blank_cells(cube)
+    for concept in cube["concept"].values:
+        report(f"resampling {concept}")
+        _reduce_concept(
+            out,
+            cube.sel(concept=concept).sortby("item_id"),
+            n_resamples=n_resamples,
+            seed=seed,
+            confidence_level=confidence_level,
+        )
+    out = out.assign_coords(_coordinates(cube))
+    _reduce_generation(out, cube)
+    return out.assign_attrs(_provenance(cube, n_resamples, seed, confidence_level))
+
+
+def _require_strengths(cube: xr.Dataset) -> None:
+    swept = cube["strength"].values.tolist()
+    lacking = [f"{s:+g}" for s in (NEGATIVE, POSITIVE) if s not in swept]
+    if lacking:
+        raise ValueError(
+            f"the cube has the strengths {swept}; effects compare +1 with -1 and it lacks "
+            f"{', '.join(lacking)}. Collect those strengths into the same cube (--resume)."
+        )
+
+
+def _blank_cells(cube: xr.Dataset) -> xr.Dataset:
+    """Cells with nothing in them but their labels and why each is still undefined."""
+    out = xr.Dataset(
+        coords={
+            **{dim: cube[dim].values for dim in ("model", "concept", "layer", "strength")},
+            "estimand": list(ESTIMANDS),
+            "model_other": cube["model"].values,
+            "strength_other": cube["strength"].values,
+            "quantile": QUANTILES,
+        }
+    )
+    for name, variable in (LAYER_VARIABLES | SELECTED_VARIABLES).items():
+        out[name] = variable.full(out.sizes)
+    status = cube["cell_status"].transpose(*CELL).values
+    reason = np.zeros_like(status)
+    for name, flag in STATUS.items():
+        reason[status == flag] = REASONS.get(name, REASONS["defined"])
+    out["reason"][:] = reason
+    out["selected_reason"][:] = np.where(
+        (reason == REASONS["defined"]).any(2), REASONS["defined"], reason.max(2)
+    )
+    out["selection_frequency"][:] = 0.0
+    return out
+
+
+def _coordinates(cube: xr.Dataset) -> dict[str, tuple[tuple[str, ...], Array, dict[str, Any]]]:
+    present = cube["item_id"] != ""
+    values = {name: cube[name].transpose(*MODEL_VARIABLES[name].dims) for name in MODEL_VARIABLES}
+    values["n_items"] = present.sum("sample")
+    values["n_valid_items"] = (present & cube["item_valid"]).sum("sample")
+    values["estimand_units"] = xr.DataArray([UNITS[name] for name in ESTIMANDS])
+    return {
+        name: (variable.dims, values[name].values, variable.attrs)
+        for name, variable in COORDINATES.items()
+    }
+
+
+def _reduce_concept(
+    out: xr.Dataset, cube: xr.Dataset, *, n_resamples: int, seed: int, confidence_level: float
+) -> None:
+    cube = cube.isel(sample=np.flatnonzero(cube["item_id"] != ""))
+    concept, n_items = cube["concept"].item(), cube.sizes["sample"]
+    rng = stream(f"items of {concept}", seed=seed)
+    resamples = resample_weights(n_items, n_resamples, rng)
+    halves = half_weights(n_items, N_SPLITS, rng)
+    runs = {}
+    for model in cube["model"].values:
+        run = _run(cube, model)
+        if len(run.layers):
+            cell = {"model": model, "concept": concept}
+            _describe_strengths(out, run, cell)
+            _describe_layers(out, run, cell)
+            _select_among_valid(out, run, cell)
+            runs[model] = run
+    if n_items < MIN_ITEMS:
+        return
+    select = partial(
+        select_and_estimate, resamples=resamples, halves=halves, confidence_level=confidence_level
+    )
+    with ThreadPoolExecutor() as pool:
+        chosen = list(pool.map(select, [run.samples for run in runs.values()]))
+    selected = dict(zip(runs, chosen, strict=True))
+    for model, run in runs.items():
+        cell = {"model": model, "concept": concept}
+        _record_selected(out, run, selected[model], cell, confidence_level)
+    _record_covariance(out, selected, concept)
+
+
+class _Run(NamedTuple):
+    """The complete layers of one (model, concept), and which of their items are valid."""
+
+    layers: Array
+    samples: Samples
+    valid: Array
+
+
+def _run(cube: xr.Dataset, model: str) -> _Run:
+    run = cube.sel(model=model)
+    run = run.isel(layer=np.flatnonzero(run["cell_status"] == STATUS["complete"]))
+    values = run["logit_diff"].transpose("layer", "strength", "sample").values.astype(float)
+    samples = Samples(values, run["strength"].values, run["letter"].values)
+    return _Run(run["layer"].values, samples, run["item_valid"].values)
+
+
+def _describe_strengths(out: xr.Dataset, run: _Run, cell: Mapping[str, str]) -> None:
+    """Mean, sd, correlation and quantiles of the logit differences at every layer."""
+    where = {**cell, "layer": run.layers}
+    values = run.samples.values
+    out["mean"].loc[where] = values.mean(axis=-1)
+    out["sd"].loc[where] = values.std(axis=-1, ddof=1) if values.shape[-1] > 1 else np.nan
+    residual = values - values.mean(axis=-1, keepdims=True)
+    cross = np.einsum("lsi,lti->lst", residual, residual)
+    norm = np.sqrt(np.einsum("lss->ls", cross))
+    with np.errstate(divide="ignore", invalid="ignore"):
+        out["correlation"].loc[where] = cross / (norm[:, :, None] * norm[:, None, :])
+    out["quantiles"].loc[where] = np.moveaxis(np.quantile(values, QUANTILES, axis=-1), 0, -1)
+
+
+def _describe_layers(out: xr.Dataset, run: _Run, cell: Mapping[str, str]) -> None:
+    """Every estimand at every layer, or why it is undefined there."""
+    where = {**cell, "layer": run.layers}
+    everyone = np.ones(len(run.samples.letter))
+    effects = [estimand(run.samples, everyone) for estimand in ESTIMANDS.values()]
+    value = np.stack([effect.value for effect in effects])
+    se = np.stack([effect.se for effect in effects])
+    reason = np.stack(
+        [_reason(n, run.samples, *effect) for n, effect in zip(ESTIMANDS, effects, strict=True)]
+    )
+    has_value = np.isfinite(value) & ~np.isin(reason, _WITHOUT_VALUE)
+    out["estimate"].loc[where] = np.where(has_value, value, np.nan)
+    out["standard_error"].loc[where] = np.where(reason == REASONS["defined"], se, np.nan)
+    out["reason"].loc[where] = reason
+
+
+_WITHOUT_VALUE = [REASONS[name] for name in ("too_few_items", "no_baseline", "one_letter")]
+
+
+def _reason(name: str, samples: Samples, value: Array, se: Array) -> Array:
+    """Why an estimand of these items is undefined, for each layer; 0 where it is defined."""
+    letters = [(samples.letter == letter).sum() for letter in SCORED_LETTERS]
+    if len(samples.letter) < MIN_ITEMS:
+        return np.full(value.shape, REASONS["too_few_items"])
+    if name in BY_LETTER and min(letters) < 2:
+        return np.full(value.shape, REASONS["one_letter"])
+    if name == "glass_delta_baseline" and not (samples.strengths == BASELINE).any():
+        return np.full(value.shape, REASONS["no_baseline"])
+    defined = np.isfinite(value) & (se > 0)
+    return np.where(defined, REASONS["defined"], REASONS["zero_variance"])
+
+
+def _select_among_valid(out: xr.Dataset, run: _Run, cell: Mapping[str, str]) -> None:
+    if run.valid.sum() < MIN_ITEMS:
+        return
+    everyone = run.valid.astype(float)
+    layer = int(select_layer(run.samples, everyone[None])[0])
+    out["valid_selected_layer"].loc[cell] = run.layers[layer]
+    out["valid_selected_estimate"].loc[cell] = [
+        estimand(run.samples, everyone).value[layer] for estimand in ESTIMANDS.values()
+    ]
+
+
+def _record_selected(
+    out: xr.Dataset,
+    run: _Run,
+    chosen: SelectedCell,
+    cell: Mapping[str, str],
+    confidence_level: float,
+) -> None:
+    layer = run.layers[chosen.layer]
+    at_layer = out[["estimate", "standard_error", "reason"]].sel(**cell, layer=layer)
+    effects = list(chosen.effects.values())
+    low, high = (np.array([getattr(effect, end) for effect in effects]) for end in ("low", "high"))
+    # A share near 0 or 1 has no usable standard error, so its interval is Wilson's, which knows
+    # nothing of the selection.
+    share = list(ESTIMANDS).index("anti_steerable_share")
+    low[share], high[share] = _wilson(
+        at_layer["estimate"].values[share], len(run.samples.letter), confidence_level
+    )
+    reason = at_layer["reason"].values
+    unstable = (reason == REASONS["defined"]) & ~np.isfinite(low)
+    out["selected_layer"].loc[cell] = layer
+    out["selection_frequency"].loc[{**cell, "layer": run.layers}] = chosen.frequency
+    fields = {
+        "selected_estimate": at_layer["estimate"].values,
+        "selected_se": at_layer["standard_error"].values,
+        "selected_optimism": [effect.optimism for effect in effects],
+        "selected_low": low,
+        "selected_high": high,
+        "selected_split_half": [effect.split_half for effect in effects],
+        "selected_reason": np.where(unstable, REASONS["unstable"], reason),
+    }
+    for name, values in fields.items():
+        out[name].loc[cell] = values
+
+
+def _wilson(share: float, n_items: int, confidence_level: float) -> tuple[float, float]:
+    count = binomtest(round(share * n_items), n_items)
+    interval = count.proportion_ci(confidence_level, method="wilson")
+    return interval.low, interval.high
+
+
+def _record_covariance(
+    out: xr.Dataset, selected: Mapping[str, SelectedCell], concept: str
+) -> None:
+    models = out["model"].values
+    out["selected_covariance"].loc[{"concept": concept}] = np.stack(
+        [
+            error_covariance(
+                [selected[m].effects[name].error if m in selected else None for m in models]
+            )
+            for name in ESTIMANDS
+        ]
+    )
+
+
+def _reduce_generation(out: xr.Dataset, cube: xr.Dataset) -> None:
+    """Rates as published, and rates counted from the responses where the cube holds them."""
+    for name in RATE_VARIABLES:
+        if name in cube:
+            out[name] = cube[name].transpose(*RATE_VARIABLES[name].dims)
+    if "generation_valid" in cube:
+        rates = {
+            "response_match_rate": cube["generation_match"].mean("sample"),
+            "response_valid_rate": cube["generation_valid"].mean("sample"),
+        }
+        for name, rate in rates.items():
+            out[name] = rate.astype(float).assign_attrs(GENERATION_VARIABLES[name].attrs)
+
+
+def _provenance(
+    cube: xr.Dataset, n_resamples: int, seed: int, confidence_level: float
+) -> dict[str, Any]:
+    return {
+        "title": f"Cells of: {cube.attrs['title']}",
+        "source": cube.attrs["source"],
+        "history": f"{cube.attrs['history']}\nreduced to cells by steercube {__version__}",
+        "layer_convention": cube.attrs["layer_convention"],
+        "Conventions": "CF-1.11, ACDD-1.3",
+        "cells_version": SCHEMA_VERSION,
+        "cube_sha256": netcdf.digest(cube),
+        "seed": seed,
+        "n_resamples": n_resamples,
+        "confidence_level": confidence_level,
+    }

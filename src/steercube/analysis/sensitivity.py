@@ -1,0 +1,83 @@
+"""Does a headline hang on one model, one concept or a few bad items? Each recomputed without it."""
+
+from collections.abc import Callable, Iterator
+from functools import partial
+
+import numpy as np
+import xarray as xr
+
+from steercube.analysis.agreement import layer_curves, model_agreement
+from steercube.analysis.averages import concept_mean, mean_over_models, swept_models
+from steercube.analysis.contrasts import (
+    concept_concordance,
+    depth_difference,
+    scale_slope,
+    training_gap,
+)
+from steercube.results import Estimate
+
+Headline = Callable[[xr.Dataset], Estimate]
+
+
+def headlines(cells: xr.Dataset) -> dict[str, Headline]:
+    """The statistics that a study's conclusions rest on, by name."""
+    found: dict[str, Headline] = {
+        "mean cohens_d": partial(mean_over_models, estimand="cohens_d"),
+        "training gap in cohens_d": partial(training_gap, estimand="cohens_d"),
+        "training gap in within_letter_d": partial(training_gap, estimand="within_letter_d"),
+        "training gap in delta": partial(training_gap, estimand="delta"),
+        "depth difference": depth_difference,
+        "concordance of concepts": partial(concept_concordance, estimand="cohens_d"),
+    }
+    for concept in cells["concept"].values:
+        name = str(concept)
+        found[f"cohens_d of {name}"] = partial(concept_mean, estimand="cohens_d", concept=name)
+        found[f"scale slope of {name}"] = partial(scale_slope, estimand="cohens_d", concept=name)
+        if layer_curves(cells, concept=name, models=None):
+            found[f"agreement on {name}"] = partial(model_agreement, concept=name)
+    return found
+
+
+def without(cells: xr.Dataset) -> Iterator[tuple[str, str, xr.Dataset]]:
+    """(kind, what, cells without it) for nothing, each model, each concept, and invalid items."""
+    yield "nothing", "", cells
+    for model in swept_models(cells):
+        others = [m for m in cells["model"].values if m != model]
+        if others:
+            yield "model", model, cells.sel(model=others, model_other=others)
+    for concept in map(str, cells["concept"].values):
+        others = [c for c in cells["concept"].values if c != concept]
+        if others:
+            yield "concept", concept, cells.sel(concept=others)
+    if (cells["n_valid_items"] < cells["n_items"]).any():
+        yield "invalid items", "", without_invalid_items(cells)
+
+
+def without_invalid_items(cells: xr.Dataset) -> xr.Dataset:
+    """Cells whose best layers and effects use the valid items alone.
+
+    Concepts with invalid items lose what cells keep of all items only: their optimism and
+    covariance, so intervals over items become NaN there.
+    """
+    all_valid = cells["n_valid_items"] == cells["n_items"]
+    return cells.assign(
+        selected_layer=cells["valid_selected_layer"],
+        selected_estimate=cells["valid_selected_estimate"],
+        selected_optimism=cells["selected_optimism"].where(all_valid),
+        selected_covariance=cells["selected_covariance"].where(all_valid),
+        n_items=cells["n_valid_items"],
+    )
+
+
+def sensitivity(cells: xr.Dataset) -> list[tuple[dict[str, str], Estimate]]:
+    """Every headline with every part left out in turn, labels and estimate; the whole first."""
+    rows = []
+    names = list(headlines(cells))
+    for kind, what, part in without(cells):
+        held = headlines(part)
+        for name in names:
+            if name not in held:
+                continue
+            labels = {"headline": name, "without": kind, "left_out": what}
+            rows.append((labels, held[name](part)))
+    return [row for row in rows if np.isfinite(row[1].value) or row[0]["without"] == "nothing"]

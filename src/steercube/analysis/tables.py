@@ -1,0 +1,280 @@
+"""The conclusions as tidy tables: one row a statement, every number with its interval."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import xarray as xr
+from scipy import stats
+
+from steercube.analysis.agreement import (
+    best_generation,
+    correlations,
+    expected_maximum,
+    generation_delta,
+    layer_curves,
+    model_agreement,
+    pooled_agreement,
+)
+from steercube.analysis.averages import (
+    best_effects,
+    complete_concepts,
+    complete_models,
+    concept_mean,
+    mean_over_models,
+    model_mean,
+    swept_models,
+)
+from steercube.analysis.claims import Claim, ledger
+from steercube.analysis.contrasts import (
+    best_depths,
+    depth_difference,
+    scale_slope,
+    training_depth,
+    typical_depths,
+)
+from steercube.analysis.effects import ESTIMANDS
+from steercube.analysis.sensitivity import sensitivity
+from steercube.cells import REASONS
+from steercube.results import Estimate
+
+AVERAGED = ("delta", "cohens_d", "within_letter_d", "glass_delta_negative", "glass_delta_baseline")
+"""Estimands that the tables of models and concepts average."""
+
+Labels = Mapping[str, Any]
+
+
+def conclude(cells: xr.Dataset, claims: Sequence[Claim] = ()) -> dict[str, pd.DataFrame]:
+    """Every table of a study, by name. Without claims there is no table of claims."""
+    if not swept_models(cells):
+        raise ValueError(
+            "the cells hold no logit sweep: every (model, concept, layer) is unrun, failed or not "
+            "finite. `steercube show` on the cube says which."
+        )
+    tables = {
+        "effects": effects(cells),
+        "layer_effects": layer_effects(cells),
+        "models": models(cells),
+        "concepts": concepts(cells),
+        "depth": depth(cells),
+        "agreement": agreement(cells),
+        "sensitivity": _table(sensitivity(cells)),
+    }
+    return tables | ({"claims": ledger(cells, claims)} if claims else {})
+
+
+def _table(rows: Sequence[tuple[Labels, Estimate]]) -> pd.DataFrame:
+    """Labels and estimates as columns; a span becomes its two ends."""
+    records = []
+    for labels, estimate in rows:
+        fields = asdict(estimate)
+        smallest, largest = fields.pop("span")
+        fields["interval_over"] = fields.pop("over")
+        records.append(dict(labels) | fields | {"smallest": smallest, "largest": largest})
+    table = pd.DataFrame(records)
+    return table[[c for c in table if c != "reason"] + ["reason"]] if len(table) else table
+
+
+def effects(cells: xr.Dataset) -> pd.DataFrame:
+    """Best layer of each (model, concept) with every estimand there.
+
+    `optimism`, `corrected`, `se` and `split_half` are Cohen's d's; those of another estimand carry
+    its name. Rows that were never run say why and hold no number.
+    """
+    depth_of = best_depths(cells)
+    rows = []
+    for model in swept_models(cells):
+        for concept in map(str, cells["concept"].values):
+            cell = cells.sel(model=model, concept=concept)
+            cell = cell[[n for n in cell.data_vars if str(n).startswith("selected_")]]
+            layer = float(cell["selected_layer"])
+            low, high = _depth_interval(cells, model, concept)
+            row = {
+                "model": model,
+                "concept": concept,
+                "training": cell["training"].item(),
+                "layer": layer if np.isnan(layer) else int(layer),
+                "depth": float(depth_of.sel(model=model, concept=concept)),
+                "depth_low": low,
+                "depth_high": high,
+                "n": int(cell["n_items"]),
+            }
+            for name in ("delta", "cohens_d", *(e for e in ESTIMANDS if e != "delta")):
+                row |= _selected_columns(cell.sel(estimand=name), name)
+            row["reason"] = _reason_text(cell.sel(estimand="cohens_d"))
+            rows.append(row)
+    table = pd.DataFrame(rows)
+    return table.astype({"layer": "Int64"})
+
+
+def _selected_columns(cell: xr.Dataset, name: str) -> dict[str, float]:
+    estimate, optimism = float(cell["selected_estimate"]), float(cell["selected_optimism"])
+    prefix = "" if name == "cohens_d" else f"{name}_"
+    return {
+        name: estimate,
+        f"{name}_low": float(cell["selected_low"]),
+        f"{name}_high": float(cell["selected_high"]),
+        f"{prefix}optimism": optimism,
+        f"{prefix}corrected": estimate - optimism,
+        f"{prefix}se": float(cell["selected_se"]),
+        f"{prefix}split_half": float(cell["selected_split_half"]),
+    }
+
+
+def _reason_text(cell: xr.Dataset) -> str:
+    reason = int(cell["selected_reason"])
+    return "" if not reason else next(n for n, v in REASONS.items() if v == reason)
+
+
+def _depth_interval(cells: xr.Dataset, model: str, concept: str) -> tuple[float, float]:
+    """Depths between which the middle of the resamples select their layer."""
+    frequency = cells["selection_frequency"].sel(model=model, concept=concept)
+    depth = cells["depth"].sel(model=model)
+    chosen = (frequency > 0).values
+    if not chosen.any():
+        return np.nan, np.nan
+    cumulative = np.cumsum(frequency.values[chosen])
+    tail = (1 - cells.attrs["confidence_level"]) / 2
+    ends = np.searchsorted(cumulative, [tail, 1 - tail])
+    low, high = depth.values[chosen][np.minimum(ends, chosen.sum() - 1)]
+    return float(low), float(high)
+
+
+def layer_effects(cells: xr.Dataset) -> pd.DataFrame:
+    """Every layer of every (model, concept): main estimands, with pointwise t intervals.
+
+    The intervals take the layer as given; for the layer that was selected use `effects`.
+    """
+    names = ["delta", "cohens_d", "within_letter_d", "letter_shift"]
+    run = cells["estimate"].sel(estimand="delta").notnull()
+    half = stats.t.ppf((1 + cells.attrs["confidence_level"]) / 2, cells["n_items"].values - 1)
+    columns: dict[str, xr.DataArray] = {"depth": cells["depth"]}
+    for name in names:
+        estimate = cells["estimate"].sel(estimand=name, drop=True)
+        margin = cells["standard_error"].sel(estimand=name, drop=True) * xr.DataArray(
+            half, dims="concept"
+        )
+        columns |= {name: estimate, f"{name}_low": estimate - margin}
+        columns[f"{name}_high"] = estimate + margin
+    columns["selection_frequency"] = cells["selection_frequency"]
+    if "generation_rate" in cells:
+        columns["generation_delta"] = generation_delta(cells)
+        columns["generation_valid_rate"] = cells["generation_valid_rate"]
+        run = run | columns["generation_delta"].notnull()
+    bare = {name: column.reset_coords(drop=True) for name, column in columns.items()}
+    order = ["model", "concept", "layer"]
+    ds = xr.Dataset(bare).assign(run=run.reset_coords(drop=True))
+    by_size = cells["model"].values[np.argsort(cells["n_params"].values, kind="stable")]
+    frame = ds.sel(model=by_size).to_dataframe(dim_order=order).reset_index()
+    return frame[frame["run"]].drop(columns="run").reset_index(drop=True)
+
+
+def models(cells: xr.Dataset) -> pd.DataFrame:
+    """Average best-layer effect of each model, over its own concepts and over complete ones."""
+    rows = []
+    sets = {"every concept it ran": None, "concepts that every model ran": complete_concepts(cells)}
+    for estimand in AVERAGED:
+        for over, which in sets.items():
+            for model in swept_models(cells):
+                effects = best_effects(cells, estimand, models=[model], concepts=which)
+                labels = {
+                    "model": model,
+                    "training": cells["training"].sel(model=model).item(),
+                    "n_params": cells["n_params"].sel(model=model).item(),
+                    "estimand": estimand,
+                    "concepts": over,
+                    "n_concepts": int(effects.notnull().sum()),
+                }
+                mean = model_mean(cells, estimand=estimand, model=model, concepts=which)
+                rows.append((labels, mean))
+            for training in sorted(set(cells["training"].sel(model=swept_models(cells)).values)):
+                labels = {
+                    "model": f"mean of {training} models",
+                    "training": str(training),
+                    "n_params": np.nan,
+                    "estimand": estimand,
+                    "concepts": over,
+                    "n_concepts": len(which if which is not None else cells["concept"]),
+                }
+                mean = mean_over_models(
+                    cells, estimand=estimand, training=str(training), concepts=which
+                )
+                rows.append((labels, mean))
+    return _table(rows)
+
+
+def concepts(cells: xr.Dataset) -> pd.DataFrame:
+    """Average best-layer effect of each concept over models, and its slope on scale."""
+    rows = []
+    sets = {"every model that ran it": None, "models that ran every concept": complete_models(cells)}
+    for estimand in AVERAGED:
+        for over, which in sets.items():
+            for concept in map(str, cells["concept"].values):
+                labels = {"concept": concept, "estimand": estimand, "models": over}
+                arguments = {"estimand": estimand, "concept": concept, "models": which}
+                rows.append((labels | {"statistic": "mean"}, concept_mean(cells, **arguments)))
+                slope = scale_slope(cells, **arguments)
+                rows.append((labels | {"statistic": "slope on log10 parameters"}, slope))
+    return _table(rows)
+
+
+def depth(cells: xr.Dataset) -> pd.DataFrame:
+    """Typical best depth of each model and each training, and the difference between trainings.
+
+    A model's interval is over items: the selections of its concepts are independent, so their
+    variances under resampling add. A training's is over models.
+    """
+    rows: list[tuple[Labels, Estimate]] = []
+    level = cells.attrs["confidence_level"]
+    every = best_depths(cells)
+    for model in swept_models(cells):
+        run = every.sel(model=model)
+        run = run[run.notnull()]
+        frequency = cells["selection_frequency"].sel(model=model, concept=run["concept"])
+        depth_of = cells["depth"].sel(model=model).fillna(0)
+        mean = (frequency * depth_of).sum("layer")
+        variance = (frequency * (depth_of - mean) ** 2).sum("layer")
+        margin = stats.norm.ppf((1 + level) / 2) * float(np.sqrt(variance.sum())) / len(run)
+        value = float(typical_depths(cells).sel(model=model))
+        estimate = Estimate(
+            value,
+            low=value - margin,
+            high=value + margin,
+            over="items",
+            n=len(run),
+            span=(float(run.min()), float(run.max())),
+        )
+        training = cells["training"].sel(model=model).item()
+        rows.append(({"group": model, "training": training}, estimate))
+    for training in sorted(set(cells["training"].sel(model=swept_models(cells)).values)):
+        labels = {"group": f"{training} models", "training": str(training)}
+        rows.append((labels, training_depth(cells, training=str(training))))
+    rows.append(({"group": "rl minus distilled", "training": ""}, depth_difference(cells)))
+    return _table(rows)
+
+
+def agreement(cells: xr.Dataset) -> pd.DataFrame:
+    """Agreement of logits and generations by layer: pooled as published, and model by model."""
+    rows: list[tuple[Labels, Estimate]] = []
+    for concept in map(str, cells["concept"].values):
+        curves = layer_curves(cells, concept=concept, models=None)
+        if not curves:
+            continue
+        for model, r in correlations(cells, concept=concept).items():
+            labels = {"concept": concept, "model": model, "statistic": "r over layers"}
+            no_interval = "layers are autocorrelated: one curve has no interval of its own"
+            rows.append((labels, Estimate(r, n=1, reason=no_interval)))
+            best = {"concept": concept, "model": model, "statistic": "best generation delta"}
+            null = expected_maximum(cells, concept=concept, model=model)
+            largest = Estimate(float(curves[model][1].max()), expected_under_null=null, n=1)
+            rows.append((best, largest))
+        every = {"concept": concept, "model": "every model"}
+        for name, statistic in {
+            "r, layers of all models pooled (published method)": pooled_agreement,
+            "mean r of models": model_agreement,
+            "mean best generation delta": best_generation,
+        }.items():
+            rows.append((every | {"statistic": name}, statistic(cells, concept=concept)))
+    return _table(rows)

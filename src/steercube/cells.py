@@ -1,0 +1,181 @@
+"""Contract 2, the cells: the statistics of every (model, concept, layer), without a sample.
+
+Stage one (`steercube.analysis.reduce`) makes them from a cube; stage two (tables, claims,
+figures) reads them and nothing else. They are small, hold no item's text or value, and are what
+a repository can publish of a sweep that it may not redistribute.
+
+Statistics of every estimand lie along the dimension `estimand`
+(`cells.estimate.sel(estimand="cohens_d")`); their definitions are the functions of that name in
+`steercube.analysis.effects`. Names that begin with `selected_` are at the layer with the largest
+delta.
+"""
+
+from pathlib import Path
+
+import numpy as np
+import xarray as xr
+
+from steercube import netcdf
+from steercube.cube import CELL, MODEL_VARIABLES, RATE_VARIABLES
+from steercube.schema import Variable, raise_if_any, structure_violations
+
+SCHEMA_VERSION = 1
+DIMS = (
+    *("model", "concept", "layer", "strength", "estimand"),
+    *("model_other", "strength_other", "quantile"),
+)
+REASONS = {
+    "defined": 0,
+    "not_applicable": 1,
+    "not_run": 2,
+    "failed": 3,
+    "nonfinite": 4,
+    "too_few_items": 5,
+    "zero_variance": 6,
+    "no_baseline": 7,
+    "one_letter": 8,
+    "unstable": 9,
+}
+"""Why a statistic or its interval is NaN; `unstable` is one undefined in over 1% of resamples."""
+
+PAIR = ("estimand", "model", "concept")
+
+COORDINATES = MODEL_VARIABLES | {
+    "n_items": Variable(("concept",), "i", "number of items", "1"),
+    "n_valid_items": Variable(("concept",), "i", "number of valid items", "1"),
+    "estimand_units": Variable(("estimand",), "U", "units of each estimand"),
+}
+LAYER_VARIABLES = {
+    "estimate": Variable(("estimand", *CELL), "f", "estimate"),
+    "standard_error": Variable(("estimand", *CELL), "f", "its standard error over items"),
+    "reason": Variable(
+        ("estimand", *CELL), "i", "why it is NaN", flags=REASONS, dtype="int8"
+    ),
+    "mean": Variable((*CELL, "strength"), "f", "mean logit difference", "nat"),
+    "sd": Variable((*CELL, "strength"), "f", "sd of the logit differences", "nat"),
+    "correlation": Variable(
+        (*CELL, "strength", "strength_other"), "f", "correlation over items", "1", dtype="float32"
+    ),
+    "quantiles": Variable(
+        (*CELL, "strength", "quantile"),
+        "f",
+        "quantiles of the logit differences",
+        "nat",
+        dtype="float32",
+    ),
+    "selection_frequency": Variable(CELL, "f", "share of resamples that select the layer", "1"),
+}
+SELECTED_VARIABLES = {
+    "selected_layer": Variable(
+        ("model", "concept"), "f", "layer with the largest delta, NaN where none was run"
+    ),
+    "selected_estimate": Variable(PAIR, "f", "estimate at the selected layer (apparent)"),
+    "selected_se": Variable(PAIR, "f", "its standard error over items"),
+    "selected_optimism": Variable(PAIR, "f", "what the selection adds to it (Efron)"),
+    "selected_low": Variable(PAIR, "f", "lower end of its interval over items"),
+    "selected_high": Variable(PAIR, "f", "upper end of its interval over items"),
+    "selected_split_half": Variable(
+        PAIR, "f", "layer selected on one half of the items, estimated on the other"
+    ),
+    "selected_reason": Variable(
+        PAIR, "i", "why the interval is NaN", flags=REASONS, dtype="int8"
+    ),
+    "selected_covariance": Variable(
+        ("estimand", "concept", "model", "model_other"),
+        "f",
+        "sampling covariance of selected effects between models, items resampled jointly",
+    ),
+    "valid_selected_layer": Variable(
+        ("model", "concept"), "f", "layer with the largest delta over the valid items alone"
+    ),
+    "valid_selected_estimate": Variable(PAIR, "f", "estimate there, over the valid items alone"),
+}
+GENERATION_VARIABLES = RATE_VARIABLES | {
+    "response_match_rate": Variable(
+        (*CELL, "strength"), "f", "share of matching among valid responses", "1", required=False
+    ),
+    "response_valid_rate": Variable(
+        (*CELL, "strength"), "f", "share of valid responses", "1", required=False
+    ),
+}
+VARIABLES = COORDINATES | LAYER_VARIABLES | SELECTED_VARIABLES | GENERATION_VARIABLES
+ATTRIBUTES = {
+    "cube_sha256": "content of the cube that they were reduced from",
+    "seed": "seed of the resampling",
+    "n_resamples": "bootstrap resamples",
+    "confidence_level": "of every interval",
+}
+
+
+def check_cells(cells: xr.Dataset, *, what: str = "the cells") -> None:
+    """Raise one ValueError that lists every rule of the contract which `cells` breaks."""
+    version = cells.attrs.get("cells_version")
+    if version is not None and version != SCHEMA_VERSION:
+        raise ValueError(
+            f"{what} follows cells version {version}; this steercube reads version "
+            f"{SCHEMA_VERSION}. Make it again from its cube with `steercube analyze`."
+        )
+    problems = [
+        f"attribute {name!r} is missing; it says {meaning}"
+        for name, meaning in ({"cells_version": "which contract this is"} | ATTRIBUTES).items()
+        if name not in cells.attrs
+    ]
+    problems += structure_violations(cells, VARIABLES, index_dims=DIMS)
+    if not problems:
+        problems = _value_problems(cells)
+    raise_if_any(problems, what=what)
+
+
+def _value_problems(cells: xr.Dataset) -> list[str]:
+    problems = []
+    unexplained = cells["estimate"].isnull() & (cells["reason"] == REASONS["defined"])
+    if unexplained.any():
+        problems.append(f"'estimate' is NaN without a reason at {int(unexplained.sum())} place(s)")
+    if (cells["standard_error"] <= 0).any():
+        problems.append("'standard_error' must be positive or NaN")
+    if (cells["selected_low"] >= cells["selected_high"]).any():
+        problems.append("an interval has no width: 'selected_low' must lie below 'selected_high'")
+    shares = cells["selection_frequency"].sum("layer")
+    chosen = cells["selected_layer"].notnull()
+    if not np.allclose(shares.where(chosen, 1), 1):
+        problems.append("'selection_frequency' must sum to 1 over layers wherever one is selected")
+    return problems
+
+
+def save_cells(cells: xr.Dataset, path: str | Path) -> str:
+    """Check the cells, write them whole or not at all, and return the SHA-256 of the content."""
+    check_cells(cells)
+    return netcdf.save(cells, path)
+
+
+def open_cells(path: str | Path) -> xr.Dataset:
+    """The cells in `path`, checked. Raises ValueError with every violation, FileNotFoundError."""
+    cells = netcdf.load(path)
+    check_cells(cells, what=str(path))
+    return cells
+
+
+def compare_cells(
+    new: xr.Dataset, old: xr.Dataset, *, rtol: float = 1e-6, atol: float = 1e-9
+) -> list[str]:
+    """Where two sets of cells differ beyond rounding, a line a variable; none if they agree.
+
+    The tolerance allows for another processor's order of summation, nothing more.
+    """
+    names = set(new.variables) | set(old.variables)
+    lines = []
+    for name in sorted(map(str, names)):
+        if name not in new.variables or name not in old.variables:
+            lines.append(f"{name}: only in the {'new' if name in new.variables else 'old'} cells")
+            continue
+        a, b = new[name], old[name]
+        if a.dims != b.dims or a.shape != b.shape:
+            lines.append(f"{name}: {dict(a.sizes)} now, {dict(b.sizes)} before")
+        elif a.dtype.kind == "f":
+            differs = ~np.isclose(a.values, b.values, rtol=rtol, atol=atol, equal_nan=True)
+            if differs.any():
+                largest = np.nanmax(np.abs(a.values - b.values)[differs], initial=0.0)
+                lines.append(f"{name}: {differs.sum()} value(s) differ, by up to {largest:.3g}")
+        elif (a.values != b.values).any():
+            lines.append(f"{name}: {int((a.values != b.values).sum())} value(s) differ")
+    return lines

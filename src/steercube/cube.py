@@ -1,0 +1,450 @@
+"""Contract 1, the cube: every sample of a steering sweep, labelled, in one file.
+
+Dimensions are `model, concept, layer, strength, sample`, ragged in layer and sample and padded
+with NaN. `layer` counts decoder blocks from 0. `logit_diff` is the log-probability of the answer
+that matches the concept minus that of the other one, in nats. Whatever follows (cells,
+conclusions, figures) reads this file and nothing else; whatever collects writes it.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import xarray as xr
+
+from steercube import netcdf
+from steercube.schema import Variable, raise_if_any, structure_violations
+
+SCHEMA_VERSION = 1
+DIMS = ("model", "concept", "layer", "strength", "sample")
+CELL = ("model", "concept", "layer")
+STATUS = {"not_applicable": 0, "not_run": 1, "complete": 2, "failed": 3, "nonfinite": 4}
+TRAININGS = ("distilled", "rl", "instruct", "base", "other")
+ARCHITECTURES = ("dense", "moe")
+SCORED_LETTERS = ("A", "B")
+
+MODEL_VARIABLES = {
+    "n_layers": Variable(("model",), "i", "number of decoder blocks", "1"),
+    "n_params": Variable(("model",), "f", "total parameters", "1"),
+    "n_active_params": Variable(("model",), "f", "parameters active per token", "1"),
+    "training": Variable(("model",), "U", "training method"),
+    "architecture": Variable(("model",), "U", "dense or mixture of experts"),
+    "family": Variable(("model",), "U", "model family"),
+    "hf_id": Variable(("model",), "U", "Hugging Face id"),
+    "revision": Variable(("model",), "U", "commit of the weights, empty where unrecorded"),
+    "depth": Variable(("model", "layer"), "f", "layer / number of layers", "1"),
+}
+ITEM_VARIABLES = {
+    "item_id": Variable(("concept", "sample"), "U", "item, unique across concepts"),
+    "letter": Variable(("concept", "sample"), "U", "letter of the matching answer"),
+    "item_valid": Variable(
+        ("concept", "sample"), "b", "matching answer is a scored letter, of two choices"
+    ),
+}
+SAMPLE_VARIABLES = {
+    "logprob_matching": Variable(
+        DIMS, "f", "log-probability of the matching answer", "nat", dtype="float32"
+    ),
+    "logprob_other": Variable(
+        DIMS, "f", "log-probability of the other answer", "nat", dtype="float32"
+    ),
+    "logit_diff": Variable(DIMS, "f", "matching minus other", "nat", dtype="float32"),
+    "generation_match": Variable(
+        DIMS, "f", "generated answer matches (1, 0)", "1", required=False, dtype="float32"
+    ),
+    "generation_valid": Variable(
+        DIMS, "f", "generated answer is valid (1, 0)", "1", required=False, dtype="float32"
+    ),
+}
+RATE_VARIABLES = {
+    "generation_rate": Variable(
+        (*CELL, "strength"),
+        "f",
+        "share of matching among valid generated answers, published as a rate",
+        "1",
+        required=False,
+    ),
+    "generation_valid_rate": Variable(
+        CELL, "f", "share of valid generated answers, pooled over strengths", "1", required=False
+    ),
+    "generation_n_prompts": Variable(
+        ("model", "concept"), "f", "prompts behind each generation rate", "1", required=False
+    ),
+}
+STATUS_VARIABLES = {
+    "cell_status": Variable(
+        CELL, "i", "what became of the logit sweep here", flags=STATUS, dtype="int8"
+    ),
+}
+RESPONSE_VARIABLES = {
+    "response_text": Variable(("response",), "U", "generated response", required=False),
+    "response_model": Variable(("response",), "U", "its model", required=False),
+    "response_concept": Variable(("response",), "U", "its concept", required=False),
+    "response_layer": Variable(("response",), "i", "its layer", required=False),
+    "response_strength": Variable(("response",), "f", "its strength", required=False),
+    "response_sample": Variable(("response",), "i", "its sample", required=False),
+}
+COORDINATES = MODEL_VARIABLES | ITEM_VARIABLES
+VARIABLES = (
+    COORDINATES | SAMPLE_VARIABLES | RATE_VARIABLES | STATUS_VARIABLES | RESPONSE_VARIABLES
+)
+ATTRIBUTES = {
+    "title": "what the cube holds",
+    "source": "where the samples come from",
+    "history": "what was done, line by line",
+    "layer_convention": "where the vector is read and where it is added",
+    "positions_steered": "which token positions are steered",
+    "read_token": "which tokens are scored, and where",
+    "dtype": "number format of the forward passes",
+    "seed": "seed of every random choice, or why there is none",
+    "versions": "software that made the samples",
+    "inputs_sha256": "JSON of input name to SHA-256",
+}
+
+
+@dataclass(frozen=True)
+class Model:
+    """What is known of a model before it is run; sizes in parameters."""
+
+    name: str
+    n_layers: int
+    n_params: float
+    n_active_params: float
+    training: str
+    architecture: str
+    family: str
+    hf_id: str
+    revision: str = ""
+
+
+@dataclass(frozen=True)
+class Item:
+    """One evaluation item of a concept: its id and the letter of the matching answer."""
+
+    item_id: str
+    letter: str
+    valid: bool = True
+
+
+def blank_cube(
+    models: Sequence[Model],
+    items: Mapping[str, Sequence[Item]],
+    *,
+    layers: Sequence[int],
+    strengths: Sequence[float],
+    attrs: Mapping[str, Any],
+) -> xr.Dataset:
+    """A cube with every cell not run: the frame that a collector or an importer fills."""
+    ds = xr.Dataset(
+        coords={
+            "model": [model.name for model in models],
+            "concept": list(items),
+            "layer": np.array(sorted(layers), dtype="int64"),
+            "strength": np.array(sorted(strengths), dtype="float64"),
+            "sample": np.arange(max(len(of_concept) for of_concept in items.values())),
+        }
+    )
+    facts = {name: [getattr(m, name) for m in models] for name in MODEL_VARIABLES if name != "depth"}
+    for name, values in facts.items():
+        ds[name] = ("model", np.array(values), MODEL_VARIABLES[name].attrs)
+    ds["depth"] = _depth(ds)
+    for name, field in {"item_id": "item_id", "letter": "letter", "item_valid": "valid"}.items():
+        padded = [
+            [getattr(item, field) for item in of_concept]
+            + [ITEM_VARIABLES[name].fill] * (ds.sizes["sample"] - len(of_concept))
+            for of_concept in items.values()
+        ]
+        ds[name] = (("concept", "sample"), np.array(padded), ITEM_VARIABLES[name].attrs)
+    for name, variable in (SAMPLE_VARIABLES | STATUS_VARIABLES).items():
+        if variable.required:
+            ds[name] = variable.full(ds.sizes)
+    ds["cell_status"] = _status_where_unrun(ds)
+    return ds.set_coords(list(COORDINATES)).assign_attrs(
+        Conventions="CF-1.11, ACDD-1.3", schema_version=SCHEMA_VERSION, **attrs
+    )
+
+
+def _depth(ds: xr.Dataset) -> xr.DataArray:
+    """depth = layer / n_layers, the study's definition; NaN beyond a model's last block."""
+    depth = ds["layer"] / ds["n_layers"]
+    return depth.where(depth < 1).transpose("model", "layer").assign_attrs(
+        MODEL_VARIABLES["depth"].attrs
+    )
+
+
+def _status_where_unrun(ds: xr.Dataset) -> xr.DataArray:
+    """`cell_status`, with every layer that its model lacks marked so."""
+    lacking = ds["layer"] >= ds["n_layers"]
+    status = ds["cell_status"].where(~lacking, STATUS["not_applicable"])
+    status = status.where(lacking | (status != STATUS["not_applicable"]), STATUS["not_run"])
+    return status.transpose(*CELL).astype("int8").assign_attrs(
+        STATUS_VARIABLES["cell_status"].attrs
+    )
+
+
+def save_cube(cube: xr.Dataset, path: str | Path) -> str:
+    """Check the cube, write it whole or not at all, and return the SHA-256 of its content."""
+    check_cube(cube)
+    return netcdf.save(cube, path)
+
+
+def open_cube(path: str | Path) -> xr.Dataset:
+    """The cube in `path`, checked. Raises ValueError with every violation, FileNotFoundError."""
+    cube = netcdf.load(path)
+    check_cube(cube, what=str(path))
+    return cube
+
+
+def check_cube(cube: xr.Dataset, *, what: str = "the cube") -> None:
+    """Raise one ValueError that lists every rule of the contract which `cube` breaks."""
+    version = cube.attrs.get("schema_version")
+    if version is not None and version != SCHEMA_VERSION:
+        raise ValueError(
+            f"{what} follows schema version {version}; this steercube reads version "
+            f"{SCHEMA_VERSION}. Open it with the steercube that wrote it."
+        )
+    problems = [
+        f"attribute {name!r} is missing; it says {meaning}"
+        for name, meaning in ({"schema_version": "which contract this is"} | ATTRIBUTES).items()
+        if name not in cube.attrs
+    ]
+    problems += structure_violations(cube, VARIABLES, index_dims=DIMS)
+    if not problems:
+        problems = [*_model_problems(cube), *_item_problems(cube), *_sample_problems(cube)]
+    raise_if_any(problems, what=what)
+
+
+def _model_problems(cube: xr.Dataset) -> list[str]:
+    problems = []
+    for name, allowed in {"training": TRAININGS, "architecture": ARCHITECTURES}.items():
+        wrong = {
+            str(model): str(label)
+            for model, label in zip(cube["model"].values, cube[name].values, strict=True)
+            if label not in allowed
+        }
+        if wrong:
+            problems.append(f"{name!r} of {wrong} is none of {', '.join(allowed)}")
+    if (cube["layer"] < 0).any():
+        problems.append("'layer' counts blocks from 0; a negative label is not one")
+    if (cube["n_layers"] < 1).any() or (cube["n_params"] <= 0).any():
+        problems.append("'n_layers' and 'n_params' must be positive for every model")
+    elif not np.allclose(cube["depth"].transpose("model", "layer"), _depth(cube), equal_nan=True):
+        problems.append("'depth' is not layer / n_layers, or not NaN beyond the last block")
+    return problems
+
+
+def _item_problems(cube: xr.Dataset) -> list[str]:
+    ids, letters = cube["item_id"].values, cube["letter"].values
+    present = ids != ""
+    problems = []
+    named, count = np.unique(ids[present], return_counts=True)
+    if (count > 1).any():
+        problems.append(f"'item_id' must be unique across concepts; repeated: {named[count > 1]}")
+    if (letters[present] == "").any():
+        problems.append("'letter' is empty for an item that has an id")
+    scored = np.isin(letters, SCORED_LETTERS)
+    if (cube["item_valid"].values & ~scored).any():
+        problems.append(f"'item_valid' is True where 'letter' is none of {SCORED_LETTERS}")
+    for concept in cube["concept"].values[~present.any(axis=1)]:
+        problems.append(f"concept {str(concept)!r} has no item")
+    return problems
+
+
+def _sample_problems(cube: xr.Dataset) -> list[str]:
+    problems = []
+    present = cube["item_id"] != ""
+    finite = np.isfinite(cube["logit_diff"])
+    status = cube["cell_status"]
+    unknown = sorted(set(np.unique(status)) - set(STATUS.values()))
+    if unknown:
+        problems.append(f"'cell_status' holds {unknown}; it may hold {STATUS}")
+    if (finite & ~present).any():
+        problems.append("'logit_diff' has values at padding samples (those with no item_id)")
+    complete = (finite | ~present).all(("strength", "sample"))
+    recorded = cube["logit_diff"].notnull().any(("strength", "sample"))
+    rules = {
+        "complete, but values are missing": (status == STATUS["complete"]) & ~complete,
+        "not run or not applicable, but has values": (
+            status.isin([STATUS["not_run"], STATUS["not_applicable"]]) & recorded
+        ),
+        "nonfinite, but every value is finite": (status == STATUS["nonfinite"]) & complete,
+        "applicable, but the model has no such layer": (
+            (status != STATUS["not_applicable"]) & (cube["layer"] >= cube["n_layers"])
+        ),
+        "not applicable, but the model has the layer": (
+            (status == STATUS["not_applicable"]) & (cube["layer"] < cube["n_layers"])
+        ),
+    }
+    problems += [
+        f"'cell_status' is {rule}, in {_name_cells(broken)}"
+        for rule, broken in rules.items()
+        if broken.any()
+    ]
+    apart = np.abs(cube["logit_diff"] - (cube["logprob_matching"] - cube["logprob_other"]))
+    if (apart.where(finite) > 1e-4).any() or (apart.isnull() & finite).any():
+        problems.append("'logit_diff' is not logprob_matching - logprob_other (to 1e-4 nat)")
+    for name in ("generation_match", "generation_valid"):
+        if name in cube and not cube[name].isin([0, 1]).where(cube[name].notnull(), True).all():
+            problems.append(f"{name!r} must be 1, 0 or NaN")
+    for name in ("generation_rate", "generation_valid_rate"):
+        if name in cube and ((cube[name] < 0) | (cube[name] > 1)).any():
+            problems.append(f"{name!r} must lie in [0, 1]")
+    return problems
+
+
+def _name_cells(mask: xr.DataArray, *, at_most: int = 3) -> str:
+    mask = mask.transpose(*CELL)
+    named = [
+        "/".join(str(mask[dim].values[i]) for dim, i in zip(CELL, where, strict=True))
+        for where in np.argwhere(mask.values)[:at_most]
+    ]
+    rest = int(mask.sum()) - len(named)
+    return ", ".join(named) + (f" and {rest} more" if rest else "")
+
+
+def merge_cubes(cubes: Sequence[xr.Dataset]) -> xr.Dataset:
+    """One cube with every cell of `cubes`; where two hold the same cell they must agree.
+
+    A missing value gives way to a recorded one. Raises ValueError that lists every variable in
+    which recorded values differ, and where.
+    """
+    for cube in cubes:
+        check_cube(cube)
+    first, *others = cubes
+    merged = first
+    for other in others:
+        merged = _merge_two(merged, other)
+    check_cube(merged, what="the merged cube")
+    return merged
+
+
+def _merge_two(left: xr.Dataset, right: xr.Dataset) -> xr.Dataset:
+    labels = {
+        dim: _union(left.indexes[dim].tolist(), right.indexes[dim].tolist(), dim) for dim in DIMS
+    }
+    problems = []
+    merged = xr.Dataset(coords=labels)
+    for name, variable in VARIABLES.items():
+        if name in RESPONSE_VARIABLES or not (name in left or name in right):
+            continue
+        one, two = (_spread(cube, name, variable, merged) for cube in (left, right))
+        missing_one, missing_two = (
+            _missing(array, name, cube, merged)
+            for array, cube in ((one, left), (two, right))
+        )
+        conflict = ~missing_one & ~missing_two & (one != two)
+        if conflict.any():
+            problems.append(f"{name!r} differs at {int(conflict.sum())} place(s) held by both")
+        merged[name] = one.where(~missing_one, two).astype(one.dtype).assign_attrs(variable.attrs)
+    raise_if_any(problems, what="merging these cubes")
+    merged["cell_status"] = _status_where_unrun(merged)
+    merged["depth"] = _depth(merged)
+    merged = merged.merge(_merge_responses(left, right))
+    return merged.set_coords(list(COORDINATES)).assign_attrs(_merge_attrs(left, right))
+
+
+def _union(left: list[Any], right: list[Any], dim: str) -> list[Any]:
+    both = left + [label for label in right if label not in left]
+    return both if dim in ("model", "concept") else sorted(both)
+
+
+def _spread(
+    cube: xr.Dataset, name: str, variable: Variable, over: xr.Dataset
+) -> xr.DataArray:
+    """The variable on the labels of `over`, filled with its filling where `cube` has none."""
+    if name not in cube:
+        return xr.DataArray(variable.full(over.sizes), coords={d: over[d] for d in variable.dims})
+    labels = {dim: over[dim] for dim in variable.dims}
+    array = cube[name].reset_coords(drop=True).transpose(*variable.dims)
+    fill = STATUS["not_run"] if variable.flags else variable.fill
+    return array.reindex(labels, fill_value=fill)
+
+
+def _missing(
+    array: xr.DataArray, name: str, cube: xr.Dataset, over: xr.Dataset
+) -> xr.DataArray:
+    """Where `cube` says nothing: False is an answer only for an item that it has."""
+    variable = VARIABLES[name]
+    if name in ITEM_VARIABLES:
+        return _spread(cube, "item_id", VARIABLES["item_id"], over) == ""
+    if variable.flags:
+        return array.isin([STATUS["not_run"], STATUS["not_applicable"]])
+    return array.isnull() if variable.kind == "f" else array == variable.fill
+
+
+def _merge_responses(left: xr.Dataset, right: xr.Dataset) -> xr.Dataset:
+    held = [cube[list(RESPONSE_VARIABLES)] for cube in (left, right) if "response_text" in cube]
+    bare = [part.drop_vars(set(part.coords)) for part in held]
+    return xr.concat(bare, dim="response") if bare else xr.Dataset()
+
+
+def _merge_attrs(left: xr.Dataset, right: xr.Dataset) -> dict[str, Any]:
+    """Attributes of both: equal ones once, others joined, so that no provenance is lost."""
+    merged = dict(left.attrs)
+    for name, value in right.attrs.items():
+        if name in merged and merged[name] != value and isinstance(value, str):
+            merged[name] = f"{merged[name]}\n{value}"
+        else:
+            merged.setdefault(name, value)
+    merged.pop(netcdf.DIGEST, None)
+    return merged
+
+
+def summarise_cube(cube: xr.Dataset) -> str:
+    """A summary that a person can read: models, concepts, layers, coverage, missing cells."""
+    status = cube["cell_status"]
+    lines = [
+        f"{cube.attrs.get('title', 'A steering cube')}",
+        f"  strengths {', '.join(f'{s:+g}' for s in cube['strength'].values)}; "
+        f"steered at {cube.attrs.get('positions_steered', '?')}; "
+        f"{cube.attrs.get('layer_convention', '?')}",
+        "",
+        f"  {'model':<12}{'training':<11}{'blocks':>7}  {'layers swept':<14}complete",
+    ]
+    for model in cube["model"].values:
+        of_model = status.sel(model=model)
+        swept = cube["layer"].values[(of_model == STATUS["complete"]).any("concept")]
+        span = f"{swept.min()}-{swept.max()} ({len(swept)})" if len(swept) else "none"
+        complete = int((of_model == STATUS["complete"]).sum())
+        facts = cube.sel(model=model)
+        lines.append(
+            f"  {model:<12}{facts['training'].item():<11}{facts['n_layers'].item():>7}  "
+            f"{span:<14}{complete} cells"
+        )
+    lines += ["", f"  {'concept':<28}{'items':>6}{'valid':>7}"]
+    for concept in cube["concept"].values:
+        of_concept = cube.sel(concept=concept)
+        n_items = int((of_concept["item_id"] != "").sum())
+        lines.append(f"  {concept:<28}{n_items:>6}{int(of_concept['item_valid'].sum()):>7}")
+    lines += ["", *(_missing_lines(cube) or ["  no model x concept is missing"])]
+    if "response_text" in cube:
+        lines.append(f"  {cube.sizes['response']} generated responses with their text")
+    return "\n".join(lines)
+
+
+def _missing_lines(cube: xr.Dataset) -> list[str]:
+    status = cube["cell_status"]
+    lines = []
+    for name in ("failed", "nonfinite"):
+        broken = status == STATUS[name]
+        if broken.any():
+            lines.append(f"  {name}: {_name_cells(broken)}")
+    for model in cube["model"].values:
+        unrun = (status.sel(model=model) != STATUS["complete"]).all("layer")
+        concepts = cube["concept"].values[unrun.values]
+        if len(concepts):
+            lines.append(f"  never run with logits: {model} x {', '.join(concepts)}")
+    return lines
+
+
+@xr.register_dataset_accessor("steercube")
+class _Summary:
+    """`cube.steercube` at a prompt prints the summary of the cube."""
+
+    def __init__(self, cube: xr.Dataset) -> None:
+        self._cube = cube
+
+    def __repr__(self) -> str:
+        return summarise_cube(self._cube)

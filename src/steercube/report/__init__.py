@@ -1,0 +1,1 @@
+"""Conclusions to tables, numbers and figures. Never imports torch."""

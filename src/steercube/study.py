@@ -1,0 +1,362 @@
+"""The published study as a cube: its files fetched by hash or read from a folder, then checked.
+
+The study's repository states no licence, so its files are used and never redistributed; the cube
+made from them stays on the machine that made it.
+"""
+
+import json
+import re
+import tomllib
+from collections.abc import Callable, Mapping
+from importlib.resources import files
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pooch
+import requests
+import xarray as xr
+
+from steercube import __version__
+from steercube.cube import (
+    RATE_VARIABLES,
+    RESPONSE_VARIABLES,
+    SAMPLE_VARIABLES,
+    SCORED_LETTERS,
+    STATUS,
+    Item,
+    Model,
+    blank_cube,
+)
+from steercube.schema import raise_if_any
+
+COMMIT = "a01cacb5d9637f1718c55053efce1cf9b29c5238"
+BASE_URL = f"https://raw.githubusercontent.com/obayyub/steering/{COMMIT}/"
+STRENGTHS = (-1.0, 0.0, 1.0)
+CONCEPT_OF_GENERATION_FOLDER = {
+    "corrigible_neutral_HHH": "corrigible",
+    "self_awareness_text_model": "self_awareness",
+    "sycophancy": "sycophancy",
+}
+CONCEPT_OF_RESPONSES = "self_awareness"
+PROMPTS_PER_RATE = 20
+"""Prompts behind a published rate; `valid_rate` x 3 strengths x 20 is a whole number throughout."""
+
+SWEEP_COLUMNS = (
+    "model concept layer strength prompt_idx matching_answer "
+    "logprob_A logprob_B logit_diff_AB logit_diff_matching"
+).split()
+RATE_COLUMNS = "layer baseline_rate positive_rate negative_rate delta valid_rate".split()
+RESPONSE_COLUMNS = (
+    "layer strength prompt_idx prompt generation matching_answer matches_behavior is_valid"
+).split()
+NUMBER_COLUMNS = {
+    *("layer", "strength", "prompt_idx", "delta"),
+    *(name for name in SWEEP_COLUMNS if name.startswith("log")),
+    *(name for name in RATE_COLUMNS if name.endswith("rate")),
+}
+
+
+def registry() -> dict[str, str]:
+    """SHA-256 of every published file, by its path in the study's repository."""
+    text = files("steercube").joinpath("study_registry.txt").read_text()
+    return {path: sha for path, sha in (line.split() for line in text.splitlines())}
+
+
+def needed() -> list[str]:
+    """Paths of the files that a cube is made from: all but the training pairs."""
+    return [path for path in registry() if not path.endswith("_contrastive_pairs.json")]
+
+
+def study_files(
+    folder: str | Path | None = None,
+    *,
+    base_url: str = BASE_URL,
+    cache: str | Path | None = None,
+    report: Callable[[str], None] = print,
+) -> dict[str, Path]:
+    """Where each needed file lies, its SHA-256 verified; fetched first where no folder is given.
+
+    Raises ValueError that lists every missing or altered file, ConnectionError where a file
+    cannot be fetched. Files already in the cache are not fetched again.
+    """
+    if folder is not None:
+        return _files_in(Path(folder))
+    known = registry()
+    store = pooch.create(
+        path=cache or pooch.os_cache("steercube"),
+        base_url=base_url,
+        registry={path: f"sha256:{known[path]}" for path in needed()},
+        retry_if_failed=2,
+    )
+    found = {}
+    for number, path in enumerate(needed(), start=1):
+        report(f"[{number}/{len(needed())}] {path}")
+        try:
+            found[path] = Path(store.fetch(path))
+        except requests.RequestException as error:
+            raise ConnectionError(
+                f"{store.get_url(path)}: cannot be fetched ({error}). Run the command again to go "
+                "on from here, or give a folder that holds the study with --from."
+            ) from error
+        except ValueError as error:
+            raise ValueError(
+                f"{store.get_url(path)}: its SHA-256 is not {known[path]}, so it is not the file "
+                "that was published. Nothing of it was kept."
+            ) from error
+    return found
+
+
+def _files_in(folder: Path) -> dict[str, Path]:
+    known = registry()
+    problems = []
+    for path in needed():
+        if not (folder / path).is_file():
+            problems.append(f"{path} is missing from {folder}")
+        elif (sha := pooch.file_hash(str(folder / path))) != known[path]:
+            problems.append(
+                f"{path} was altered or truncated: SHA-256 {sha[:16]}..., not {known[path][:16]}..."
+            )
+    raise_if_any(problems, what=f"the study in {folder} (commit {COMMIT[:8]})")
+    return {path: folder / path for path in needed()}
+
+
+def read_models(path: str | Path) -> dict[str, Model]:
+    """Models by name, from a TOML file with one table a model."""
+    entries = tomllib.loads(Path(path).read_text())
+    try:
+        return {name: Model(name=name, **facts) for name, facts in entries.items()}
+    except TypeError as error:
+        raise ValueError(f"{path}: an entry has missing or unknown fields ({error})") from error
+
+
+def study_cube(found: Mapping[str, Path], models: Mapping[str, Model]) -> xr.Dataset:
+    """The study's logit sweep, generation rates and responses as one cube.
+
+    Raises ValueError that lists the problems of the first file that has any.
+    """
+    sweeps = _by_model_and_concept(found, "results/logit_diff_sweep/*/*/*.csv")
+    rates = _by_model_and_concept(found, "results/layer_search/*/*/*.csv")
+    responses = {
+        PurePosixPath(path).parts[-2].removeprefix("Qwen3-"): path
+        for path in found
+        if PurePosixPath(path).match("results/results_100prompt/*/*/*.csv")
+    }
+    items = read_items(found)
+    names = {model for model, _ in sweeps} | {model for model, _ in rates}
+    ordered = sorted((models[name] for name in names), key=lambda m: m.n_params)
+
+    swept = {key: read_sweep(found[path], models[key[0]], items[key[1]])
+             for key, path in sweeps.items()}  # fmt: skip
+    rated = {key: read_rates(found[path], models[key[0]]) for key, path in rates.items()}
+    layers = set().union(*(f["layer"] for f in swept.values()), *(f["layer"] for f in rated.values()))
+    cube = blank_cube(
+        ordered, items, layers=list(layers), strengths=STRENGTHS, attrs=_provenance(found)
+    )
+    for (model, concept), frame in swept.items():
+        _fill_sweep(cube, frame, model=model, concept=concept)
+    for name, variable in RATE_VARIABLES.items():
+        cube[name] = variable.full(cube.sizes)
+    for (model, concept), frame in rated.items():
+        _fill_rates(cube, frame, model=model, concept=CONCEPT_OF_GENERATION_FOLDER[concept])
+    prompts = _read_json(found, CONCEPT_OF_RESPONSES)
+    read = {
+        model: read_responses(found[path], models[model], prompts)
+        for model, path in sorted(responses.items())
+    }
+    return _fill_responses(cube, read)
+
+
+def _by_model_and_concept(found: Mapping[str, Path], pattern: str) -> dict[tuple[str, str], str]:
+    keyed = {}
+    for path in found:
+        if PurePosixPath(path).match(pattern):
+            concept, folder = PurePosixPath(path).parts[-3:-1]
+            keyed[folder.removeprefix("Qwen_Qwen3_").replace("_", "-"), concept] = path
+    return keyed
+
+
+def _provenance(found: Mapping[str, Path]) -> dict[str, Any]:
+    known = registry()
+    return {
+        "title": "Steering sweep over the Qwen3 family, as published",
+        "source": f"https://github.com/obayyub/steering at {COMMIT}",
+        "history": f"imported by steercube {__version__} from {len(found)} published files",
+        "layer_convention": "vector read at the input of block L, added at its output",
+        "positions_steered": "every position",
+        "read_token": "'(A' and '(B', single tokens, at the last prompt position",
+        "dtype": "bfloat16",
+        "seed": "logits involve no random choice; generations were sampled at temperature 0.7, "
+        "their seed is not recorded",
+        "versions": "not recorded by the study",
+        "inputs_sha256": json.dumps({path: known[path] for path in sorted(found)}),
+    }
+
+
+def read_items(found: Mapping[str, Path]) -> dict[str, list[Item]]:
+    """Evaluation items by concept, in the order of `prompt_idx`."""
+    concepts = sorted({PurePosixPath(p).parts[1] for p in found if p.startswith("data/")})
+    return {
+        concept: [
+            Item(
+                item_id=f"{concept}/{index:03d}",
+                letter=entry["matching_answer"].strip("()"),
+                valid=_is_two_choice(entry),
+            )
+            for index, entry in enumerate(_read_json(found, concept))
+        ]
+        for concept in concepts
+    }
+
+
+def _read_json(found: Mapping[str, Path], concept: str) -> list[dict[str, str]]:
+    (path,) = (p for p in found if PurePosixPath(p).match(f"data/{concept}/*_eval_prompts.json"))
+    entries: list[dict[str, str]] = json.loads(found[path].read_text())
+    return entries
+
+
+def _is_two_choice(entry: Mapping[str, str]) -> bool:
+    """Whether the matching answer is one of the scored letters and only those are offered."""
+    offered = set(re.findall(r"\(([A-Z])\)", entry["prompt"]))
+    return entry["matching_answer"].strip("()") in SCORED_LETTERS and offered <= set(SCORED_LETTERS)
+
+
+def read_sweep(path: Path, model: Model, items: list[Item]) -> pd.DataFrame:
+    """Rows of one logit sweep, one a (layer, strength, prompt), checked."""
+    frame = _read_csv(path, SWEEP_COLUMNS)
+    letters = pd.Series([item.letter for item in items])
+    problems = _grid_problems(frame, model, len(items))
+    known = frame["prompt_idx"].between(0, len(items) - 1)
+    expected = frame.loc[known, "prompt_idx"].map(letters)
+    wrong = known & (frame["matching_answer"].str.strip("()") != expected.reindex(frame.index))
+    problems += _rows(wrong, "the matching answer differs from the evaluation set's")
+    columns = ["logprob_A", "logprob_B", "logit_diff_matching"]
+    problems += _rows(~np.isfinite(frame[columns]).all(axis="columns"), "a value is not finite")
+    sign = np.where(frame["matching_answer"] == "(A)", 1.0, -1.0)
+    apart = (sign * (frame["logprob_A"] - frame["logprob_B"]) - frame["logit_diff_matching"]).abs()
+    problems += _rows(apart > 1e-6, "logit_diff_matching is not the difference of the logprobs")
+    if set(frame["model"]) != {model.name}:
+        problems.append(f"names the models {sorted(set(frame['model']))}, not {model.name!r} alone")
+    raise_if_any(problems, what=str(path))
+    return frame
+
+
+def read_rates(path: Path, model: Model) -> pd.DataFrame:
+    """Rows of one generation sweep as published: a rate for each layer, checked."""
+    frame = _read_csv(path, RATE_COLUMNS)
+    rates = frame[["baseline_rate", "positive_rate", "negative_rate", "valid_rate"]]
+    problems = _rows(frame["layer"].duplicated(), "the layer stands twice")
+    problems += _rows(~frame["layer"].between(0, model.n_layers - 1), "the model has no such layer")
+    problems += _rows(~((rates >= 0) & (rates <= 1)).all(axis="columns"), "a rate is not in [0, 1]")
+    raise_if_any(problems, what=str(path))
+    return frame
+
+
+def read_responses(path: Path, model: Model, prompts: list[dict[str, str]]) -> pd.DataFrame:
+    """Rows of one generation sweep with its responses, `valid` and `match` as 1, 0, NaN; checked."""
+    frame = _read_csv(path, RESPONSE_COLUMNS, keep_default_na=False)
+    problems = _grid_problems(frame, model, len(prompts))
+    known = frame["prompt_idx"].between(0, len(prompts) - 1)
+    # Two prompts are cut off in the responses' files, so a beginning must do.
+    strays = [
+        not prompts[index]["prompt"].startswith(prompt) if is_known else False
+        for index, prompt, is_known in zip(
+            frame["prompt_idx"], frame["prompt"], known, strict=True
+        )
+    ]
+    problems += _rows(pd.Series(strays), "the prompt is not that of the evaluation set")
+    valid = frame["is_valid"].astype(str).map({"True": 1.0, "False": 0.0})
+    problems += _rows(valid.isna(), "is_valid is neither True nor False")
+    match = frame["matches_behavior"].astype(str).map({"True": 1.0, "False": 0.0}).where(valid == 1)
+    problems += _rows((valid == 1) & match.isna(), "a valid answer neither matches nor does not")
+    raise_if_any(problems, what=str(path))
+    return frame.assign(valid=valid, match=match)
+
+
+def _read_csv(path: Path, columns: list[str], **options: Any) -> pd.DataFrame:
+    try:
+        frame = pd.read_csv(path, **options)
+    except (pd.errors.ParserError, pd.errors.EmptyDataError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path}: is not a CSV table ({error})") from error
+    lacking = [column for column in columns if column not in frame]
+    raise_if_any([f"column {column!r} is missing" for column in lacking], what=str(path))
+    numbers = [c for c in columns if c in NUMBER_COLUMNS]
+    textual = [c for c in numbers if not pd.api.types.is_numeric_dtype(frame[c])]
+    raise_if_any([f"column {c!r} holds text where numbers belong" for c in textual], what=str(path))
+    return frame
+
+
+def _grid_problems(frame: pd.DataFrame, model: Model, n_items: int) -> list[str]:
+    """Problems of rows that should be a full grid of layer x strength x prompt, each once."""
+    grid = ["layer", "strength", "prompt_idx"]
+    problems = _rows(frame.duplicated(grid), "layer, strength and prompt_idx stand twice")
+    problems += _rows(~frame["layer"].between(0, model.n_layers - 1), "the model has no such layer")
+    problems += _rows(~frame["strength"].isin(STRENGTHS), f"the strength is none of {STRENGTHS}")
+    problems += _rows(
+        ~frame["prompt_idx"].between(0, n_items - 1), f"prompt_idx is not in 0..{n_items - 1}"
+    )
+    expected = frame["layer"].nunique() * len(STRENGTHS) * n_items
+    if len(frame) < expected:
+        problems.append(f"has {len(frame)} rows of the {expected} that its layers need")
+    return problems
+
+
+def _rows(wrong: pd.Series, rule: str, *, at_most: int = 3) -> list[str]:
+    """The rule and the file lines that break it, or nothing; line 1 is the header."""
+    lines = [int(index) + 2 for index in wrong.index[wrong.to_numpy(dtype=bool)]]
+    if not lines:
+        return []
+    more = f" and {len(lines) - at_most} more" if len(lines) > at_most else ""
+    return [f"{rule}: row {', '.join(map(str, lines[:at_most]))}{more}"]
+
+
+def _fill_sweep(cube: xr.Dataset, frame: pd.DataFrame, *, model: str, concept: str) -> None:
+    letter_is_a = frame["matching_answer"] == "(A)"
+    values = frame.assign(
+        sample=frame["prompt_idx"],
+        logprob_matching=np.where(letter_is_a, frame["logprob_A"], frame["logprob_B"]),
+        logprob_other=np.where(letter_is_a, frame["logprob_B"], frame["logprob_A"]),
+        logit_diff=frame["logit_diff_matching"],
+    )
+    names = ["logprob_matching", "logprob_other", "logit_diff"]
+    _put(cube, values, names, model=model, concept=concept)
+    swept = {"model": model, "concept": concept, "layer": frame["layer"].unique()}
+    cube["cell_status"].loc[swept] = STATUS["complete"]
+
+
+def _put(cube: xr.Dataset, rows: pd.DataFrame, names: list[str], **cell: str) -> None:
+    grid = rows.set_index(["layer", "strength", "sample"])[names].to_xarray()
+    for name in names:
+        labels = cell | {dim: grid[dim].values for dim in grid.dims}
+        cube[name].loc[labels] = grid[name].values
+
+
+def _fill_rates(cube: xr.Dataset, frame: pd.DataFrame, *, model: str, concept: str) -> None:
+    layers = frame["layer"].to_numpy()
+    where = {"model": model, "concept": concept, "layer": layers}
+    for strength, column in {-1.0: "negative", 0.0: "baseline", 1.0: "positive"}.items():
+        rate = frame[f"{column}_rate"].to_numpy()
+        cube["generation_rate"].loc[{**where, "strength": strength}] = rate
+    cube["generation_valid_rate"].loc[where] = frame["valid_rate"].to_numpy()
+    cube["generation_n_prompts"].loc[{"model": model, "concept": concept}] = PROMPTS_PER_RATE
+
+
+def _fill_responses(cube: xr.Dataset, read: Mapping[str, pd.DataFrame]) -> xr.Dataset:
+    names = {"generation_match": "match", "generation_valid": "valid"}
+    for name in names:
+        cube[name] = SAMPLE_VARIABLES[name].full(cube.sizes)
+    tables = []
+    for model, frame in read.items():
+        rows = frame.assign(
+            sample=frame["prompt_idx"], **{name: frame[c] for name, c in names.items()}
+        )
+        _put(cube, rows, list(names), model=model, concept=CONCEPT_OF_RESPONSES)
+        tables.append(rows.assign(model=model, concept=CONCEPT_OF_RESPONSES))
+    table = pd.concat(tables).rename(columns={"generation": "text"})
+    return cube.assign(
+        {
+            name: ("response", table[name.removeprefix("response_")].to_numpy(), variable.attrs)
+            for name, variable in RESPONSE_VARIABLES.items()
+        }
+    )
