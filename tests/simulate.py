@@ -93,7 +93,5 @@ def _noise(n_layers: int, n_items: int, rng: np.random.Generator) -> np.ndarray:
     """Standard normal noise (layer, item), first-order autoregressive over layers."""
     noise = rng.normal(size=(n_layers, n_items))
     for layer in range(1, n_layers):
-        noise[layer] = (
-            NEIGHBOURS * noise[layer - 1] + np.sqrt(1 - NEIGHBOURS**2) * noise[layer]
-        )
+        noise[layer] = NEIGHBOURS * noise[layer - 1] + np.sqrt(1 - NEIGHBOURS**2) * noise[layer]
     return noise

@@ -48,9 +48,7 @@ COORDINATES = MODEL_VARIABLES | {
 LAYER_VARIABLES = {
     "estimate": Variable(("estimand", *CELL), "f", "estimate"),
     "standard_error": Variable(("estimand", *CELL), "f", "its standard error over items"),
-    "reason": Variable(
-        ("estimand", *CELL), "i", "why it is NaN", flags=REASONS, dtype="int8"
-    ),
+    "reason": Variable(("estimand", *CELL), "i", "why it is NaN", flags=REASONS, dtype="int8"),
     "mean": Variable((*CELL, "strength"), "f", "mean logit difference", "nat"),
     "sd": Variable((*CELL, "strength"), "f", "sd of the logit differences", "nat"),
     "correlation": Variable(
@@ -77,9 +75,7 @@ SELECTED_VARIABLES = {
     "selected_split_half": Variable(
         PAIR, "f", "layer selected on one half of the items, estimated on the other"
     ),
-    "selected_reason": Variable(
-        PAIR, "i", "why the interval is NaN", flags=REASONS, dtype="int8"
-    ),
+    "selected_reason": Variable(PAIR, "i", "why the interval is NaN", flags=REASONS, dtype="int8"),
     "selected_covariance": Variable(
         ("estimand", "concept", "model", "model_other"),
         "f",
@@ -179,3 +175,14 @@ def compare_cells(
         elif (a.values != b.values).any():
             lines.append(f"{name}: {int((a.values != b.values).sum())} value(s) differ")
     return lines
+
+
+def summarise_cells(cells: xr.Dataset) -> str:
+    """A summary that a person can read: Cohen's d at the best layer of every model and concept."""
+    table = cells["selected_estimate"].sel(estimand="cohens_d").to_pandas().round(2)
+    return (
+        f"{cells.attrs.get('title', 'Cells')}\n"
+        f"  {cells.attrs['n_resamples']} resamples, seed {cells.attrs['seed']}, "
+        f"{cells.attrs['confidence_level']:.0%} intervals, {cells.sizes['estimand']} estimands\n\n"
+        "  Cohen's d at the best layer\n\n" + table.T.to_string(na_rep="-")
+    )

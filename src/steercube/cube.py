@@ -87,9 +87,7 @@ RESPONSE_VARIABLES = {
     "response_sample": Variable(("response",), "i", "its sample", required=False),
 }
 COORDINATES = MODEL_VARIABLES | ITEM_VARIABLES
-VARIABLES = (
-    COORDINATES | SAMPLE_VARIABLES | RATE_VARIABLES | STATUS_VARIABLES | RESPONSE_VARIABLES
-)
+VARIABLES = COORDINATES | SAMPLE_VARIABLES | RATE_VARIABLES | STATUS_VARIABLES | RESPONSE_VARIABLES
 ATTRIBUTES = {
     "title": "what the cube holds",
     "source": "where the samples come from",
@@ -146,7 +144,9 @@ def blank_cube(
             "sample": np.arange(max(len(of_concept) for of_concept in items.values())),
         }
     )
-    facts = {name: [getattr(m, name) for m in models] for name in MODEL_VARIABLES if name != "depth"}
+    facts = {
+        name: [getattr(m, name) for m in models] for name in MODEL_VARIABLES if name != "depth"
+    }
     for name, values in facts.items():
         ds[name] = ("model", np.array(values), MODEL_VARIABLES[name].attrs)
     ds["depth"] = _depth(ds)
@@ -169,8 +169,10 @@ def blank_cube(
 def _depth(ds: xr.Dataset) -> xr.DataArray:
     """depth = layer / n_layers, the study's definition; NaN beyond a model's last block."""
     depth = ds["layer"] / ds["n_layers"]
-    return depth.where(depth < 1).transpose("model", "layer").assign_attrs(
-        MODEL_VARIABLES["depth"].attrs
+    return (
+        depth.where(depth < 1)
+        .transpose("model", "layer")
+        .assign_attrs(MODEL_VARIABLES["depth"].attrs)
     )
 
 
@@ -179,8 +181,8 @@ def _status_where_unrun(ds: xr.Dataset) -> xr.DataArray:
     lacking = ds["layer"] >= ds["n_layers"]
     status = ds["cell_status"].where(~lacking, STATUS["not_applicable"])
     status = status.where(lacking | (status != STATUS["not_applicable"]), STATUS["not_run"])
-    return status.transpose(*CELL).astype("int8").assign_attrs(
-        STATUS_VARIABLES["cell_status"].attrs
+    return (
+        status.transpose(*CELL).astype("int8").assign_attrs(STATUS_VARIABLES["cell_status"].attrs)
     )
 
 
@@ -255,7 +257,7 @@ def _item_problems(cube: xr.Dataset) -> list[str]:
 def _sample_problems(cube: xr.Dataset) -> list[str]:
     problems = []
     present = cube["item_id"] != ""
-    finite = np.isfinite(cube["logit_diff"])
+    finite: xr.DataArray = xr.apply_ufunc(np.isfinite, cube["logit_diff"])
     status = cube["cell_status"]
     unknown = sorted(set(np.unique(status)) - set(STATUS.values()))
     if unknown:
@@ -282,7 +284,7 @@ def _sample_problems(cube: xr.Dataset) -> list[str]:
         for rule, broken in rules.items()
         if broken.any()
     ]
-    apart = np.abs(cube["logit_diff"] - (cube["logprob_matching"] - cube["logprob_other"]))
+    apart = abs(cube["logit_diff"] - (cube["logprob_matching"] - cube["logprob_other"]))
     if (apart.where(finite) > 1e-4).any() or (apart.isnull() & finite).any():
         problems.append("'logit_diff' is not logprob_matching - logprob_other (to 1e-4 nat)")
     for name in ("generation_match", "generation_valid"):
@@ -331,8 +333,7 @@ def _merge_two(left: xr.Dataset, right: xr.Dataset) -> xr.Dataset:
             continue
         one, two = (_spread(cube, name, variable, merged) for cube in (left, right))
         missing_one, missing_two = (
-            _missing(array, name, cube, merged)
-            for array, cube in ((one, left), (two, right))
+            _missing(array, name, cube, merged) for array, cube in ((one, left), (two, right))
         )
         conflict = ~missing_one & ~missing_two & (one != two)
         if conflict.any():
@@ -350,9 +351,7 @@ def _union(left: list[Any], right: list[Any], dim: str) -> list[Any]:
     return both if dim in ("model", "concept") else sorted(both)
 
 
-def _spread(
-    cube: xr.Dataset, name: str, variable: Variable, over: xr.Dataset
-) -> xr.DataArray:
+def _spread(cube: xr.Dataset, name: str, variable: Variable, over: xr.Dataset) -> xr.DataArray:
     """The variable on the labels of `over`, filled with its filling where `cube` has none."""
     if name not in cube:
         return xr.DataArray(variable.full(over.sizes), coords={d: over[d] for d in variable.dims})
@@ -362,9 +361,7 @@ def _spread(
     return array.reindex(labels, fill_value=fill)
 
 
-def _missing(
-    array: xr.DataArray, name: str, cube: xr.Dataset, over: xr.Dataset
-) -> xr.DataArray:
+def _missing(array: xr.DataArray, name: str, cube: xr.Dataset, over: xr.Dataset) -> xr.DataArray:
     """Where `cube` says nothing: False is an answer only for an item that it has."""
     variable = VARIABLES[name]
     if name in ITEM_VARIABLES:
@@ -439,7 +436,7 @@ def _missing_lines(cube: xr.Dataset) -> list[str]:
     return lines
 
 
-@xr.register_dataset_accessor("steercube")
+@xr.register_dataset_accessor("steercube")  # type: ignore[no-untyped-call]  # xarray's own
 class _Summary:
     """`cube.steercube` at a prompt prints the summary of the cube."""
 

@@ -28,12 +28,10 @@ def save(ds: xr.Dataset, path: str | Path) -> str:
     stamped = ds.drop_encoding().assign_attrs({DIGEST: digest(ds)})
     aside = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
-        stamped.to_netcdf(
-            aside, engine="netcdf4", format="NETCDF4", encoding=_encoding(stamped)
-        )
+        stamped.to_netcdf(aside, engine="netcdf4", format="NETCDF4", encoding=_encoding(stamped))
         _flush(aside)
         load(aside)
-        os.replace(aside, path)
+        aside.replace(path)
         _flush(path.parent)
     finally:
         aside.unlink(missing_ok=True)
@@ -51,6 +49,8 @@ def load(path: str | Path) -> xr.Dataset:
     try:
         with xr.open_dataset(path, engine="netcdf4") as opened:
             ds = opened.load().drop_encoding()
+        # NetCDF gives numbers back as numpy scalars; the attributes that were saved were plain.
+        ds.attrs = {k: v.item() if isinstance(v, np.generic) else v for k, v in ds.attrs.items()}
         found = digest(ds)
     except (OSError, RuntimeError, ValueError, KeyError, AttributeError, UnicodeError) as error:
         raise ValueError(

@@ -29,10 +29,12 @@ class Variable:
 
     @property
     def fill(self) -> Any:
+        """What stands where nothing was recorded."""
         return {"f": np.nan, "i": 0, "b": False, "U": ""}[self.kind]
 
     @property
     def attrs(self) -> dict[str, Any]:
+        """Attributes by the CF conventions."""
         attrs: dict[str, Any] = {"long_name": self.long_name}
         if self.units:
             attrs["units"] = self.units
@@ -41,7 +43,7 @@ class Variable:
             attrs["flag_meanings"] = " ".join(self.flags)
         return attrs
 
-    def full(self, sizes: Mapping[str, int]) -> xr.Variable:
+    def full(self, sizes: Mapping[Any, int]) -> xr.Variable:
         """This variable with every value missing, at the given sizes of its dims."""
         shape = tuple(sizes[dim] for dim in self.dims)
         default = {"f": "float64", "i": "int64", "b": "bool", "U": "<U1"}[self.kind]

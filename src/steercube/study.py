@@ -43,14 +43,15 @@ CONCEPT_OF_RESPONSES = "self_awareness"
 PROMPTS_PER_RATE = 20
 """Prompts behind a published rate; `valid_rate` x 3 strengths x 20 is a whole number throughout."""
 
-SWEEP_COLUMNS = (
-    "model concept layer strength prompt_idx matching_answer "
-    "logprob_A logprob_B logit_diff_AB logit_diff_matching"
-).split()
-RATE_COLUMNS = "layer baseline_rate positive_rate negative_rate delta valid_rate".split()
-RESPONSE_COLUMNS = (
-    "layer strength prompt_idx prompt generation matching_answer matches_behavior is_valid"
-).split()
+SWEEP_COLUMNS = [
+    *("model", "concept", "layer", "strength", "prompt_idx", "matching_answer"),
+    *("logprob_A", "logprob_B", "logit_diff_AB", "logit_diff_matching"),
+]
+RATE_COLUMNS = ["layer", "baseline_rate", "positive_rate", "negative_rate", "delta", "valid_rate"]
+RESPONSE_COLUMNS = [
+    *("layer", "strength", "prompt_idx", "prompt", "generation"),
+    *("matching_answer", "matches_behavior", "is_valid"),
+]
 NUMBER_COLUMNS = {
     *("layer", "strength", "prompt_idx", "delta"),
     *(name for name in SWEEP_COLUMNS if name.startswith("log")),
@@ -61,7 +62,7 @@ NUMBER_COLUMNS = {
 def registry() -> dict[str, str]:
     """SHA-256 of every published file, by its path in the study's repository."""
     text = files("steercube").joinpath("study_registry.txt").read_text()
-    return {path: sha for path, sha in (line.split() for line in text.splitlines())}
+    return dict(line.split() for line in text.splitlines())
 
 
 def needed() -> list[str]:
@@ -150,7 +151,9 @@ def study_cube(found: Mapping[str, Path], models: Mapping[str, Model]) -> xr.Dat
     swept = {key: read_sweep(found[path], models[key[0]], items[key[1]])
              for key, path in sweeps.items()}  # fmt: skip
     rated = {key: read_rates(found[path], models[key[0]]) for key, path in rates.items()}
-    layers = set().union(*(f["layer"] for f in swept.values()), *(f["layer"] for f in rated.values()))
+    layers = set().union(
+        *(f["layer"] for f in swept.values()), *(f["layer"] for f in rated.values())
+    )
     cube = blank_cube(
         ordered, items, layers=list(layers), strengths=STRENGTHS, attrs=_provenance(found)
     )
@@ -254,16 +257,14 @@ def read_rates(path: Path, model: Model) -> pd.DataFrame:
 
 
 def read_responses(path: Path, model: Model, prompts: list[dict[str, str]]) -> pd.DataFrame:
-    """Rows of one generation sweep with its responses, `valid` and `match` as 1, 0, NaN; checked."""
+    """Rows of one generation sweep with its responses, `valid` and `match` 1, 0 or NaN; checked."""
     frame = _read_csv(path, RESPONSE_COLUMNS, keep_default_na=False)
     problems = _grid_problems(frame, model, len(prompts))
     known = frame["prompt_idx"].between(0, len(prompts) - 1)
     # Two prompts are cut off in the responses' files, so a beginning must do.
     strays = [
         not prompts[index]["prompt"].startswith(prompt) if is_known else False
-        for index, prompt, is_known in zip(
-            frame["prompt_idx"], frame["prompt"], known, strict=True
-        )
+        for index, prompt, is_known in zip(frame["prompt_idx"], frame["prompt"], known, strict=True)
     ]
     problems += _rows(pd.Series(strays), "the prompt is not that of the evaluation set")
     valid = frame["is_valid"].astype(str).map({"True": 1.0, "False": 0.0})

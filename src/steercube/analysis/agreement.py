@@ -177,7 +177,7 @@ def agreement_against_effect(
             if model in of_model
         ]
         if len(pairs) > 2:
-            slopes.append(float(np.polyfit(*np.array(pairs).T, 1)[0]))
+            slopes.append(float(np.polyfit([d for d, _ in pairs], [r for _, r in pairs], 1)[0]))
     if len(slopes) < 2:
         return Estimate.undefined("needs two models with three concepts in both measures")
     values = np.array(slopes)

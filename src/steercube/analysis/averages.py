@@ -33,9 +33,15 @@ def best_effects(
 
     Models or concepts that `cells` does not hold are left out.
     """
-    table = cells["selected_estimate"].sel(estimand=estimand)
-    table = table.sel(model=_held(swept_models(cells), models))
-    return table.sel(concept=_held(cells["concept"].values.tolist(), concepts))
+    # Bare labels and one fancy index: this is called thousands of times by the sensitivity table.
+    table = cells["selected_estimate"].variable.transpose("estimand", "model", "concept")
+    labels = {
+        "model": _held(swept_models(cells), models),
+        "concept": _held(cells["concept"].values.tolist(), concepts),
+    }
+    where = [cells.indexes[dim].get_indexer(names) for dim, names in labels.items()]
+    of_estimand = table.values[cells.indexes["estimand"].get_loc(estimand)]
+    return xr.DataArray(of_estimand[np.ix_(*where)], coords=labels, dims=("model", "concept"))
 
 
 def _held(held: Sequence[str], wanted: Sequence[str] | None) -> list[str]:
@@ -122,9 +128,12 @@ def model_means(
     """Mean over the concepts that each model ran of its best-layer effect, dims (model)."""
     effects = best_effects(cells, estimand, models=models, concepts=concepts)
     if corrected:
-        effects = effects - cells["selected_optimism"].sel(estimand=estimand)
+        optimism = cells["selected_optimism"].sel(estimand=estimand).reset_coords(drop=True)
+        effects = effects - optimism
     # An empty selection has a mean of its own kind of zero, not a warning.
-    means = effects.mean("concept") if effects.sizes["concept"] else effects.sum("concept", min_count=1)
+    means = (
+        effects.mean("concept") if effects.sizes["concept"] else effects.sum("concept", min_count=1)
+    )
     return means.isel(model=np.flatnonzero(means.notnull()))
 
 
@@ -147,7 +156,7 @@ def t_over_models(
     group: str | None,
     level: float,
 ) -> Estimate:
-    """Mean of the group's members with a t interval, the sd pooled over `groups` if one is named."""
+    """Mean of the group's members, t interval; the sd is pooled over `groups` if one is named."""
     labels = groups.sel(model=means["model"]).values
     values = means.values
     inside = np.full(len(values), True) if group is None else labels == group

@@ -4,9 +4,9 @@ Reproducing a number says that the arithmetic is the same; whether the claim hol
 question. The ledger answers both, by the same rules for every claim:
 
 - *reproduced*: the definition gives the printed digits, and no rule below objects;
-- *reproduced, but ...*: it gives them (or misses by one unit of the last digit), and a rule objects:
-  the interval of a claimed difference includes none, the published value lies outside the
-  interval, the average runs over fewer cells than those it is compared with, much of the value is
+- *reproduced, but ...*: it gives them (or misses by one unit of the last digit), and a rule
+  objects: the interval of a claimed difference includes none or does so without some model,
+  the published value lies outside the interval, the average runs over fewer cells than those it is compared with, much of the value is
   what no effect would give or what the selection added;
 - *not reproduced*: the definition gives something else;
 - *cannot be tested*: the cells do not hold what the claim needs.
@@ -318,7 +318,9 @@ def _digit_objections(printed: Printed, estimate: Estimate) -> list[str]:
     if printed.direction or matches(printed, estimate):
         return []
     digits = printed.decimals + 2
-    return [f"the definition gives {estimate.value:.{digits}f}, {printed.show(estimate.value)} in print"]
+    return [
+        f"the definition gives {estimate.value:.{digits}f}, {printed.show(estimate.value)} in print"
+    ]
 
 
 def _interval_objections(claim: Claim, printed: Printed, estimate: Estimate) -> list[str]:
@@ -330,14 +332,18 @@ def _interval_objections(claim: Claim, printed: Printed, estimate: Estimate) -> 
             return [f"a difference of {low} to {high} is as compatible, so it shows no neutrality"]
         if claim.statistic == "concept_concordance":
             alike = estimate.p_value < 0.05
-            return [] if alike else [f"rankings at random agree as well (p = {estimate.p_value:.2f})"]
+            return (
+                [] if alike else [f"rankings at random agree as well (p = {estimate.p_value:.2f})"]
+            )
         if not estimate.excludes_zero:
             return [f"over {estimate.over} the interval, {low} to {high}, includes none"]
         return []
     if printed.direction or printed.low != printed.high:
         return []
     if not estimate.low <= printed.low <= estimate.high:
-        return [f"the published value lies outside the interval over {estimate.over}, {low} to {high}"]
+        return [
+            f"the published value lies outside the interval over {estimate.over}, {low} to {high}"
+        ]
     return []
 
 

@@ -237,4 +237,3 @@ def depth_difference(cells: xr.Dataset, *, low: str = "distilled", high: str = "
         p_value=permutation_p(values, of == 0),
         reason=f"every {high} model has more blocks than every {low} one" if apart else "",
     )
-

@@ -55,18 +55,22 @@ class Samples:
 
     @property
     def positive(self) -> Array:
+        """Values at strength +1."""
         return self.at(POSITIVE)
 
     @property
     def negative(self) -> Array:
+        """Values at strength -1."""
         return self.at(NEGATIVE)
 
     @property
     def baseline(self) -> Array:
+        """Values without steering."""
         return self.at(BASELINE)
 
     @property
     def shift(self) -> Array:
+        """Values at +1 minus those at -1."""
         return self.positive - self.negative
 
     @property
@@ -178,7 +182,7 @@ ESTIMANDS: dict[str, Estimand] = {
         anti_steerable_share,
     )
 }
-UNITS = {name: "1" for name in ESTIMANDS} | {
+UNITS = dict.fromkeys(ESTIMANDS, "1") | {
     "delta": "nat",
     "content_shift": "nat",
     "letter_shift": "nat",
@@ -236,9 +240,7 @@ def _centre(x: Array, strata: Array, weights: Array, share: Array) -> tuple[Arra
 
 def _correlation(x: Array, y: Array, weights: Array) -> Array:
     total = weights.sum(-1)
-    x, y = (
-        v - (np.einsum("...i,...i->...", weights, v) / total)[..., None] for v in (x, y)
-    )
+    x, y = (v - (np.einsum("...i,...i->...", weights, v) / total)[..., None] for v in (x, y))
     xy, xx, yy = (
         np.einsum("...i,...i,...i->...", weights, a, b) for a, b in ((x, y), (x, x), (y, y))
     )

@@ -239,7 +239,7 @@ def _record_selected(
     confidence_level: float,
 ) -> None:
     layer = run.layers[chosen.layer]
-    at_layer = out[["estimate", "standard_error", "reason"]].sel(**cell, layer=layer)
+    at_layer = out[["estimate", "standard_error", "reason"]].sel({**cell, "layer": layer})
     effects = list(chosen.effects.values())
     low, high = (np.array([getattr(effect, end) for effect in effects]) for end in ("low", "high"))
     # A share near 0 or 1 has no usable standard error, so its interval is Wilson's, which knows
@@ -271,9 +271,7 @@ def _wilson(share: float, n_items: int, confidence_level: float) -> tuple[float,
     return interval.low, interval.high
 
 
-def _record_covariance(
-    out: xr.Dataset, selected: Mapping[str, SelectedCell], concept: str
-) -> None:
+def _record_covariance(out: xr.Dataset, selected: Mapping[str, SelectedCell], concept: str) -> None:
     models = out["model"].values
     out["selected_covariance"].loc[{"concept": concept}] = np.stack(
         [

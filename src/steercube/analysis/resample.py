@@ -61,9 +61,7 @@ def select_layer(samples: Samples, weights: Array) -> Array:
     return np.argmax(total, axis=-1)
 
 
-def at_layers(
-    estimand: Estimand, samples: Samples, layers: Array, weights: Array
-) -> Effect:
+def at_layers(estimand: Estimand, samples: Samples, layers: Array, weights: Array) -> Effect:
     """The estimand at one layer for each row of weights, dims (resample,)."""
     value, se = np.full(len(layers), np.nan), np.full(len(layers), np.nan)
     for layer in np.unique(layers):

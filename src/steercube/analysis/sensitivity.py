@@ -20,8 +20,8 @@ Headline = Callable[[xr.Dataset], Estimate]
 
 
 def headlines(cells: xr.Dataset) -> dict[str, Headline]:
-    """The statistics that a study's conclusions rest on, by name."""
-    found: dict[str, Headline] = {
+    """The statistics over all concepts that a study's conclusions rest on, by name."""
+    return {
         "mean cohens_d": partial(mean_over_models, estimand="cohens_d"),
         "training gap in cohens_d": partial(training_gap, estimand="cohens_d"),
         "training gap in within_letter_d": partial(training_gap, estimand="within_letter_d"),
@@ -29,12 +29,16 @@ def headlines(cells: xr.Dataset) -> dict[str, Headline]:
         "depth difference": depth_difference,
         "concordance of concepts": partial(concept_concordance, estimand="cohens_d"),
     }
-    for concept in cells["concept"].values:
-        name = str(concept)
-        found[f"cohens_d of {name}"] = partial(concept_mean, estimand="cohens_d", concept=name)
-        found[f"scale slope of {name}"] = partial(scale_slope, estimand="cohens_d", concept=name)
-        if layer_curves(cells, concept=name, models=None):
-            found[f"agreement on {name}"] = partial(model_agreement, concept=name)
+
+
+def headlines_of_concept(cells: xr.Dataset, concept: str) -> dict[str, Headline]:
+    """Those about one concept, which no other concept can change."""
+    found: dict[str, Headline] = {
+        f"cohens_d of {concept}": partial(concept_mean, estimand="cohens_d", concept=concept),
+        f"scale slope of {concept}": partial(scale_slope, estimand="cohens_d", concept=concept),
+    }
+    if layer_curves(cells, concept=concept, models=None):
+        found[f"agreement on {concept}"] = partial(model_agreement, concept=concept)
     return found
 
 
@@ -71,13 +75,14 @@ def without_invalid_items(cells: xr.Dataset) -> xr.Dataset:
 
 def sensitivity(cells: xr.Dataset) -> list[tuple[dict[str, str], Estimate]]:
     """Every headline with every part left out in turn, labels and estimate; the whole first."""
+    every = headlines(cells)
+    of_concepts: dict[str, Headline] = {}
+    for concept in map(str, cells["concept"].values):
+        of_concepts |= headlines_of_concept(cells, concept)
     rows = []
-    names = list(headlines(cells))
     for kind, what, part in without(cells):
-        held = headlines(part)
-        for name in names:
-            if name not in held:
-                continue
-            labels = {"headline": name, "without": kind, "left_out": what}
-            rows.append((labels, held[name](part)))
-    return [row for row in rows if np.isfinite(row[1].value) or row[0]["without"] == "nothing"]
+        for name, headline in (every if kind == "concept" else every | of_concepts).items():
+            estimate = headline(part)
+            if kind == "nothing" or np.isfinite(estimate.value):
+                rows.append(({"headline": name, "without": kind, "left_out": what}, estimate))
+    return rows

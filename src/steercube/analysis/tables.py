@@ -208,15 +208,20 @@ def models(cells: xr.Dataset) -> pd.DataFrame:
 def concepts(cells: xr.Dataset) -> pd.DataFrame:
     """Average best-layer effect of each concept over models, and its slope on scale."""
     rows = []
-    sets = {"every model that ran it": None, "models that ran every concept": complete_models(cells)}
+    sets = {
+        "every model that ran it": None,
+        "models that ran every concept": complete_models(cells),
+    }
     for estimand in AVERAGED:
         for over, which in sets.items():
             for concept in map(str, cells["concept"].values):
                 labels = {"concept": concept, "estimand": estimand, "models": over}
-                arguments = {"estimand": estimand, "concept": concept, "models": which}
-                rows.append((labels | {"statistic": "mean"}, concept_mean(cells, **arguments)))
-                slope = scale_slope(cells, **arguments)
-                rows.append((labels | {"statistic": "slope on log10 parameters"}, slope))
+                for name, statistic in {
+                    "mean": concept_mean,
+                    "slope on log10 parameters": scale_slope,
+                }.items():
+                    estimate = statistic(cells, estimand=estimand, concept=concept, models=which)
+                    rows.append((labels | {"statistic": name}, estimate))
     return _table(rows)
 
 

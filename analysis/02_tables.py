@@ -1,0 +1,17 @@
+"""Stage two: the cells to every table.  python analysis/02_tables.py [study]"""
+
+import sys
+from pathlib import Path
+
+from steercube.analysis.tables import conclude
+from steercube.analyze import claims_about
+from steercube.cells import open_cells
+from steercube.report.write import NUMBER
+
+study = sys.argv[1] if len(sys.argv) > 1 else "qwen3"
+folder = Path(f"paper/{study}/tables")
+folder.mkdir(parents=True, exist_ok=True)
+
+claims, _ = claims_about(study, "paper")
+for name, table in conclude(open_cells(f"data/{study}.cells.nc"), claims).items():
+    table.to_csv(folder / f"{name}.csv", index=False, float_format=NUMBER)

@@ -1,0 +1,10 @@
+"""Stage two, whole: tables, numbers, figures, manifest.  python analysis/03_paper.py [study]"""
+
+import sys
+
+from steercube.analyze import write_conclusions
+from steercube.cells import open_cells
+
+study = sys.argv[1] if len(sys.argv) > 1 else "qwen3"
+
+write_conclusions(study, open_cells(f"data/{study}.cells.nc"), "paper")

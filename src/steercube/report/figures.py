@@ -1,0 +1,423 @@
+"""The figures of a study: `<name>(plain data) -> Figure`, and `draw` that hands them their data.
+
+Colours: a sequential map that is even in lightness (cividis), and two hues apart in lightness
+for the trainings (Okabe & Ito 2008), so nothing is told by hue alone.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import matplotlib as mpl
+import numpy as np
+import pandas as pd
+import xarray as xr
+from matplotlib.axes import Axes
+from matplotlib.axis import Axis
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from scipy import stats
+
+from steercube.analysis.agreement import layer_curves, scaled
+from steercube.analysis.averages import swept_models
+from steercube.analysis.claims import read_printed
+
+TRAINING_COLOURS = {"distilled": "#0072B2", "rl": "#D55E00"}
+OTHER_COLOUR = "#555555"
+STRENGTH_COLOURS = {-1.0: "#56B4E9", 0.0: "#BBBBBB", 1.0: "#E69F00"}
+TRAINING_NAMES = {"distilled": "distilled", "rl": "full RL"}
+STYLE: dict[Any, Any] = {
+    "font.family": "DejaVu Sans",
+    "font.size": 9.0,
+    "axes.titlesize": 9.5,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "figure.facecolor": "white",
+    "svg.hashsalt": "steercube",
+}
+WIDTH = 8.0
+"""Inches: a post's column, so that letters of 9 points stay readable in it."""
+
+
+def draw(cells: xr.Dataset, tables: Mapping[str, pd.DataFrame]) -> dict[str, Figure]:
+    """Every figure that the study has the data for, by file name."""
+    with mpl.rc_context(STYLE):
+        models = _model_labels(cells)
+        figures = {
+            "effect_size_heatmap": effect_size_heatmap(tables["effects"], models),
+            "best_layer_violins": best_layer_violins(_best_quantiles(cells), models),
+            "depth_by_training": depth_by_training(tables["effects"], tables["depth"], models),
+        }
+        curves = _curves(cells, tables["layer_effects"])
+        if curves:
+            figures["layer_curves_gen_vs_logit"] = layer_curves_gen_vs_logit(
+                curves, models, _pooled_r(tables["agreement"])
+            )
+        else:
+            figures["layer_curves_gen_vs_logit"] = logit_layer_curves(
+                tables["layer_effects"], models
+            )
+        if "claims" in tables:
+            figures["claims"] = claims(tables["claims"])
+    return figures
+
+
+@dataclass(frozen=True)
+class ModelLabel:
+    """How a model is shown: its training decides the colour, its name is always printed."""
+
+    name: str
+    training: str
+
+    @property
+    def colour(self) -> str:
+        """Colour of its training."""
+        return TRAINING_COLOURS.get(self.training, OTHER_COLOUR)
+
+    @property
+    def text(self) -> str:
+        """Name and training, on two lines."""
+        return f"{self.name}\n{TRAINING_NAMES.get(self.training, self.training)}"
+
+
+ModelLabels = dict[str, ModelLabel]
+
+
+def _model_labels(cells: xr.Dataset) -> ModelLabels:
+    """Swept models in order of size."""
+    training = cells["training"]
+    return {m: ModelLabel(m, training.sel(model=m).item()) for m in swept_models(cells)}
+
+
+def _name(concept: str) -> str:
+    return concept.replace("_", " ")
+
+
+def _figure(width: float, height: float, **grid: object) -> tuple[Figure, np.ndarray]:
+    """A figure outside pyplot, which keeps no state between calls, and its axes (row, column)."""
+    figure = Figure(figsize=(width, height), layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.subplots(squeeze=False, **grid)  # type: ignore[call-overload]
+    return figure, axes
+
+
+def _name_models(axis: Axis, models: ModelLabels, fontsize: float = 9.0) -> None:
+    axis.set_ticks(range(len(models)), [label.text for label in models.values()], fontsize=fontsize)
+    for tick, label in zip(axis.get_ticklabels(), models.values(), strict=True):
+        tick.set_color(label.colour)
+
+
+def effect_size_heatmap(effects: pd.DataFrame, models: ModelLabels) -> Figure:
+    """Cohen's d at the best layer, concept by model, with its interval in every cell."""
+    concepts = list(dict.fromkeys(effects["concept"]))
+    table = effects.pivot_table(
+        index="concept", columns="model", values="cohens_d", dropna=False
+    ).reindex(index=concepts, columns=list(models))
+    cell = effects.set_index(["concept", "model"])
+    figure, axes = _figure(max(6.2, 2.4 + 0.95 * len(models)), max(2.8, 1.6 + 0.62 * len(concepts)))
+    ax = axes[0, 0]
+    finite = table.to_numpy(dtype=float)
+    top = np.nanmax(finite) if np.isfinite(finite).any() else 1.0
+    image = ax.imshow(finite, cmap="cividis", vmin=min(0.0, np.nanmin(finite)), vmax=top,
+                      aspect="auto")  # fmt: skip
+    for row, concept in enumerate(concepts):
+        for column, model in enumerate(models):
+            text = _readable_on(image.to_rgba(finite[row, column]))
+            _write_cell(ax, column, row, cell.loc[(concept, model)], text)
+    _name_models(ax.xaxis, models)
+    ax.set_yticks(range(len(concepts)), [_name(c) for c in concepts])
+    ax.spines[:].set_visible(False)
+    ax.tick_params(length=0)
+    ax.set_xlabel("model, in order of size")
+    bar = figure.colorbar(image, ax=ax, pad=0.02, fraction=0.05)
+    bar.set_label("Cohen's d (pooled sd)")
+    bar.outline.set_visible(False)
+    ax.set_title(
+        "Effect of steering from −1 to +1 at the best layer, 95% interval over items", loc="left"
+    )
+    return figure
+
+
+def _readable_on(rgba: tuple[float, ...]) -> str:
+    """Black or white, whichever contrasts more with the colour (WCAG 2 relative luminance)."""
+    linear = np.asarray(rgba[:3]) ** 2.2
+    return "black" if linear @ [0.2126, 0.7152, 0.0722] > 0.18 else "white"
+
+
+def _write_cell(ax: Axes, x: int, y: int, row: pd.Series, colour: str) -> None:
+    d = row["cohens_d"]
+    if not np.isfinite(d):
+        ax.text(x, y, row["reason"].replace("_", " ") or "–", ha="center", va="center",
+                color="#555555", fontsize=8)  # fmt: skip
+        return
+    ax.text(x, y - 0.13, f"{d:.2f}", ha="center", va="center", color=colour, fontsize=10)
+    low, high = row["cohens_d_low"], row["cohens_d_high"]
+    shown = f"{low:.2f} to {high:.2f}" if np.isfinite(low) else "no interval"
+    ax.text(x, y + 0.24, shown, ha="center", va="center", color=colour, fontsize=7.5)
+
+
+Quantiles = dict[str, dict[str, dict[float, np.ndarray]]]
+
+
+def _best_quantiles(cells: xr.Dataset) -> Quantiles:
+    """Quantiles of the logit differences at the best layer, by concept, model and strength."""
+    found: Quantiles = {}
+    for concept in map(str, cells["concept"].values):
+        for model in swept_models(cells):
+            layer = float(cells["selected_layer"].sel(model=model, concept=concept))
+            if np.isfinite(layer):
+                at = cells["quantiles"].sel(model=model, concept=concept, layer=layer)
+                found.setdefault(concept, {})[model] = {
+                    s: at.sel(strength=s).values.astype(float) for s in (-1.0, 1.0)
+                }
+    return found
+
+
+def best_layer_violins(quantiles: Quantiles, models: ModelLabels) -> Figure:
+    """Distribution over items at strengths -1 and +1, the two halves of each violin."""
+    columns = min(2, len(quantiles))
+    rows = -(-len(quantiles) // columns)
+    figure, axes = _figure(
+        max(5.4, WIDTH * columns / 2), 1.0 + 2.3 * rows, nrows=rows, ncols=columns
+    )
+    for ax, (concept, by_model) in zip(axes.flat, quantiles.items(), strict=False):
+        ax.axhline(0, color="#999999", linewidth=0.8, zorder=0)
+        for x, model in enumerate(models):
+            for strength, values in by_model.get(model, {}).items():
+                _half_violin(ax, x, values, strength)
+            if model not in by_model:
+                ax.text(x, 0, "not run", ha="center", va="bottom", fontsize=7.5, color="#555555",
+                        rotation=90)  # fmt: skip
+        ax.set_title(_name(concept), loc="left")
+        ax.set_xlim(-0.6, len(models) - 0.4)
+        _name_models(ax.xaxis, models, fontsize=7.5)
+    for ax in axes.flat[len(quantiles) :]:
+        ax.set_visible(False)
+    figure.supylabel("logit difference, matching − other (nats)", fontsize=9)
+    patches = [
+        mpl.patches.Patch(color=STRENGTH_COLOURS[s], label=f"strength {s:+.0f}".replace("-", "−"))
+        for s in (-1.0, 1.0)
+    ]
+    figure.legend(handles=patches, loc="outside lower center", ncols=2, frameon=False)
+    figure.suptitle("Items at the best layer; bars: median and quartiles", x=0.01, ha="left",
+                    fontsize=9.5)  # fmt: skip
+    return figure
+
+
+def _half_violin(ax: Axes, x: float, quantiles: np.ndarray, strength: float) -> None:
+    """One side of a violin from the quantiles: a kernel density of the quantile function."""
+    side = -1 if strength < 0 else 1
+    points = np.interp(np.linspace(0, 1, 201), np.linspace(0, 1, len(quantiles)), quantiles)
+    colour = STRENGTH_COLOURS[strength]
+    if np.ptp(points) > 0:
+        grid = np.linspace(points.min(), points.max(), 120)
+        density = stats.gaussian_kde(points)(grid)
+        width = 0.42 * density / density.max()
+        ax.fill_betweenx(grid, x, x + side * width, color=colour, linewidth=0, alpha=0.9)
+    low, middle, high = np.quantile(points, [0.25, 0.5, 0.75])
+    ax.plot([x + side * 0.06] * 2, [low, high], color="black", linewidth=1.6)
+    ax.plot(x + side * 0.06, middle, "o", color="white", markeredgecolor="black", markersize=3.6)
+
+
+class ScaledCurves(NamedTuple):
+    """Both measures over depth, scaled to [0, 1]; `margin` is the logit curve's half interval."""
+
+    depth: np.ndarray
+    logit: np.ndarray
+    margin: np.ndarray
+    generation: np.ndarray
+
+
+Curves = dict[str, dict[str, ScaledCurves]]
+
+
+def _curves(cells: xr.Dataset, layer_effects: pd.DataFrame) -> Curves:
+    """Scaled curves by concept and swept model, where a layer has both measures."""
+    found: Curves = {}
+    if "generation_delta" not in layer_effects:
+        return found
+    for concept in map(str, cells["concept"].values):
+        for model in layer_curves(cells, concept=concept, models=swept_models(cells)):
+            of = layer_effects.query("model == @model and concept == @concept")
+            of = of.dropna(subset=["delta", "generation_delta"])
+            delta = of["delta"].to_numpy()
+            found.setdefault(concept, {})[model] = ScaledCurves(
+                depth=of["depth"].to_numpy(),
+                logit=scaled(delta),
+                margin=(of["delta_high"].to_numpy() - delta) / np.ptp(delta),
+                generation=scaled(of["generation_delta"].to_numpy()),
+            )
+    return found
+
+
+def _pooled_r(agreement: pd.DataFrame) -> dict[str, tuple[float, float, float]]:
+    mean = agreement[agreement["statistic"] == "mean r of models"]
+    return {row["concept"]: (row["value"], row["low"], row["high"]) for _, row in mean.iterrows()}
+
+
+def layer_curves_gen_vs_logit(
+    curves: Curves, models: ModelLabels, mean_r: Mapping[str, tuple[float, float, float]]
+) -> Figure:
+    """Scaled delta of both measures over depth, a panel for each concept and model."""
+    columns = [model for model in models if any(model in by_model for by_model in curves.values())]
+    figure, axes = _figure(
+        max(5.4, 1.2 + 1.75 * len(columns)),
+        max(2.9, 1.1 + 1.75 * len(curves)),
+        nrows=len(curves),
+        ncols=len(columns),
+        sharey=True,
+        sharex=True,
+    )
+    for line, (concept, by_model) in zip(axes, curves.items(), strict=True):
+        for ax, model in zip(line, columns, strict=True):
+            if model not in by_model:
+                ax.set_visible(False)
+                continue
+            depth, logit, margin, generation = by_model[model]
+            ax.fill_between(depth, logit - margin, logit + margin, color="black", alpha=0.15,
+                            linewidth=0, label="its 95% interval, layer by layer")  # fmt: skip
+            ax.plot(depth, logit, color="black", linewidth=1.5, label="logit")
+            ax.plot(depth, generation, color="#CC79A7", linewidth=1.2, marker="o", markersize=2.6,
+                    label="generation")  # fmt: skip
+            r = np.corrcoef(logit, generation)[0, 1]
+            ax.set_title(f"r = {r:.2f}".replace("-", "−"), fontsize=8.5, loc="right", pad=2)
+            ax.set_ylim(-0.08, 1.25)
+        value, low, high = mean_r[concept]
+        interval = f" [{low:.2f}, {high:.2f}]" if np.isfinite(low) else ""
+        shown = f"mean r {value:.2f}{interval}".replace("-", "−")
+        line[0].set_ylabel(f"{_name(concept)}\n{shown}", fontsize=8.5)
+    for ax, model in zip(axes[0], columns, strict=True):
+        ax.set_title(models[model].text.replace("\n", ", "), loc="left", color=models[model].colour,
+                     fontsize=8.5, pad=14)  # fmt: skip
+    figure.supxlabel("depth of the steered layer (layer / number of layers)", fontsize=9)
+    figure.supylabel("delta, scaled to [0, 1] within each curve", fontsize=9)
+    handles, labels = axes[0, 0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=3, frameon=False)
+    return figure
+
+
+def logit_layer_curves(layer_effects: pd.DataFrame, models: ModelLabels) -> Figure:
+    """Cohen's d over depth with its pointwise interval, where no generation was swept."""
+    concepts = list(dict.fromkeys(layer_effects["concept"]))
+    columns = min(3, len(concepts))
+    rows = -(-len(concepts) // columns)
+    figure, axes = _figure(max(5.4, 2.7 * columns), 1.1 + 2.1 * rows, nrows=rows, ncols=columns,
+                           sharex=True)  # fmt: skip
+    for ax, concept in zip(axes.flat, concepts, strict=False):
+        for number, (model, label) in enumerate(models.items()):
+            of = layer_effects.query("model == @model and concept == @concept")
+            style = ["-", "--", ":", "-."][number % 4]
+            ax.plot(of["depth"], of["cohens_d"], style, color=label.colour, label=model)
+            ax.fill_between(of["depth"], of["cohens_d_low"], of["cohens_d_high"],
+                            color=label.colour, alpha=0.15, linewidth=0)  # fmt: skip
+        ax.axhline(0, color="#999999", linewidth=0.8, zorder=0)
+        ax.set_title(_name(concept), loc="left")
+    for ax in axes.flat[len(concepts) :]:
+        ax.set_visible(False)
+    figure.supxlabel("depth of the steered layer (layer / number of layers)", fontsize=9)
+    figure.supylabel("Cohen's d (pooled sd), 95% pointwise", fontsize=9)
+    handles, labels = axes[0, 0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=4, frameon=False)
+    return figure
+
+
+def depth_by_training(effects: pd.DataFrame, depth: pd.DataFrame, models: ModelLabels) -> Figure:
+    """Best depth of every concept, its selection interval, and each model's typical depth."""
+    concepts = list(dict.fromkeys(effects["concept"]))
+    markers = "osD^vPX*<>"
+    figure, axes = _figure(WIDTH * 0.85, 1.8 + 0.55 * len(models))
+    ax = axes[0, 0]
+    typical = depth.set_index("group")
+    for row, (model, label) in enumerate(models.items()):
+        of_model = effects[effects["model"] == model].set_index("concept")
+        offsets = np.linspace(-0.28, 0.28, len(concepts)) if len(concepts) > 1 else [0.0]
+        for offset, concept, marker in zip(offsets, concepts, markers * 9, strict=False):
+            cell = of_model.loc[concept]
+            ax.plot([cell["depth_low"], cell["depth_high"]], [row + offset] * 2,
+                    color=label.colour, linewidth=1.0, alpha=0.6)  # fmt: skip
+            ax.plot(cell["depth"], row + offset, marker, color=label.colour, markersize=5,
+                    markeredgecolor="white", markeredgewidth=0.5)  # fmt: skip
+        ax.plot([typical.loc[model, "value"]] * 2, [row - 0.38, row + 0.38], color="black",
+                linewidth=1.8, zorder=1)  # fmt: skip
+    for training, name in TRAINING_NAMES.items():
+        group = f"{training} models"
+        if group in typical.index and np.isfinite(typical.loc[group, "low"]):
+            ax.axvspan(typical.loc[group, "low"], typical.loc[group, "high"], alpha=0.12,
+                       color=TRAINING_COLOURS[training], linewidth=0, label=f"{name}: mean of "
+                       "models, 95% interval")  # fmt: skip
+    shapes = [
+        mpl.lines.Line2D([], [], marker=m, color=OTHER_COLOUR, linestyle="", label=_name(c))
+        for c, m in zip(concepts, markers * 9, strict=False)
+    ]
+    bar = mpl.lines.Line2D([], [], color="black", linewidth=1.8, label="typical (mean of concepts)")
+    bands, _ = ax.get_legend_handles_labels()
+    figure.legend(handles=[*shapes, bar, *bands], loc="outside lower center", ncols=3,
+                  frameon=False, fontsize=8)  # fmt: skip
+    _name_models(ax.yaxis, models)
+    ax.set_ylim(len(models) - 0.5, -0.5)
+    ax.set_xlim(0.3, 1.0)
+    ax.set_xlabel("depth of the best layer (layer / number of layers)")
+    ax.set_title("Where steering works best; lines: 95% of resampled selections", loc="left")
+    return figure
+
+
+CLAIM_PANELS: dict[str, str] = {
+    "delta": "average delta (nats)",
+    "concept": "average delta of a concept (nats)",
+    "d": "average Cohen's d",
+    "glass": "average Glass's delta",
+    "d-gap": "full RL below distilled, share of d",
+    "depth": "typical best depth",
+    "r": "logit–generation correlation",
+    "gen": "share of generated answers changed",
+}
+
+
+def claims(table: pd.DataFrame) -> Figure:
+    """Published value, recomputed value and its interval of every numeric claim, by kind."""
+    printed = [read_printed(text) for text in table["published"]]
+    numeric = table[[not p.direction for p in printed]]
+    panels = {
+        kind: rows
+        for kind in CLAIM_PANELS
+        if len(rows := numeric[[_panel(identity) == kind for identity in numeric["id"]]])
+    }
+    heights = [len(rows) + 1.2 for rows in panels.values()]
+    figure, axes = _figure(WIDTH * 0.9, 0.8 + 0.235 * sum(heights), nrows=len(panels),
+                           gridspec_kw={"height_ratios": heights})  # fmt: skip
+    for ax, (kind, rows) in zip(axes[:, 0], panels.items(), strict=True):
+        for y, (_, row) in enumerate(rows.iterrows()):
+            _draw_claim(ax, y, row)
+        ax.set_yticks(range(len(rows)), rows["id"])
+        ax.set_ylim(len(rows) - 0.4, -0.6)
+        ax.set_title(CLAIM_PANELS[kind], loc="left", fontsize=9)
+        ax.grid(axis="x", color="#E5E5E5")
+        ax.set_axisbelow(True)
+    marks = [
+        mpl.lines.Line2D([], [], marker="D", color="#D55E00", linestyle="", fillstyle="none",
+                         label="published"),
+        mpl.lines.Line2D([], [], marker="|", color="black", linestyle="", markersize=9,
+                         label="recomputed"),
+        mpl.lines.Line2D([], [], color="#0072B2", linewidth=2, label="95%, over items"),
+        mpl.lines.Line2D([], [], color="#999999", linewidth=2, label="95%, over models"),
+    ]  # fmt: skip
+    figure.legend(handles=marks, loc="outside upper center", ncols=4, frameon=False, fontsize=8)
+    return figure
+
+
+def _panel(identity: str) -> str:
+    matching = [kind for kind in CLAIM_PANELS if identity.startswith(f"{kind}-")]
+    return max(matching, key=len, default="")
+
+
+def _draw_claim(ax: Axes, y: int, row: pd.Series) -> None:
+    printed = read_printed(row["published"])
+    colour = "#0072B2" if row["interval_over"] == "items" else "#999999"
+    if np.isfinite(row["low"]):
+        ax.plot([row["low"], row["high"]], [y, y], color=colour, linewidth=2, zorder=1)
+    if printed.low == printed.high:
+        ax.plot(printed.low, y, "D", color="#D55E00", markersize=5, fillstyle="none", zorder=3)
+    else:
+        ax.plot([printed.low, printed.high], [y, y], color="#D55E00", linewidth=6, alpha=0.3,
+                zorder=0, solid_capstyle="butt")  # fmt: skip
+    ax.plot(row["recomputed"], y, "|", color="black", markersize=9, zorder=2)

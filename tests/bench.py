@@ -1,0 +1,51 @@
+"""Seconds and peak memory of each stage on the study.  nox -s bench"""
+
+import resource
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import TypeVar
+
+from steercube.analysis.claims import read_claims
+from steercube.analysis.reduce import cells as reduce_to_cells
+from steercube.analysis.tables import conclude
+from steercube.analyze import write_conclusions
+from steercube.cells import open_cells
+from steercube.cube import open_cube
+
+Result = TypeVar("Result")
+
+
+def timed(what: str, run: Callable[[], Result]) -> Result:
+    start = time.perf_counter()
+    result = run()
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    print(f"{what:<44}{time.perf_counter() - start:8.1f} s   peak {peak:6.0f} MB")
+    return result
+
+
+def main() -> None:
+    cube_path, cells_path = Path("data/qwen3.nc"), Path("data/qwen3.cells.nc")
+    if cube_path.exists():
+        cube = timed("open the cube", lambda: open_cube(cube_path))
+        timed(
+            "cells without resampling (2 resamples)", lambda: reduce_to_cells(cube, n_resamples=2)
+        )
+        timed("cells with 10,000 joint resamples", lambda: reduce_to_cells(cube))
+    else:
+        print(f"{cube_path} is absent (nox -s import-study): stage one is not measured")
+    cells = timed("open the cells", lambda: open_cells(cells_path))
+    _, claims = read_claims("paper/claims.toml")
+    timed("every table and the ledger", lambda: conclude(cells, claims))
+    with tempfile.TemporaryDirectory() as folder:
+        Path(folder, "claims.toml").write_bytes(Path("paper/claims.toml").read_bytes())
+        timed(
+            "stage two whole: tables, figures, files",
+            lambda: write_conclusions("qwen3", cells, folder, report=lambda line: None),
+        )
+
+
+if __name__ == "__main__":
+    sys.exit(main())
