@@ -69,11 +69,11 @@ SELECTED_VARIABLES = {
     ),
     "selected_estimate": Variable(PAIR, "f", "estimate at the selected layer (apparent)"),
     "selected_se": Variable(PAIR, "f", "its standard error over items"),
-    "selected_optimism": Variable(PAIR, "f", "what the selection adds to it (Efron)"),
+    "selected_optimism": Variable(PAIR, "f", "what selection and small samples add to it (Efron)"),
     "selected_low": Variable(PAIR, "f", "lower end of its interval over items"),
     "selected_high": Variable(PAIR, "f", "upper end of its interval over items"),
     "selected_split_half": Variable(
-        PAIR, "f", "layer selected on one half of the items, estimated on the other"
+        PAIR, "f", "selected on one half of the items, estimated on the other half, of n / 2"
     ),
     "selected_reason": Variable(PAIR, "i", "why the interval is NaN", flags=REASONS, dtype="int8"),
     "selected_covariance": Variable(

@@ -39,6 +39,12 @@ def layer_curves(cells: xr.Dataset, *, concept: str, models: Sequence[str] | Non
     return curves
 
 
+def shaped_curves(cells: xr.Dataset, *, concept: str, models: Sequence[str] | None) -> Curves:
+    """Those of `layer_curves` that vary in both measures: a flat one has no shape to agree with."""
+    curves = layer_curves(cells, concept=concept, models=models)
+    return {m: pair for m, pair in curves.items() if all(np.ptp(curve) > 0 for curve in pair)}
+
+
 def scaled(curve: np.ndarray) -> np.ndarray:
     """The curve mapped to [0, 1] by its own minimum and maximum.
 
@@ -56,9 +62,9 @@ def pooled_agreement(
     The interval is not that of r with n layers: it is of the mean of the models' own
     correlations, `model_agreement`.
     """
-    curves = layer_curves(cells, concept=concept, models=models)
+    curves = shaped_curves(cells, concept=concept, models=models)
     if not curves:
-        return Estimate.undefined("no model has both logits and generations here")
+        return Estimate.undefined("no model has varying logits and generations here")
     logit, generation = (
         np.concatenate([scaled(pair[i]) for pair in curves.values()]) for i in (0, 1)
     )
@@ -79,7 +85,7 @@ def model_agreement(
     """Mean over models of each one's own correlation, through Fisher's z, t over models."""
     r = np.array(list(correlations(cells, concept=concept, models=models).values()))
     if not len(r):
-        return Estimate.undefined("no model has both logits and generations here")
+        return Estimate.undefined("no model has varying logits and generations here")
     z = np.arctanh(r)
     half = np.nan
     if len(r) > 1:
@@ -100,7 +106,7 @@ def correlations(
     cells: xr.Dataset, *, concept: str, models: Sequence[str] | None = None
 ) -> dict[str, float]:
     """Pearson r of the two layer curves, by model."""
-    curves = layer_curves(cells, concept=concept, models=models)
+    curves = shaped_curves(cells, concept=concept, models=models)
     return {model: float(np.corrcoef(*pair)[0, 1]) for model, pair in curves.items()}
 
 
@@ -129,24 +135,25 @@ def best_generation(
         over="models",
         n=len(best),
         span=(float(best.min()), float(best.max())),
-        expected_under_null=float(np.mean(null)),
+        expected_under_null=float(np.mean([x for x in null if np.isfinite(x)] or [np.nan])),
         reason="" if len(best) > 1 else "one model has no spread between models",
     )
 
 
 def expected_maximum(cells: xr.Dataset, *, concept: str, model: str) -> float:
-    """Expected largest generation delta over layers if both strengths were unsteered.
+    """Expected largest generation delta over layers if nothing were added at either strength.
 
     The sweep measured its unsteered rate anew at every layer, so differences of two of those
     rates are what noise alone does to a delta. With F their distribution over all ordered pairs
-    and L layers, the largest of L such differences has the distribution F^L. NaN where the
-    baseline was not measured anew, so that nothing is known of its noise.
+    and L layers, the largest of L such differences has the distribution F^L. That is the noise of
+    sampling answers again; a useless direction of the same norm would do more, so it is a lower
+    bound. NaN where fewer than two baselines were measured, so that nothing is known of them.
     """
     baseline = cells["generation_rate"].sel(model=model, concept=concept, strength=BASELINE).values
     baseline = baseline[np.isfinite(baseline)]
     first, second = np.triu_indices(len(baseline), k=1)
     apart = baseline[first] - baseline[second]
-    if not apart.any():
+    if not len(apart):
         return np.nan
     differences = np.sort(np.concatenate([apart, -apart]))
     cumulative = (np.arange(1, len(differences) + 1) / len(differences)) ** len(baseline)

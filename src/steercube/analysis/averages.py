@@ -3,7 +3,9 @@ r"""Means of best-layer effects over concepts and models, with intervals over wh
 A mean that names its models is about those models: its interval is over items, from the
 sampling covariance of the selected effects (block-diagonal by concept), around the mean less its
 optimism. A mean over "the distilled models" or over "models" is about models like them: its
-interval is Student's t over model means, however many items each had.
+interval is Student's t over model means, however many items each had. The models answered the
+same items, so part of their error is common and does not show in the spread between them; that
+part, the mean covariance of two models' means, is added.
 """
 
 from collections.abc import Sequence
@@ -81,8 +83,7 @@ def model_mean(
     cell = {"estimand": estimand, "model": model, "concept": run}
     value = float(effects.sel(concept=run).mean())
     corrected = value - float(cells["selected_optimism"].sel(cell).mean(skipna=False))
-    variance = cells["selected_covariance"].sel(cell).sel(model_other=model)
-    se = float(np.sqrt(variance.sum(skipna=False))) / len(run)
+    se = float(np.sqrt(item_covariance(cells, estimand, [model], run)[0, 0]))
     z = stats.norm.ppf((1 + cells.attrs["confidence_level"]) / 2)
     return Estimate(
         value,
@@ -91,7 +92,27 @@ def model_mean(
         over="items",
         n=int(cells["n_items"].sel(concept=run).sum()),
         corrected=corrected,
+        reason="" if np.isfinite(se) else "the items' covariance is not known for these cells",
     )
+
+
+def item_covariance(
+    cells: xr.Dataset, estimand: str, models: Sequence[str], concepts: Sequence[str]
+) -> np.ndarray:
+    r"""Sampling covariance, over items, of the models' means over concepts, (model, model).
+
+    $Cov(\bar T_m, \bar T_{m'}) = \sum_c Cov(T_{mc}, T_{m'c}) / (C_m C_{m'})$ over the concepts that
+    both ran. NaN where a covariance of cells that were run is not known.
+    """
+    run = best_effects(cells, estimand, models=models, concepts=concepts).notnull()
+    names = run["model"].values
+    covariance = cells["selected_covariance"].sel(
+        estimand=estimand, concept=run["concept"], model=names, model_other=names
+    )
+    both = run & run.rename(model="model_other")
+    total = covariance.where(both, 0.0).sum("concept", skipna=False)
+    counts = run.sum("concept").values
+    return total.transpose("model", "model_other").values / np.outer(counts, counts)
 
 
 def mean_over_models(
@@ -112,8 +133,15 @@ def mean_over_models(
     corrected = model_means(
         cells, estimand=estimand, models=models, concepts=concepts, corrected=True
     )
+    held = _held(cells["concept"].values.tolist(), concepts)
+    common = item_covariance(cells, estimand, means["model"].values.tolist(), held)
     return t_over_models(
-        means, corrected, groups=cells["training"], group=training, level=_level(cells)
+        means,
+        corrected,
+        groups=cells["training"],
+        group=training,
+        level=_level(cells),
+        common=common,
     )
 
 
@@ -127,14 +155,17 @@ def model_means(
 ) -> xr.DataArray:
     """Mean over the concepts that each model ran of its best-layer effect, dims (model)."""
     effects = best_effects(cells, estimand, models=models, concepts=concepts)
+    run = effects.notnull()
+    count = run.sum("concept")
+    total = effects.sum("concept")
     if corrected:
-        optimism = cells["selected_optimism"].sel(estimand=estimand).reset_coords(drop=True)
-        effects = effects - optimism
-    # An empty selection has a mean of its own kind of zero, not a warning.
-    means = (
-        effects.mean("concept") if effects.sizes["concept"] else effects.sum("concept", min_count=1)
-    )
-    return means.isel(model=np.flatnonzero(means.notnull()))
+        optimism = cells["selected_optimism"].sel(
+            estimand=estimand, model=effects["model"], concept=effects["concept"]
+        )
+        optimism = optimism.reset_coords(drop=True)
+        total = total - optimism.where(run, 0.0).sum("concept", skipna=False)
+    means = total / count.where(count > 0)
+    return means.isel(model=np.flatnonzero(count > 0))
 
 
 def concept_mean(
@@ -155,8 +186,14 @@ def t_over_models(
     groups: xr.DataArray,
     group: str | None,
     level: float,
+    common: np.ndarray | None = None,
 ) -> Estimate:
-    """Mean of the group's members, t interval; the sd is pooled over `groups` if one is named."""
+    r"""Mean of the group's members, t interval; the sd is pooled over `groups` if one is named.
+
+    $\bar y \pm t_{df} \sqrt{s^2 / n + \max(0, \bar c)}$ around the corrected mean where it is
+    known; $\bar c$ is the mean off-diagonal of `common`, the models' covariance over items. With
+    negative $\bar c$ the spread between models holds all the error there is.
+    """
     labels = groups.sel(model=means["model"]).values
     values = means.values
     inside = np.full(len(values), True) if group is None else labels == group
@@ -164,16 +201,20 @@ def t_over_models(
         return Estimate.undefined(f"no model here has the training {group!r}")
     value, n = float(values[inside].mean()), int(inside.sum())
     s, df = pooled_sd(values, labels if group is not None else np.zeros(len(values)))
-    half = stats.t.ppf((1 + level) / 2, df) * s / np.sqrt(n) if df else np.nan
-    centre = float(corrected.reindex(model=means["model"]).values[inside].mean())
-    centre = centre if np.isfinite(centre) else value
+    shared = 0.0
+    if common is not None and n > 1:
+        between = common[np.ix_(inside, inside)][~np.eye(n, dtype=bool)]
+        shared = max(0.0, float(between.mean())) if np.isfinite(between).all() else 0.0
+    half = stats.t.ppf((1 + level) / 2, df) * np.sqrt(s**2 / n + shared) if df else np.nan
+    less_optimism = float(corrected.reindex(model=means["model"]).values[inside].mean())
+    centre = less_optimism if np.isfinite(less_optimism) else value
     return Estimate(
         value,
         low=centre - half,
         high=centre + half,
         over="models",
         n=n,
-        corrected=centre,
+        corrected=less_optimism,
         span=(float(values[inside].min()), float(values[inside].max())),
         reason="" if df else "one model has no spread between models",
     )

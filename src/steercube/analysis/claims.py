@@ -5,9 +5,10 @@ question. The ledger answers both, by the same rules for every claim:
 
 - *reproduced*: the definition gives the printed digits, and no rule below objects;
 - *reproduced, but ...*: it gives them (or misses by one unit of the last digit), and a rule
-  objects: the interval of a claimed difference includes none or does so without some model,
-  the published value lies outside the interval, the average runs over fewer cells than those it is compared with, much of the value is
-  what no effect would give or what the selection added;
+  objects: the interval of a claimed difference includes zero, or one model or concept carries it;
+  the published value lies outside the interval; the average runs over fewer cells than those it
+  is compared with, or over many invalid items; much of the value is optimism, or what noise would
+  give; another version of the same statistic says otherwise;
 - *not reproduced*: the definition gives something else;
 - *cannot be tested*: the cells do not hold what the claim needs.
 """
@@ -45,6 +46,7 @@ from steercube.analysis.contrasts import (
     training_depth,
     training_gap,
 )
+from steercube.analysis.sensitivity import without_invalid_items
 from steercube.results import Estimate
 from steercube.schema import raise_if_any
 
@@ -83,8 +85,14 @@ CONTRASTS = {
 }
 """Statistics that are zero where nothing differs, so their interval can speak for or against."""
 
-LARGE_SHARE = 0.10
-"""Optimism of more than this share of a value is worth a caveat."""
+MATERIAL = 0.05
+"""A value that changes by more than this share, by optimism or invalid items, gets a caveat."""
+
+INFLUENTIAL = 0.5
+"""A difference that loses more than this share without one model or concept rests on it."""
+
+SIGNIFICANT = 0.05
+"""p-values above this are no evidence against chance."""
 
 
 @dataclass(frozen=True)
@@ -141,7 +149,10 @@ def read_printed(text: str) -> Printed:
 
 @dataclass(frozen=True)
 class Claim:
-    """One published claim and the statistic, with its arguments, that defines its number."""
+    """One published claim and the statistic, with its arguments, that defines its number.
+
+    `asserts` is "none" for a claim that something is absent, however small its number is.
+    """
 
     id: str
     section: str
@@ -151,7 +162,8 @@ class Claim:
     arguments: Mapping[str, Any] = field(default_factory=dict)
     compared: Sequence[str] | None = None
     caveat: str = ""
-    also: Mapping[str, Any] | None = None
+    asserts: str = "difference"
+    also: Sequence[Mapping[str, Any]] = ()
 
 
 def read_claims(path: str | Path) -> tuple[str, list[Claim]]:
@@ -187,9 +199,9 @@ def ledger(cells: xr.Dataset, claims: Sequence[Claim]) -> pd.DataFrame:
 
 def _row(cells: xr.Dataset, claim: Claim) -> dict[str, Any]:
     printed = read_printed(claim.published)
-    estimate = STATISTICS[claim.statistic](cells, **claim.arguments)
+    estimate = _compute(cells, claim)
     balanced = _balanced(cells, claim)
-    also = _also(cells, claim)
+    also = [(entry["what"], _also(cells, claim, entry)) for entry in claim.also]
     verdict, reason = _judge(cells, claim, printed, estimate, balanced, also)
     return {
         "id": claim.id,
@@ -206,11 +218,22 @@ def _row(cells: xr.Dataset, claim: Claim) -> dict[str, Any]:
         "interval_over": estimate.over,
         "n": estimate.n,
         "p_value": estimate.p_value,
-        "also": also.value if also else np.nan,
+        "also": "; ".join(f"{what}: {_interval(printed, other)}" for what, other in also),
         "verdict": verdict,
         "reason": reason,
         "definition": _definition(claim),
     }
+
+
+def _compute(cells: xr.Dataset, claim: Claim) -> Estimate:
+    return STATISTICS[claim.statistic](cells, **claim.arguments)
+
+
+def _interval(printed: Printed, estimate: Estimate) -> str:
+    value, low, high = (
+        _more_digits(printed, x) for x in (estimate.value, estimate.low, estimate.high)
+    )
+    return f"{value} [{low}, {high}]" if np.isfinite(estimate.low) else value
 
 
 def _definition(claim: Claim) -> str:
@@ -263,10 +286,8 @@ def _balanced(cells: xr.Dataset, claim: Claim) -> Estimate | None:
     return STATISTICS[claim.statistic](cells, **arguments)
 
 
-def _also(cells: xr.Dataset, claim: Claim) -> Estimate | None:
-    if claim.also is None:
-        return None
-    arguments = {name: value for name, value in claim.also.items() if name != "what"}
+def _also(cells: xr.Dataset, claim: Claim, entry: Mapping[str, Any]) -> Estimate:
+    arguments = {name: value for name, value in entry.items() if name != "what"}
     return STATISTICS[claim.statistic](cells, **arguments)
 
 
@@ -276,7 +297,7 @@ def _judge(
     printed: Printed,
     estimate: Estimate,
     balanced: Estimate | None,
-    also: Estimate | None,
+    also: Sequence[tuple[str, Estimate]],
 ) -> tuple[str, str]:
     if not np.isfinite(estimate.value):
         return "cannot be tested", estimate.reason
@@ -285,27 +306,37 @@ def _judge(
         and printed.low == printed.high
         and abs(_rounded(printed, estimate.value) - printed.low) < 1.5 * printed.unit
     )
-    shown = _as_printed(printed, estimate)
     if not matches(printed, estimate) and not near:
-        return "not reproduced", f"the definition gives {shown}"
+        return "not reproduced", f"the definition gives {_as_printed(printed, estimate)}"
     objections = [
         *_digit_objections(printed, estimate),
         *_interval_objections(claim, printed, estimate),
+        *_influence_objections(cells, claim, printed, estimate),
         *_coverage_objections(cells, claim, printed, balanced),
-        *_share_objections(printed, estimate),
-        *_fragility_objections(cells, claim, printed, estimate),
+        *_share_objections(cells, claim, printed, estimate),
+        *([claim.caveat] if claim.caveat else []),
+        *_version_objections(printed, estimate, also),
     ]
-    if claim.caveat:
-        objections.append(claim.caveat)
-    if claim.also is not None and also is not None and np.isfinite(also.value):
-        differs = printed.show(also.value) != printed.show(estimate.value)
-        if differs and (not printed.direction or not matches(printed, also)):
-            objections.append(f"{claim.also['what']} it is {_more_digits(printed, also.value)}")
-    if claim.statistic == "depth_difference" and estimate.reason:
-        objections.append(f"{estimate.reason}, so training and depth of network are confounded")
     if objections:
         return "reproduced, but", "; ".join(objections)
-    return "reproduced", "to the printed digits" if not printed.direction else "in direction"
+    if printed.direction:
+        return "reproduced", "in direction"
+    return "reproduced", "to the printed digits"
+
+
+def _version_objections(
+    printed: Printed, estimate: Estimate, also: Sequence[tuple[str, Estimate]]
+) -> list[str]:
+    """Other versions whose number prints differently, or that speak against the direction."""
+    return [
+        f"{what} it is {_interval(printed, other)}"
+        for what, other in also
+        if np.isfinite(other.value)
+        and printed.show(other.value) != printed.show(estimate.value)
+        and not (
+            printed.direction in ("+", "-") and other.excludes_zero and matches(printed, other)
+        )
+    ]
 
 
 def _more_digits(printed: Printed, value: float) -> str:
@@ -324,27 +355,64 @@ def _digit_objections(printed: Printed, estimate: Estimate) -> list[str]:
 
 
 def _interval_objections(claim: Claim, printed: Printed, estimate: Estimate) -> list[str]:
-    low, high = (_more_digits(printed, end) for end in (estimate.low, estimate.high))
     if not np.isfinite(estimate.low):
         return [f"it has no interval: {estimate.reason}"] if estimate.reason else []
+    low, high = (_more_digits(printed, end) for end in (estimate.low, estimate.high))
+    if claim.statistic == "concept_concordance":
+        chance = estimate.p_value > SIGNIFICANT
+        return [f"random rankings agree as well (p = {estimate.p_value:.2f})"] if chance else []
     if claim.statistic in CONTRASTS:
-        if printed.direction == "0":
-            return [f"a difference of {low} to {high} is as compatible, so it shows no neutrality"]
-        if claim.statistic == "concept_concordance":
-            alike = estimate.p_value < 0.05
-            return (
-                [] if alike else [f"rankings at random agree as well (p = {estimate.p_value:.2f})"]
-            )
+        if printed.direction == "0" or claim.asserts == "none":
+            return [f"the interval over {estimate.over} is {low} to {high}, so none is not shown"]
         if not estimate.excludes_zero:
-            return [f"over {estimate.over} the interval, {low} to {high}, includes none"]
+            return [f"the interval over {estimate.over}, {low} to {high}, includes zero"]
+        confounded = [f"{estimate.reason}, so the two are confounded"] if estimate.reason else []
+        if estimate.p_value > SIGNIFICANT:
+            p = f"an exact permutation of the labels over models gives p = {estimate.p_value:.3f}"
+            return [*confounded, p]
+        return confounded
+    if printed.low != printed.high:
+        return [f"every model's mean lies inside, {estimate.reason}"] if estimate.reason else []
+    if printed.direction or estimate.low <= printed.low <= estimate.high:
         return []
-    if printed.direction or printed.low != printed.high:
+    return [f"the published value lies outside the interval over {estimate.over}, {low} to {high}"]
+
+
+def _influence_objections(
+    cells: xr.Dataset, claim: Claim, printed: Printed, estimate: Estimate
+) -> list[str]:
+    """The one model, or concept of a concordance, without which little is left of a difference."""
+    if claim.statistic not in CONTRASTS or claim.asserts == "none" or printed.direction == "0":
         return []
-    if not estimate.low <= printed.low <= estimate.high:
-        return [
-            f"the published value lies outside the interval over {estimate.over}, {low} to {high}"
-        ]
-    return []
+    if claim.statistic == "concept_concordance":
+        return _influence_on_concordance(cells, claim)
+    if not estimate.excludes_zero:
+        return []
+    left: dict[str, Estimate] = {}
+    for model in swept_models(cells):
+        rest = cells.sel(model=cells["model"] != model, model_other=cells["model_other"] != model)
+        other = _compute(rest, claim)
+        if np.isfinite(other.value):
+            left[model] = other
+    if not left:
+        return []
+    model = min(left, key=lambda m: left[m].value * np.sign(estimate.value))
+    if left[model].value / estimate.value > 1 - INFLUENTIAL:
+        return []
+    return [f"without {model} it is {_interval(printed, left[model])}"]
+
+
+def _influence_on_concordance(cells: xr.Dataset, claim: Claim) -> list[str]:
+    concepts = cells["concept"].values.tolist()
+    rest = {
+        c: _compute(cells.sel(concept=[x for x in concepts if x != c]), claim) for c in concepts
+    }
+    return [
+        f"without {concept} it is {other.value:.2f}, which random rankings reach (p = "
+        f"{other.p_value:.2f})"
+        for concept, other in rest.items()
+        if other.p_value > SIGNIFICANT
+    ]
 
 
 def _coverage_objections(
@@ -356,7 +424,7 @@ def _coverage_objections(
         return []
     what = "models" if claim.statistic in OVER_MODELS else "concepts"
     value = _more_digits(printed, balanced.value)
-    if value == _more_digits(printed, STATISTICS[claim.statistic](cells, **claim.arguments).value):
+    if value == _more_digits(printed, _compute(cells, claim).value):
         return [f"{', '.join(lacking)} was never run, unlike what it is compared with"]
     return [f"{', '.join(lacking)} was never run; over the {what} without a gap it is {value}"]
 
@@ -384,28 +452,26 @@ def _lacking(cells: xr.Dataset, claim: Claim) -> list[str]:
     ]
 
 
-def _share_objections(printed: Printed, estimate: Estimate) -> list[str]:
+def _share_objections(
+    cells: xr.Dataset, claim: Claim, printed: Printed, estimate: Estimate
+) -> list[str]:
+    """How much of the value is noise, optimism, or the doing of invalid items."""
     objections = []
     if np.isfinite(estimate.expected_under_null):
         null = _more_digits(printed, estimate.expected_under_null)
-        objections.append(f"the same maximum over layers would average {null} under no effect")
+        objections.append(
+            f"with nothing added, and the answers only sampled again, it would average {null}"
+        )
     optimism = estimate.value - estimate.corrected
-    if optimism > LARGE_SHARE * abs(estimate.value):
-        objections.append(f"{_more_digits(printed, optimism)} of it is selection optimism")
-    return objections
-
-
-def _fragility_objections(
-    cells: xr.Dataset, claim: Claim, printed: Printed, estimate: Estimate
-) -> list[str]:
-    """A difference that one model's absence leaves without support."""
-    if claim.statistic not in CONTRASTS or not estimate.excludes_zero:
-        return []
-    objections = []
-    for model in swept_models(cells):
-        rest = cells.sel(model=cells["model"] != model, model_other=cells["model_other"] != model)
-        other = STATISTICS[claim.statistic](rest, **claim.arguments)
-        if np.isfinite(other.low) and not other.excludes_zero:
-            low, high = (_more_digits(printed, end) for end in (other.low, other.high))
-            objections.append(f"without {model} the interval, {low} to {high}, includes none")
+    if optimism > MATERIAL * abs(estimate.value):
+        objections.append(
+            f"{_more_digits(printed, optimism)} of it is optimism (selection and small samples)"
+        )
+    if claim.statistic in OVER_CONCEPTS | {"concept_mean"} and claim.statistic not in CONTRASTS:
+        valid = _compute(without_invalid_items(cells), claim)
+        if abs(valid.value - estimate.value) > MATERIAL * abs(estimate.value):
+            objections.append(
+                f"without the items that have no scored answer it is "
+                f"{_more_digits(printed, valid.value)}"
+            )
     return objections

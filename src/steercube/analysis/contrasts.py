@@ -5,6 +5,7 @@ and a permutation of the labels cannot give a p-value under 1/15.
 """
 
 from collections.abc import Sequence
+from dataclasses import replace
 from itertools import combinations
 
 import numpy as np
@@ -62,6 +63,7 @@ def training_gap(
         over="models",
         n=len(values),
         p_value=permutation_p(values, of == 0),
+        reason="" if np.isfinite(half) else "a ratio needs two positive averages and three models",
     )
 
 
@@ -103,17 +105,23 @@ def architecture_difference(
 
 
 def scale_slope(
-    cells: xr.Dataset, *, estimand: str, concept: str, models: Sequence[str] | None = None
+    cells: xr.Dataset,
+    *,
+    estimand: str,
+    concept: str,
+    models: Sequence[str] | None = None,
+    size: str = "n_params",
 ) -> Estimate:
-    """Slope of one concept's effect on log10 of total parameters, effect per tenfold size.
+    """Slope of one concept's effect on log10 of parameters, effect per tenfold size.
 
+    `size` is n_params (total) or n_active_params (per token, fewer in a mixture of experts).
     Least squares over models, t with n_models - 2 degrees of freedom.
     """
     effects = model_means(cells, estimand=estimand, models=models, concepts=[concept])
-    size = np.log10(cells["n_params"].sel(model=effects["model"]).values)
-    if len(effects) < 3 or np.ptp(size) == 0:
+    log_size = np.log10(cells[size].sel(model=effects["model"]).values)
+    if len(effects) < 3 or np.ptp(log_size) == 0:
         return Estimate.undefined("a slope with an interval needs three models of unlike size")
-    fit = stats.linregress(size, effects.values)
+    fit = stats.linregress(log_size, effects.values)
     t = stats.t.ppf((1 + cells.attrs["confidence_level"]) / 2, len(effects) - 2)
     return Estimate(
         float(fit.slope),
@@ -130,35 +138,39 @@ def concept_concordance(
 ) -> Estimate:
     """Kendall's W: do models rank the concepts alike? 0 is no agreement, 1 is one ranking.
 
-    Over the models and concepts that form a complete table. `p_value`: each model's ranking
-    permuted at random. Interval over items: W of effects redrawn around those found with their
-    sampling covariance, which widens it a little.
+    Over the models and concepts that form a complete table. Effects redrawn around those found,
+    with their sampling covariance, have a larger W, because models err alike on the items they
+    share; so W itself is too large, and the interval over items is the basic one, reflected:
+    2 W - quantiles, within [0, 1]. `p_value`: each model's ranking permuted at random and its
+    effects redrawn likewise, so that agreement in error alone does not count as agreement.
     """
     effects = best_effects(cells, estimand, concepts=concepts)
     effects = effects.isel(concept=np.flatnonzero(effects.notnull().all("model")))
     if effects.sizes["model"] < 2 or effects.sizes["concept"] < 3:
         return Estimate.undefined("needs two models that ran the same three concepts")
     table = effects.transpose("model", "concept").values
-    rng = stream(f"concordance of {estimand}")
-    redrawn = kendalls_w(_redraw(cells, effects, estimand, rng))
-    shuffled = kendalls_w(rng.permuted(np.tile(table, (N_REDRAWS, 1, 1)), axis=-1))
     value = float(kendalls_w(table))
+    rng = stream(f"concordance of {estimand}")
+    errors = _sampling_errors(cells, effects, estimand, rng)
+    if not len(errors):
+        return Estimate(value, n=len(table), reason="the items' covariance is not known")
+    shuffled = kendalls_w(rng.permuted(np.tile(table, (N_REDRAWS, 1, 1)), axis=-1) + errors)
     tail = (1 - cells.attrs["confidence_level"]) / 2
-    low, high = np.quantile(redrawn, [tail, 1 - tail]) if len(redrawn) else (np.nan, np.nan)
+    low, high = np.quantile(kendalls_w(table + errors), [tail, 1 - tail])
     return Estimate(
         value,
-        low=float(low),
-        high=float(high),
+        low=float(np.clip(2 * value - high, 0, 1)),
+        high=float(np.clip(2 * value - low, 0, 1)),
         over="items",
         n=len(table),
         p_value=float((1 + np.sum(shuffled >= value - 1e-12)) / (1 + N_REDRAWS)),
     )
 
 
-def _redraw(
+def _sampling_errors(
     cells: xr.Dataset, effects: xr.DataArray, estimand: str, rng: np.random.Generator
 ) -> np.ndarray:
-    """Tables (redraw, model, concept) of the effects with new sampling error."""
+    """Sampling errors of the effects, (redraw, model, concept); none if a covariance is unknown."""
     models = effects["model"].values
     columns = []
     for concept in effects["concept"].values:
@@ -167,8 +179,8 @@ def _redraw(
         )
         if covariance.isnull().any():
             return np.empty((0, *effects.shape))
-        mean = effects.sel(concept=concept).values
-        columns.append(rng.multivariate_normal(mean, covariance.values, size=N_REDRAWS))
+        zero = np.zeros(len(models))
+        columns.append(rng.multivariate_normal(zero, covariance.values, size=N_REDRAWS))
     return np.stack(columns, axis=-1)
 
 
@@ -198,21 +210,30 @@ def best_depths(cells: xr.Dataset) -> xr.DataArray:
 
 
 def training_depth(cells: xr.Dataset, *, training: str) -> Estimate:
-    """Mean over a training's models of their typical best depth; `span` is their range."""
+    """Mean over a training's models of their typical best depth; `span` is their range.
+
+    The `reason` gives the range of single (model, concept) cells, which is wider.
+    """
     depths = typical_depths(cells)
-    return t_over_models(
+    estimate = t_over_models(
         depths,
-        depths,
+        xr.full_like(depths, np.nan),
         groups=cells["training"],
         group=training,
         level=float(cells.attrs["confidence_level"]),
     )
+    single = best_depths(cells).where(cells["training"] == training)
+    if not np.isfinite(estimate.value):
+        return estimate
+    spread = f"single cells run from {float(single.min()):.0%} to {float(single.max()):.0%}"
+    return replace(estimate, reason=f"{spread}; {estimate.reason}".rstrip("; "))
 
 
 def depth_difference(cells: xr.Dataset, *, low: str = "distilled", high: str = "rl") -> Estimate:
     """Typical best depth of training `high` minus that of `low`, fraction of depth.
 
-    Two-sample t over models, n_models - 2 degrees of freedom; `p_value` by permutation. With a
+    Two-sample t over models with one sd for both trainings, n_models - 2 degrees of freedom (two
+    models say too little of their own spread); `p_value` by permutation. With a
     `reason` where every model of one training has more blocks than every model of the other:
     then training and number of blocks cannot be told apart.
     """

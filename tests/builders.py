@@ -1,0 +1,100 @@
+"""Small cubes with a known answer, and where the study's files are."""
+
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+import xarray as xr
+
+from steercube.cube import STATUS, Item, Model, blank_cube
+
+ROOT = Path(__file__).parents[1]
+STUDY = Path(os.environ.get("STEERCUBE_STUDY_DIR", "no-such-folder"))
+
+needs_study = pytest.mark.skipif(
+    not (STUDY / "results").is_dir(),
+    reason="the study's files are not here; set STEERCUBE_STUDY_DIR to the folder that holds them",
+)
+
+ATTRIBUTES = {
+    "title": "A made-up sweep",
+    "source": "tests",
+    "history": "made by tests",
+    "layer_convention": "read and added at the output of block L",
+    "positions_steered": "every position",
+    "read_token": "(A and (B",
+    "dtype": "float32",
+    "seed": "0",
+    "versions": "none",
+    "inputs_sha256": "{}",
+}
+
+
+def make_model(name: str, training: str = "distilled", **facts: object) -> Model:
+    given: dict[str, object] = {
+        "n_layers": 12,
+        "n_params": 1e9,
+        "n_active_params": 1e9,
+        "architecture": "dense",
+        "family": "made-up",
+        "hf_id": f"made/{name}",
+    }
+    return Model(name=name, training=training, **(given | facts))  # type: ignore[arg-type]
+
+
+MODELS = (
+    make_model("small", n_params=1e9, n_layers=8),
+    make_model("middle", n_params=4e9, n_layers=10),
+    make_model("large", "rl", n_params=30e9, n_layers=12),
+)
+N_ITEMS = {"honesty": 24, "humour": 30}
+LAYERS = (3, 4, 5, 6)
+STRENGTHS = (-1.0, 0.0, 1.0)
+
+
+def make_items(concept: str, n: int) -> list[Item]:
+    return [Item(f"{concept}/{i:03d}", "AB"[i % 2]) for i in range(n)]
+
+
+def make_cube(
+    rng: np.random.Generator,
+    *,
+    models: tuple[Model, ...] = MODELS,
+    n_items: dict[str, int] = N_ITEMS,
+    layers: tuple[int, ...] = LAYERS,
+    strengths: tuple[float, ...] = STRENGTHS,
+) -> xr.Dataset:
+    """Every cell complete; the effect peaks at the third layer and differs between models."""
+    items = {concept: make_items(concept, n) for concept, n in n_items.items()}
+    cube = blank_cube(models, items, layers=layers, strengths=strengths, attrs=ATTRIBUTES)
+    bump = np.exp(-((np.arange(len(layers)) - 2.0) ** 2))
+    for m, model in enumerate(models):
+        for c, (concept, n) in enumerate(n_items.items()):
+            base = rng.normal(size=n)
+            for at, layer in enumerate(layers):
+                if layer >= model.n_layers:
+                    continue
+                for s in strengths:
+                    noise = rng.normal(scale=0.5, size=n) if s else 0.0
+                    value = base + s * (0.5 + 0.3 * m + 0.2 * c) * bump[at] + noise
+                    fill(cube, model.name, concept, layer, s, value)
+                cube["cell_status"].loc[model.name, concept, layer] = STATUS["complete"]
+    return cube
+
+
+def fill(
+    cube: xr.Dataset, model: str, concept: str, layer: int, strength: float, value: np.ndarray
+) -> None:
+    """Write logit differences, and log-probabilities that have them."""
+    at = {
+        "model": model,
+        "concept": concept,
+        "layer": layer,
+        "strength": strength,
+        "sample": np.arange(len(value)),
+    }
+    value = np.asarray(value, dtype="float32")
+    cube["logit_diff"].loc[at] = value
+    cube["logprob_matching"].loc[at] = value - 1
+    cube["logprob_other"].loc[at] = np.float32(-1)

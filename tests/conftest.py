@@ -1,0 +1,30 @@
+"""Fixtures: a tiny cube, its cells, and the committed cells of the study."""
+
+import numpy as np
+import pytest
+import xarray as xr
+from builders import ROOT, make_cube
+
+from steercube.analysis.reduce import cells as reduce_to_cells
+from steercube.cells import open_cells
+
+
+@pytest.fixture
+def rng() -> np.random.Generator:
+    return np.random.default_rng(20250101)
+
+
+@pytest.fixture
+def cube(rng: np.random.Generator) -> xr.Dataset:
+    return make_cube(rng)
+
+
+@pytest.fixture(scope="session")
+def cells() -> xr.Dataset:
+    return reduce_to_cells(make_cube(np.random.default_rng(20250101)), n_resamples=500)
+
+
+@pytest.fixture(scope="session")
+def study_cells() -> xr.Dataset:
+    """The committed cells of the real study."""
+    return open_cells(ROOT / "data" / "qwen3.cells.nc")

@@ -1,0 +1,236 @@
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import xarray as xr
+from builders import ATTRIBUTES, MODELS, make_cube, make_items, make_model
+
+from steercube import netcdf
+from steercube.cube import (
+    STATUS,
+    blank_cube,
+    check_cube,
+    merge_cubes,
+    open_cube,
+    save_cube,
+    summarise_cube,
+)
+
+Break = Callable[[xr.Dataset], xr.Dataset]
+
+
+def test_a_blank_cube_keeps_the_contract() -> None:
+    items = {"honesty": make_items("honesty", 3), "humour": make_items("humour", 5)}
+    blank = blank_cube(MODELS, items, layers=[2, 9], strengths=[-1, 1], attrs=ATTRIBUTES)
+    check_cube(blank)
+    status = blank["cell_status"].sel(concept="humour")
+    assert (status.sel(model="small", layer=9) == STATUS["not_applicable"]).all()
+    assert (status.sel(model="large", layer=9) == STATUS["not_run"]).all()
+    assert blank["item_id"].sel(concept="honesty").values.tolist()[3:] == ["", ""]
+    assert blank["depth"].sel(model="middle", layer=9) == 0.9
+
+
+def test_round_trip(cube: xr.Dataset, tmp_path: Path) -> None:
+    sha = save_cube(cube, tmp_path / "cube.nc")
+    back = open_cube(tmp_path / "cube.nc")
+    assert back.drop_attrs(deep=False).identical(cube.drop_attrs(deep=False))
+    assert back.attrs[netcdf.DIGEST] == sha
+
+
+def replace(name: str, change: Callable[[xr.DataArray], object]) -> Break:
+    def broken(cube: xr.Dataset) -> xr.Dataset:
+        cube = cube.copy(deep=True)
+        cube[name] = (cube[name].dims, np.asarray(change(cube[name])))
+        return cube.set_coords([name]) if name in ("training", "letter", "item_id") else cube
+
+    return broken
+
+
+def first_value(value: object) -> Callable[[xr.DataArray], object]:
+    def change(array: xr.DataArray) -> object:
+        values = array.values.copy()
+        values.flat[0] = value
+        return values
+
+    return change
+
+
+BREAKS: dict[str, tuple[Break, str]] = {
+    "a variable missing": (lambda c: c.drop_vars("logprob_other"), "'logprob_other' is missing"),
+    "an attribute missing": (lambda c: c.drop_attrs(deep=False), "'title' is missing"),
+    "a dimension renamed": (
+        lambda c: c.rename(strength="alpha"),
+        "dimension 'strength' is missing",
+    ),
+    "a dimension without labels": (lambda c: c.drop_vars("layer"), "'layer' has no labels"),
+    "a label twice": (
+        lambda c: c.assign_coords(model=["small", "small", "large"]),
+        r"repeats the labels \['small'\]",
+    ),
+    "text for numbers": (
+        lambda c: c.assign(logit_diff=c["logit_diff"].astype(str)),
+        "must hold kind 'f'",
+    ),
+    "wrong dims": (
+        lambda c: c.assign(cell_status=c["cell_status"].isel(layer=0, drop=True)),
+        "'cell_status' has dimensions",
+    ),
+    "an unknown training": (
+        replace("training", first_value("magic")),
+        r"'training' of {'small': 'magic'} is none of distilled, rl",
+    ),
+    "a negative layer": (lambda c: c.assign_coords(layer=[-1, 4, 5, 6]), "counts blocks from 0"),
+    "a depth of its own": (lambda c: c.assign_coords(depth=c["depth"] / 2), "not layer / n_layers"),
+    "an item twice": (
+        replace("item_id", lambda a: np.where(a == "honesty/000", "humour/001", a)),
+        "must be unique",
+    ),
+    "no letter": (replace("letter", first_value("")), "'letter' is empty"),
+    "a valid item without a scored letter": (replace("letter", first_value("C")), "'item_valid'"),
+    "a hole in a complete cell": (replace("logit_diff", first_value(np.nan)), "small/honesty/3"),
+    "an infinity in a complete cell": (replace("logit_diff", first_value(np.inf)), "complete, but"),
+    "an unrun cell with values": (
+        replace("cell_status", first_value(STATUS["not_run"])),
+        "not run or not applicable, but has values",
+    ),
+    "an unknown status": (replace("cell_status", first_value(9)), "'cell_status' holds"),
+    "a difference that is none": (
+        lambda c: c.assign(logprob_other=c["logprob_other"] - 1),
+        "is not logprob_matching - logprob_other",
+    ),
+    "values at padding": (
+        replace("logit_diff", lambda a: a.fillna(0)),
+        "at padding samples",
+    ),
+    "a rate above 1": (
+        lambda c: c.assign(generation_valid_rate=xr.full_like(c["cell_status"], 2, dtype=float)),
+        r"must lie in \[0, 1\]",
+    ),
+    "a later version": (lambda c: c.assign_attrs(schema_version=99), "schema version 99"),
+}
+
+
+@pytest.mark.parametrize("name", BREAKS)
+def test_each_violation_is_named(name: str, cube: xr.Dataset) -> None:
+    breaks, message = BREAKS[name]
+    check_cube(cube)
+    with pytest.raises(ValueError, match=message):
+        check_cube(breaks(cube))
+
+
+def test_every_violation_stands_in_one_error(cube: xr.Dataset) -> None:
+    broken = cube.drop_vars(["logprob_other", "cell_status"])
+    broken.attrs.pop("seed")
+    with pytest.raises(ValueError, match="breaks 3 rule") as error:
+        check_cube(broken)
+    assert all(name in str(error.value) for name in ("'logprob_other'", "'cell_status'", "'seed'"))
+
+
+def test_a_cube_that_breaks_the_contract_is_not_written(cube: xr.Dataset, tmp_path: Path) -> None:
+    save_cube(cube, tmp_path / "cube.nc")
+    before = (tmp_path / "cube.nc").read_bytes()
+    with pytest.raises(ValueError, match="logprob_other"):
+        save_cube(cube.drop_vars("logprob_other"), tmp_path / "cube.nc")
+    assert (tmp_path / "cube.nc").read_bytes() == before
+
+
+def part(cube: xr.Dataset, **labels: object) -> xr.Dataset:
+    return cube.sel({k: v if isinstance(v, list) else [v] for k, v in labels.items()})
+
+
+def same(one: xr.Dataset, two: xr.Dataset) -> bool:
+    order = {dim: sorted(one[dim].values.tolist()) for dim in ("model", "concept")}
+    one, two = (ds.sel(order).drop_attrs(deep=False) for ds in (one, two))
+    return one.identical(two)
+
+
+@pytest.mark.parametrize("dim", ["model", "concept", "layer"])
+def test_merging_the_parts_gives_the_whole(dim: str, cube: xr.Dataset) -> None:
+    parts = [part(cube, **{dim: label}) for label in cube[dim].values]
+    assert same(merge_cubes(parts), cube)
+    assert same(merge_cubes(parts[::-1]), cube)
+
+
+def test_merging_overlapping_parts_that_agree(cube: xr.Dataset) -> None:
+    one, two = part(cube, model=["small", "middle"]), part(cube, model=["middle", "large"])
+    assert same(merge_cubes([one, two]), cube)
+
+
+def test_merging_fills_cells_that_were_not_run(cube: xr.Dataset) -> None:
+    blank = blank_cube(
+        MODELS,
+        {c: make_items(c, n) for c, n in {"honesty": 24, "humour": 30}.items()},
+        layers=[3, 4, 5, 6, 7],
+        strengths=[-1, 0, 1],
+        attrs=ATTRIBUTES,
+    )
+    merged = merge_cubes([blank, cube])
+    assert same(merged.sel(layer=[3, 4, 5, 6]), cube)
+    assert (merged["cell_status"].sel(layer=7) == STATUS["not_run"]).all()
+
+
+def test_merging_a_model_that_lacks_a_layer_of_the_other() -> None:
+    rng = np.random.default_rng(0)
+    short = make_cube(rng, models=(make_model("short", n_layers=4),), layers=(2, 3))
+    long = make_cube(rng, models=(make_model("long", n_layers=9),), layers=(5, 6))
+    status = merge_cubes([short, long])["cell_status"].sel(concept="humour")
+    assert (status.sel(model="short", layer=[5, 6]) == STATUS["not_applicable"]).all()
+    assert (status.sel(model="long", layer=[2, 3]) == STATUS["not_run"]).all()
+
+
+def test_merging_refuses_cells_that_differ(cube: xr.Dataset) -> None:
+    other = cube.copy(deep=True)
+    for name in ("logit_diff", "logprob_matching"):
+        other[name].loc["small", "honesty", 3, 1.0, 0] += 1
+    with pytest.raises(ValueError, match="'logit_diff' differs at 1 place"):
+        merge_cubes([cube, other])
+
+
+def test_merging_refuses_items_that_differ(cube: xr.Dataset) -> None:
+    other = part(cube, model="large").copy(deep=True)
+    other["item_valid"][0, 0] = False
+    with pytest.raises(ValueError, match="'item_valid' differs at 1 place"):
+        merge_cubes([part(cube, model="small"), other])
+
+
+def test_merging_keeps_responses(cube: xr.Dataset) -> None:
+    def with_response(ds: xr.Dataset, text: str) -> xr.Dataset:
+        model = ds["model"].values[0]
+        return ds.assign(
+            response_text=("response", [text]),
+            response_model=("response", [model]),
+            response_concept=("response", ["humour"]),
+            response_layer=("response", [3]),
+            response_strength=("response", [1.0]),
+            response_sample=("response", [0]),
+        )
+
+    one = with_response(part(cube, model="small"), "(A) yes")
+    two = with_response(part(cube, model="large"), "(B)")
+    merged = merge_cubes([one, two])
+    assert merged["response_text"].values.tolist() == ["(A) yes", "(B)"]
+    assert merged["response_model"].values.tolist() == ["small", "large"]
+
+
+def test_merging_joins_provenance(cube: xr.Dataset) -> None:
+    other = part(cube, model="large").assign_attrs(history="made elsewhere")
+    assert merge_cubes([part(cube, model="small"), other]).attrs["history"].splitlines() == [
+        "made by tests",
+        "made elsewhere",
+    ]
+
+
+def test_the_summary_names_models_concepts_and_what_is_missing(cube: xr.Dataset) -> None:
+    cube = cube.copy(deep=True)
+    cell = {"model": "large", "concept": "humour"}
+    for name in ("logit_diff", "logprob_matching", "logprob_other"):
+        cube[name].loc[cell] = np.nan
+    cube["cell_status"].loc[cell] = STATUS["not_run"]
+    cube["cell_status"].loc[{**cell, "layer": 3}] = STATUS["failed"]
+    check_cube(cube)
+    text = summarise_cube(cube)
+    assert repr(cube.steercube) == text
+    assert "never run with logits: large x humour" in text
+    assert "failed: large/humour/3" in text
+    assert "3-6 (4)" in text

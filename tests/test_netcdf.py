@@ -1,0 +1,123 @@
+import os
+import stat
+from pathlib import Path
+
+import numpy as np
+import pytest
+import xarray as xr
+
+from steercube import netcdf
+
+
+@pytest.fixture
+def ds() -> xr.Dataset:
+    rng = np.random.default_rng(1)
+    return xr.Dataset(
+        {
+            "value": (("x", "y"), rng.normal(size=(40, 30)).astype("float32")),
+            "whole": ("x", np.arange(40)),
+            "flag": ("y", rng.random(30) < 0.5),
+            "text": ("y", np.array(["", "é漢字 (A)\n", "z" * 40] * 10)),
+        },
+        coords={"x": np.arange(40), "y": [f"label {i}" for i in range(30)]},
+        attrs={"title": "a file", "version": 1, "share": 0.5},
+    )
+
+
+def test_round_trip(ds: xr.Dataset, tmp_path: Path) -> None:
+    netcdf.save(ds, tmp_path / "a.nc")
+    back = netcdf.load(tmp_path / "a.nc")
+    assert back.drop_attrs(deep=False).identical(ds.drop_attrs(deep=False))
+    assert {k: back.attrs[k] for k in ds.attrs} == ds.attrs
+    assert type(back.attrs["version"]) is int
+
+
+def test_digest_does_not_depend_on_the_file_and_sees_every_part(
+    ds: xr.Dataset, tmp_path: Path
+) -> None:
+    sha = netcdf.save(ds, tmp_path / "a.nc")
+    assert sha == netcdf.digest(ds) == netcdf.digest(netcdf.load(tmp_path / "a.nc"))
+    changed = [
+        ds.assign_attrs(title="another"),
+        ds.assign(value=ds["value"] * 2),
+        ds.rename(value="values"),
+        ds.assign_coords(x=ds["x"] + 1),
+    ]
+    assert sha not in {netcdf.digest(other) for other in changed}
+
+
+def test_save_leaves_nothing_aside(ds: xr.Dataset, tmp_path: Path) -> None:
+    netcdf.save(ds, tmp_path / "a.nc")
+    assert [p.name for p in tmp_path.iterdir()] == ["a.nc"]
+
+
+def test_a_failing_save_keeps_the_earlier_file(
+    ds: xr.Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    netcdf.save(ds, tmp_path / "a.nc")
+    before = (tmp_path / "a.nc").read_bytes()
+
+    def fail(path: Path) -> xr.Dataset:
+        raise ValueError("the copy read back differs")
+
+    monkeypatch.setattr(netcdf, "load", fail)
+    with pytest.raises(ValueError, match="read back"):
+        netcdf.save(ds.assign_attrs(title="new"), tmp_path / "a.nc")
+    assert (tmp_path / "a.nc").read_bytes() == before
+    assert [p.name for p in tmp_path.iterdir()] == ["a.nc"]
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
+def test_a_folder_without_permission_is_an_os_error(ds: xr.Dataset, tmp_path: Path) -> None:
+    tmp_path.chmod(stat.S_IREAD | stat.S_IEXEC)
+    with pytest.raises(OSError, match=""):
+        netcdf.save(ds, tmp_path / "a.nc")
+
+
+def test_a_missing_file(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match="no such file"):
+        netcdf.load(tmp_path / "a.nc")
+
+
+@pytest.mark.parametrize(
+    "content",
+    [b"", b"not a netcdf file at all", b"\x89HDF\r\n\x1a\n" + b"\0" * 200],
+    ids=["empty", "foreign", "header alone"],
+)
+def test_a_foreign_file(content: bytes, tmp_path: Path) -> None:
+    (tmp_path / "a.nc").write_bytes(content)
+    with pytest.raises(ValueError, match=r"a\.nc: cannot be read as NetCDF4"):
+        netcdf.load(tmp_path / "a.nc")
+
+
+def test_a_netcdf_file_of_another_maker(ds: xr.Dataset, tmp_path: Path) -> None:
+    ds.to_netcdf(tmp_path / "a.nc", engine="netcdf4")
+    with pytest.raises(ValueError, match="was not written by steercube"):
+        netcdf.load(tmp_path / "a.nc")
+
+
+@pytest.mark.parametrize("kept", [0.999, 0.9, 0.5, 0.1])
+def test_a_truncated_file(kept: float, ds: xr.Dataset, tmp_path: Path) -> None:
+    netcdf.save(ds, tmp_path / "a.nc")
+    whole = (tmp_path / "a.nc").read_bytes()
+    (tmp_path / "a.nc").write_bytes(whole[: int(kept * len(whole))])
+    with pytest.raises(ValueError, match=r"cannot be read|was altered"):
+        netcdf.load(tmp_path / "a.nc")
+
+
+def test_a_flipped_bit_is_an_error_or_changes_nothing(ds: xr.Dataset, tmp_path: Path) -> None:
+    """Never other content: a bit may fall into space that the format leaves unused."""
+    netcdf.save(ds, tmp_path / "a.nc")
+    whole = (tmp_path / "a.nc").read_bytes()
+    expected = netcdf.digest(ds)
+    rng = np.random.default_rng(7)
+    refused = 0
+    for position in rng.integers(0, len(whole), size=120):
+        broken = bytearray(whole)
+        broken[position] ^= 1 << int(rng.integers(8))
+        (tmp_path / "b.nc").write_bytes(broken)
+        try:
+            assert netcdf.digest(netcdf.load(tmp_path / "b.nc")) == expected
+        except ValueError:
+            refused += 1
+    assert refused > 20
