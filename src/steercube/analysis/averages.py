@@ -190,9 +190,10 @@ def t_over_models(
 ) -> Estimate:
     r"""Mean of the group's members, t interval; the sd is pooled over `groups` if one is named.
 
-    $\bar y \pm t_{df} \sqrt{s^2 / n + \max(0, \bar c)}$ around the corrected mean where it is
-    known; $\bar c$ is the mean off-diagonal of `common`, the models' covariance over items. With
-    negative $\bar c$ the spread between models holds all the error there is.
+    $\bar y \pm \sqrt{t_{df}^2 s^2 / n + z^2 \max(0, \bar c)}$ around the corrected mean where it
+    is known; $\bar c$ is the mean off-diagonal of `common`, the models' covariance over items,
+    whose variance is known well enough for the normal quantile z. With negative $\bar c$ the spread
+    between models holds all the error there is.
     """
     labels = groups.sel(model=means["model"]).values
     values = means.values
@@ -205,7 +206,8 @@ def t_over_models(
     if common is not None and n > 1:
         between = common[np.ix_(inside, inside)][~np.eye(n, dtype=bool)]
         shared = max(0.0, float(between.mean())) if np.isfinite(between).all() else 0.0
-    half = stats.t.ppf((1 + level) / 2, df) * np.sqrt(s**2 / n + shared) if df else np.nan
+    t, z = stats.t.ppf((1 + level) / 2, df) if df else np.nan, stats.norm.ppf((1 + level) / 2)
+    half = float(np.sqrt(t**2 * s**2 / n + z**2 * shared))
     less_optimism = float(corrected.reindex(model=means["model"]).values[inside].mean())
     centre = less_optimism if np.isfinite(less_optimism) else value
     return Estimate(

@@ -1,0 +1,136 @@
+import numpy as np
+import pytest
+import xarray as xr
+from builders import MODELS, make_cube
+from scipy import stats
+
+from steercube.analysis.agreement import (
+    agreement_against_effect,
+    best_generation,
+    correlations,
+    expected_maximum,
+    layer_curves,
+    model_agreement,
+    pooled_agreement,
+    scaled,
+)
+from steercube.analysis.reduce import cells as reduce_to_cells
+
+LAYERS = tuple(range(1, 8))
+
+
+@pytest.fixture(scope="module")
+def swept() -> xr.Dataset:
+    """Cells with a generation sweep: its curve is the logits' for honesty, noise for humour."""
+    rng = np.random.default_rng(9)
+    cube = make_cube(rng, layers=LAYERS)
+    delta = cube["logit_diff"].sel(strength=1.0) - cube["logit_diff"].sel(strength=-1.0)
+    signal = delta.mean("sample") * 0.1
+    noise = signal.copy(data=rng.normal(scale=0.1, size=signal.shape))
+    curve = signal.where(signal["concept"] == "honesty", noise)
+    baseline = 0.5 + 0.02 * rng.normal(size=signal.shape)
+    rate = xr.concat(
+        [(0.5 + side * curve / 2).assign_coords(strength=side) for side in (-1.0, 1.0)]
+        + [signal.copy(data=baseline).assign_coords(strength=0.0)],
+        dim="strength",
+        coords="minimal",
+        compat="override",
+    ).sortby("strength")
+    cube["generation_rate"] = rate.clip(0, 1).transpose("model", "concept", "layer", "strength")
+    cube["generation_valid_rate"] = xr.full_like(signal, 0.9)
+    cube["generation_n_prompts"] = (("model", "concept"), np.full((3, 2), 20.0))
+    return reduce_to_cells(cube, n_resamples=50)
+
+
+def test_scaling_maps_a_curve_to_zero_and_one() -> None:
+    curve = scaled(np.array([3.0, -1.0, 1.0]))
+    assert (curve.min(), curve.max()) == (0, 1)
+
+
+def test_curves_hold_the_layers_with_both_measures(swept: xr.Dataset) -> None:
+    curves = layer_curves(swept, concept="honesty", models=None)
+    assert list(curves) == [m.name for m in MODELS]
+    assert len(curves["small"][0]) == 7
+    rate = swept["generation_rate"].where(swept["layer"] != 3)
+    fewer = layer_curves(swept.assign(generation_rate=rate), concept="honesty", models=["small"])
+    assert list(fewer) == ["small"]
+    assert len(fewer["small"][0]) == 6
+
+
+def test_the_published_measure_pools_scaled_layers(swept: xr.Dataset) -> None:
+    curves = layer_curves(swept, concept="humour", models=None)
+    logit = np.concatenate([scaled(pair[0]) for pair in curves.values()])
+    generation = np.concatenate([scaled(pair[1]) for pair in curves.values()])
+    expected = stats.pearsonr(logit, generation).statistic
+    assert pooled_agreement(swept, concept="humour").value == pytest.approx(expected)
+
+
+def test_agreement_is_found_where_it_is_and_not_where_it_is_not(swept: xr.Dataset) -> None:
+    assert model_agreement(swept, concept="honesty").value > 0.99
+    humour = model_agreement(swept, concept="humour")
+    assert not humour.excludes_zero
+
+
+def test_the_interval_is_students_t_of_fishers_z(swept: xr.Dataset) -> None:
+    r = list(correlations(swept, concept="humour").values())
+    z = np.arctanh(r)
+    low, high = stats.t.interval(0.95, len(z) - 1, z.mean(), stats.sem(z))
+    estimate = model_agreement(swept, concept="humour")
+    assert (estimate.low, estimate.high) == pytest.approx((np.tanh(low), np.tanh(high)))
+    assert estimate.n == 3
+
+
+def test_a_flat_curve_has_no_correlation_but_a_maximum(swept: xr.Dataset) -> None:
+    flat = swept["generation_rate"].where(swept["model"] != "small", 0.5)
+    cells = swept.assign(generation_rate=flat)
+    assert list(correlations(cells, concept="humour")) == ["middle", "large"]
+    assert best_generation(cells, concept="humour").span[0] == 0
+
+
+def test_no_generation_no_agreement(cells: xr.Dataset) -> None:
+    for statistic in (pooled_agreement, model_agreement, best_generation):
+        estimate = statistic(cells, concept="humour")
+        assert np.isnan(estimate.value)
+        assert estimate.reason
+
+
+def test_the_expected_maximum_is_the_mean_of_simulated_maxima(swept: xr.Dataset) -> None:
+    """20,000 maxima of 7 differences of two baselines drawn at random, without replacement."""
+    rng = np.random.default_rng(0)
+    baseline = swept["generation_rate"].sel(model="large", concept="humour", strength=0.0).values
+    pairs = np.array(
+        [rng.permuted(np.tile(baseline, (20_000, 1)), axis=1)[:, :2] for _ in range(7)]
+    )
+    maxima = (pairs[..., 0] - pairs[..., 1]).max(axis=0)
+    exact = expected_maximum(swept, concept="humour", model="large")
+    assert exact == pytest.approx(maxima.mean(), abs=4 * stats.sem(maxima))
+
+
+def test_a_baseline_without_noise_expects_no_gain(swept: xr.Dataset) -> None:
+    rate = swept["generation_rate"].where(swept["strength"] != 0, 0.5)
+    cells = swept.assign(generation_rate=rate)
+    assert expected_maximum(cells, concept="humour", model="large") == 0
+
+
+def test_agreement_against_effect_is_a_slope_a_model() -> None:
+    rng = np.random.default_rng(2)
+    n_items = {"one": 20, "two": 20, "three": 20}
+    cube = make_cube(rng, layers=LAYERS, n_items=n_items)
+    delta = cube["logit_diff"].sel(strength=1.0) - cube["logit_diff"].sel(strength=-1.0)
+    curve = delta.mean("sample")
+    noise = curve.copy(data=rng.normal(size=curve.shape))
+    share = xr.DataArray([0.0, 0.5, 1.0], coords={"concept": list(n_items)}, dims="concept")
+    rate = (share * curve / 9 + (1 - share) * noise / 9).clip(-0.45, 0.45)
+    sides = [(0.5 + s * rate).assign_coords(strength=s) for s in (-1.0, 0.0, 1.0)]
+    cube["generation_rate"] = xr.concat(
+        sides, dim="strength", coords="minimal", compat="override"
+    ).transpose("model", "concept", "layer", "strength")
+    cells = reduce_to_cells(cube, n_resamples=50)
+    rising = cells["selected_estimate"].copy(deep=True)
+    rising.loc["cohens_d"] = np.tile([0.1, 0.5, 0.9], (3, 1))
+    found = agreement_against_effect(cells.assign(selected_estimate=rising), estimand="cohens_d")
+    assert found.value > 0.3
+    falling = cells.assign(selected_estimate=-rising)
+    assert agreement_against_effect(falling, estimand="cohens_d").value == pytest.approx(
+        -found.value
+    )

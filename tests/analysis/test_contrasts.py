@@ -1,0 +1,237 @@
+from itertools import permutations
+
+import numpy as np
+import pytest
+import statsmodels.api as sm
+import xarray as xr
+from builders import make_cube, make_model
+from scipy import stats
+
+from steercube.analysis.contrasts import (
+    architecture_difference,
+    best_depths,
+    concept_concordance,
+    depth_difference,
+    kendalls_w,
+    permutation_p,
+    scale_slope,
+    training_depth,
+    training_gap,
+    typical_depths,
+)
+from steercube.analysis.reduce import cells as reduce_to_cells
+
+SIX = (
+    make_model("a", n_params=4e9, n_layers=10),
+    make_model("b", n_params=8e9, n_layers=10),
+    make_model("c", n_params=14e9, n_layers=11),
+    make_model("d", n_params=30e9, n_active_params=3e9, n_layers=12, architecture="moe"),
+    make_model("e", "rl", n_params=32e9, n_layers=14),
+    make_model("f", "rl", n_params=235e9, n_active_params=22e9, n_layers=20, architecture="moe"),
+)
+
+
+@pytest.fixture(scope="module")
+def six() -> xr.Dataset:
+    """Six models as in the study, three concepts."""
+    n_items = {"one": 20, "two": 24, "three": 22}
+    cube = make_cube(np.random.default_rng(3), models=SIX, n_items=n_items)
+    return reduce_to_cells(cube, n_resamples=200)
+
+
+def with_effects(cells: xr.Dataset, table: np.ndarray, estimand: str = "cohens_d") -> xr.Dataset:
+    """The cells with (model, concept) effects put in their place."""
+    effects = cells["selected_estimate"].transpose("estimand", "model", "concept").copy(deep=True)
+    effects.loc[estimand] = table
+    return cells.assign(selected_estimate=effects)
+
+
+def test_the_gap_is_the_ratio_of_averages(six: xr.Dataset) -> None:
+    table = np.repeat([[1.0], [1.2], [0.8], [1.0], [0.9], [0.7]], 3, axis=1)
+    estimate = training_gap(with_effects(six, table), estimand="cohens_d")
+    assert estimate.value == pytest.approx(1 - 0.8 / 1.0)
+    assert estimate.low < 0.2 < estimate.high
+    assert estimate.n == 6
+
+
+def test_the_gaps_interval_is_near_fiellers(six: xr.Dataset) -> None:
+    """Fieller's exact interval of a ratio of normal means; the delta method is close to it."""
+    y = np.array([1.0, 1.1, 0.95, 1.02, 0.9, 0.85])
+    estimate = training_gap(with_effects(six, np.repeat(y[:, None], 3, 1)), estimand="cohens_d")
+    a, b, n, m = y[4:].mean(), y[:4].mean(), 2, 4
+    s2 = (y[4:].var() * 2 + y[:4].var() * 4) / 4
+    t = stats.t.ppf(0.975, 4)
+    roots = np.roots([b**2 - t**2 * s2 / m, -2 * a * b, a**2 - t**2 * s2 / n])
+    assert (estimate.low, estimate.high) == pytest.approx(
+        (1 - max(roots), 1 - min(roots)), abs=0.01
+    )
+
+
+def test_a_gap_between_equal_trainings_is_zero_and_covers_it(six: xr.Dataset) -> None:
+    """2,000 draws of six models without a training effect: coverage 95%, standard error 0.5%."""
+    rng = np.random.default_rng(8)
+    hits = []
+    for _ in range(500):
+        table = np.repeat(1 + 0.15 * rng.normal(size=(6, 1)), 3, axis=1)
+        estimate = training_gap(with_effects(six, table), estimand="cohens_d")
+        hits.append(not estimate.excludes_zero)
+    assert 0.92 < np.mean(hits) < 0.98
+
+
+def test_rounded_averages_give_the_readers_gap(six: xr.Dataset) -> None:
+    y = np.array([1.0368] * 4 + [0.9705] * 2)
+    cells = with_effects(six, np.repeat(y[:, None], 3, 1) + 1e-9 * np.arange(18).reshape(6, 3))
+    assert training_gap(cells, estimand="cohens_d").value == pytest.approx(0.0639, abs=1e-4)
+    rounded = training_gap(cells, estimand="cohens_d", from_rounded=2)
+    assert rounded.value == pytest.approx(1 - 0.97 / 1.04)
+
+
+def test_one_training_has_no_gap(six: xr.Dataset) -> None:
+    estimate = training_gap(six, estimand="cohens_d", models=["a", "b"])
+    assert np.isnan(estimate.value)
+    assert "both trainings" in estimate.reason
+
+
+def test_the_permutation_p_is_that_of_all_assignments() -> None:
+    values, marked = (
+        np.array([3.0, 1.0, 2.0, 5.0, 9.0]),
+        np.array([False, True, False, False, True]),
+    )
+    observed = abs(values[marked].mean() - values[~marked].mean())
+    apart = [
+        abs(np.mean(order[:2]) - np.mean(order[2:])) for order in permutations(values.tolist())
+    ]
+    assert permutation_p(values, marked) == pytest.approx(
+        np.mean(np.array(apart) >= observed - 1e-9)
+    )
+
+
+def test_two_of_six_cannot_be_more_significant_than_one_in_fifteen() -> None:
+    values = np.array([0.0, 0.1, 0.2, 0.3, 50.0, 60.0])
+    assert permutation_p(values, np.arange(6) >= 4) == pytest.approx(1 / 15)
+
+
+def test_the_architecture_difference_is_least_squares(six: xr.Dataset) -> None:
+    rng = np.random.default_rng(2)
+    y = rng.normal(1, 0.2, size=6)
+    estimate = architecture_difference(
+        with_effects(six, np.repeat(y[:, None], 3, 1)), estimand="cohens_d"
+    )
+    design = sm.add_constant(np.array([[0, 0], [0, 0], [0, 0], [1, 0], [0, 1], [1, 1]]))
+    fit = sm.OLS(y, design).fit()
+    assert estimate.value == pytest.approx(fit.params[1])
+    assert (estimate.low, estimate.high) == pytest.approx(tuple(fit.conf_int()[1]))
+
+
+def test_the_architecture_difference_needs_both(six: xr.Dataset) -> None:
+    dense = six.sel(model=["a", "b", "c", "e"], model_other=["a", "b", "c", "e"])
+    assert np.isnan(architecture_difference(dense, estimand="cohens_d").value)
+
+
+def test_the_scale_slope_is_least_squares(six: xr.Dataset) -> None:
+    size = np.log10([m.n_params for m in SIX])
+    table = np.random.default_rng(1).normal(size=(6, 3))
+    table[:, 1] = 2 - 0.7 * size + 0.01 * np.arange(6)
+    estimate = scale_slope(with_effects(six, table), estimand="cohens_d", concept="two")
+    fit = sm.OLS(table[:, 1], sm.add_constant(size)).fit()
+    assert estimate.value == pytest.approx(fit.params[1])
+    assert (estimate.low, estimate.high) == pytest.approx(tuple(fit.conf_int()[1]))
+    assert estimate.p_value == pytest.approx(fit.pvalues[1])
+
+
+def test_the_scale_slope_on_active_parameters(six: xr.Dataset) -> None:
+    active = np.log10([m.n_active_params for m in SIX])
+    table = np.repeat((1 + 0.5 * active + 0.001 * np.arange(6))[:, None], 3, axis=1)
+    cells = with_effects(six, table)
+    slope = scale_slope(cells, estimand="cohens_d", concept="two", size="n_active_params")
+    assert slope.value == pytest.approx(0.5, abs=0.01)
+    assert scale_slope(cells, estimand="cohens_d", concept="two").value != pytest.approx(
+        0.5, abs=0.1
+    )
+
+
+def test_a_slope_needs_three_sizes(six: xr.Dataset) -> None:
+    assert np.isnan(scale_slope(six, estimand="delta", concept="two", models=["a", "b"]).value)
+
+
+def test_kendalls_w_is_friedmans_chi_square() -> None:
+    table = np.random.default_rng(0).normal(size=(5, 4))
+    chi2 = stats.friedmanchisquare(*table.T).statistic
+    assert float(kendalls_w(table)) == pytest.approx(chi2 / (5 * 3))
+
+
+def test_w_of_one_ranking_is_one_and_of_opposite_rankings_zero() -> None:
+    up = np.arange(4.0)
+    assert kendalls_w(np.stack([up, up * 2, up - 9])) == pytest.approx(1)
+    assert kendalls_w(np.stack([up, -up])) == pytest.approx(0)
+
+
+def quiet(cells: xr.Dataset) -> xr.Dataset:
+    """The cells with hardly any sampling error."""
+    return cells.assign(selected_covariance=cells["selected_covariance"] * 1e-6)
+
+
+def test_concordance_of_models_that_rank_alike(six: xr.Dataset) -> None:
+    table = np.arange(3.0) + np.random.default_rng(0).normal(scale=0.05, size=(6, 3))
+    estimate = concept_concordance(quiet(with_effects(six, table)), estimand="cohens_d")
+    assert estimate.value == pytest.approx(1)
+    assert estimate.p_value < 0.01
+
+
+def test_concordance_of_models_that_do_not(six: xr.Dataset) -> None:
+    """p is uniform without agreement: 60 tables, mean 0.5 with a standard error of 0.04."""
+    rng = np.random.default_rng(1)
+    p_values = [
+        concept_concordance(
+            quiet(with_effects(six, rng.normal(size=(6, 3)))), estimand="cohens_d"
+        ).p_value
+        for _ in range(60)
+    ]
+    assert np.mean(p_values) == pytest.approx(0.5, abs=0.15)
+
+
+def test_agreement_in_error_alone_is_no_agreement(six: xr.Dataset) -> None:
+    """Equal effects whose item error all models share rank alike by chance: p must not be small.
+
+    The same table with little error is the control.
+    """
+    order = np.tile([0.0, 0.1, 0.2], (6, 1)) + 1e-3 * np.random.default_rng(0).normal(size=(6, 3))
+    cells = with_effects(six, order)
+    shared = xr.full_like(cells["selected_covariance"], 1.0) + 1e-6 * (
+        cells["model"] == cells["model_other"]
+    )
+    estimate = concept_concordance(cells.assign(selected_covariance=shared), estimand="cohens_d")
+    assert estimate.p_value > 0.05
+    assert concept_concordance(quiet(cells), estimand="cohens_d").p_value < 0.01
+
+
+def test_depth_is_layer_over_number_of_layers(six: xr.Dataset) -> None:
+    depths = best_depths(six)
+    assert float(depths.sel(model="f", concept="one")) == pytest.approx(
+        float(six["selected_layer"].sel(model="f", concept="one")) / 20
+    )
+    assert typical_depths(six).values == pytest.approx(depths.mean("concept").values)
+
+
+def test_the_depth_difference_is_a_two_sample_t(six: xr.Dataset) -> None:
+    rng = np.random.default_rng(0)
+    layers = six["selected_layer"].copy(data=rng.integers(3, 9, size=(6, 3)).astype(float))
+    cells = six.assign(selected_layer=layers)
+    estimate = depth_difference(cells)
+    depths = typical_depths(cells).values
+    theirs = stats.ttest_ind(depths[4:], depths[:4]).confidence_interval(0.95)
+    assert (estimate.low, estimate.high) == pytest.approx((theirs.low, theirs.high))
+    assert "more blocks" in estimate.reason
+
+
+def test_depths_that_are_not_confounded_say_so(six: xr.Dataset) -> None:
+    cells = six.assign_coords(n_layers=("model", np.array([10, 30, 11, 12, 14, 20])))
+    assert depth_difference(cells).reason == ""
+
+
+def test_training_depth_spans_its_models_and_names_its_cells(six: xr.Dataset) -> None:
+    estimate = training_depth(six, training="rl")
+    depths = typical_depths(six).sel(model=["e", "f"]).values
+    assert estimate.span == pytest.approx((min(depths), max(depths)))
+    assert "single cells run from" in estimate.reason
+    assert np.isnan(training_depth(six, training="base").value)

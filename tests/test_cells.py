@@ -1,0 +1,68 @@
+from pathlib import Path
+
+import pytest
+import xarray as xr
+
+from steercube.cells import check_cells, compare_cells, open_cells, save_cells, summarise_cells
+from steercube.cube import check_cube
+
+
+def test_round_trip(cells: xr.Dataset, tmp_path: Path) -> None:
+    save_cells(cells, tmp_path / "a.cells.nc")
+    assert compare_cells(open_cells(tmp_path / "a.cells.nc"), cells, rtol=0, atol=0) == []
+
+
+def test_cells_hold_no_sample(cells: xr.Dataset) -> None:
+    assert "sample" not in cells.dims
+    assert cells.sizes["quantile"] == 21
+
+
+def test_violations_stand_in_one_error(cells: xr.Dataset) -> None:
+    broken = cells.drop_vars("mean").assign_attrs(cells.attrs)
+    del broken.attrs["seed"]
+    with pytest.raises(ValueError, match="breaks 2 rule") as error:
+        check_cells(broken)
+    assert "'mean'" in str(error.value)
+    assert "'seed'" in str(error.value)
+
+
+def test_an_interval_without_width_is_refused(cells: xr.Dataset) -> None:
+    broken = cells.assign(selected_high=cells["selected_low"])
+    with pytest.raises(ValueError, match="no width"):
+        check_cells(broken)
+
+
+def test_a_nan_without_a_reason_is_refused(cells: xr.Dataset) -> None:
+    broken = cells.assign(estimate=cells["estimate"].where(cells["layer"] != 4))
+    with pytest.raises(ValueError, match="NaN without a reason"):
+        check_cells(broken)
+
+
+def test_frequencies_sum_to_one(cells: xr.Dataset) -> None:
+    broken = cells.assign(selection_frequency=cells["selection_frequency"] / 2)
+    with pytest.raises(ValueError, match="must sum to 1"):
+        check_cells(broken)
+
+
+def test_a_later_version_is_refused(cells: xr.Dataset) -> None:
+    with pytest.raises(ValueError, match="cells version 7"):
+        check_cells(cells.assign_attrs(cells_version=7))
+
+
+def test_cells_are_no_cube(cells: xr.Dataset) -> None:
+    with pytest.raises(ValueError, match="dimension 'sample' is missing"):
+        check_cube(cells)
+
+
+def test_differences_are_named(cells: xr.Dataset) -> None:
+    other = cells.copy(deep=True)
+    other["mean"].loc["small", "humour", 4, 1.0] += 0.5
+    assert compare_cells(other, cells) == ["mean: 1 value(s) differ, by up to 0.5"]
+    assert compare_cells(cells.drop_vars("sd"), cells) == ["sd: only in the old cells"]
+    assert "estimate: {'estimand': 11" in "\n".join(compare_cells(cells.isel(layer=[0]), cells))
+
+
+def test_the_summary_shows_d(cells: xr.Dataset) -> None:
+    text = summarise_cells(cells)
+    value = cells["selected_estimate"].sel(estimand="cohens_d", model="large", concept="humour")
+    assert f"{float(value):.2f}" in text
