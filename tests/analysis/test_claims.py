@@ -1,0 +1,188 @@
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import xarray as xr
+from builders import ROOT
+
+from steercube.analysis.claims import STATISTICS, Claim, ledger, matches, read_claims, read_printed
+from steercube.results import Estimate
+
+LEDGER = ROOT / "paper" / "claims.toml"
+
+
+@pytest.fixture(scope="module")
+def rows(study_cells: xr.Dataset) -> pd.DataFrame:
+    _, claims = read_claims(LEDGER)
+    return ledger(study_cells, claims).set_index("id")
+
+
+PUBLISHED = {
+    "delta-4b": "9.15",
+    "delta-14b": "7.54",
+    "delta-8b": "6.03",
+    "delta-32b": "2.96",
+    "delta-30b": "9.30",
+    "delta-235b": "5.64",
+    "delta-distilled": "~7.5",
+    "delta-rl": "~3.0",
+    "concept-corrigible": "9.39",
+    "concept-self-awareness": "7.75",
+    "concept-sycophancy": "2.68",
+    "d-distilled": "1.04",
+    "d-rl": "0.97",
+    "d-8b": "0.73",
+    "d-32b": "0.85",
+    "d-gap-all": "7%",
+    "d-gap-without-8b": "15%",
+    "depth-distilled": "50-65%",
+    "depth-rl": "70-80%",
+    "r-corrigible": "0.61",
+    "r-self-awareness": "0.38",
+    "r-sycophancy": "-0.06",
+    "scale-sycophancy": "-",
+    "scale-survival": "+",
+    "moe-neutral": "0",
+    "concepts-replicate": "+",
+    "agreement-tracks-steering": "+",
+    "glass-14b": "1.296",
+    "glass-4b": "1.183",
+    "glass-30b": "1.133",
+    "glass-235b": "1.052",
+    "glass-32b": "1.036",
+    "glass-8b": "0.675",
+    "gen-sycophancy": "8%",
+    "gen-corrigible": "45%",
+}
+
+
+def test_every_published_claim_is_in_the_ledger(rows: pd.DataFrame) -> None:
+    assert {i: rows.loc[i, "published"] for i in PUBLISHED} == PUBLISHED
+    assert set(rows.index) - set(PUBLISHED) == {"depth-later"}
+
+
+def test_every_numeric_claim_matches_to_the_printed_digits_but_one(rows: pd.DataFrame) -> None:
+    """The one correlation is 0.3749, which prints as 0.37; the study printed 0.38."""
+    assert rows.index[~rows["matches"]].tolist() == ["r-self-awareness"]
+    assert rows.loc["r-self-awareness", "recomputed"] == pytest.approx(0.3749, abs=5e-5)
+    assert "0.3749, 0.37 in print" in rows.loc["r-self-awareness", "reason"]
+
+
+def test_the_caveats_of_the_claims_are_stated(rows: pd.DataFrame) -> None:
+    reason = rows["reason"]
+    assert "unrounded it is 6.4%" in reason["d-gap-all"]
+    assert "235B-A22B on sycophancy was never run" in reason["delta-235b"]
+    assert "single cells run from 47% to 79%" in reason["depth-distilled"]
+    assert "leaves out coordinate_other_versions" in reason["glass-14b"]
+    assert "the sd at -1 where it says the baseline" in reason["glass-14b"]
+
+
+def test_every_claim_has_an_interval_and_a_verdict(rows: pd.DataFrame) -> None:
+    assert rows[["low", "high"]].notna().all(axis=None)
+    assert (rows["low"] < rows["high"]).all()
+    assert set(rows["verdict"]) <= {"reproduced", "reproduced, but"}
+    assert (rows["reason"].str.len() > 0).all()
+
+
+def test_claims_about_training_rest_on_models_not_on_items(rows: pd.DataFrame) -> None:
+    about_models = ["d-distilled", "d-rl", "d-gap-all", "depth-rl", "scale-survival", "moe-neutral"]
+    assert (rows.loc[about_models, "interval_over"] == "models").all()
+    assert (rows.loc[["delta-4b", "d-8b", "glass-32b"], "interval_over"] == "items").all()
+
+
+def test_the_balanced_version_runs_over_what_every_model_has(
+    rows: pd.DataFrame, study_cells: xr.Dataset
+) -> None:
+    delta = study_cells["selected_estimate"].sel(estimand="delta", model="4B")
+    both = delta.sel(concept=["corrigible", "self_awareness"])
+    assert rows.loc["delta-4b", "balanced"] == pytest.approx(float(both.mean()))
+
+
+def test_a_changed_cell_changes_the_number_the_interval_and_the_verdict(
+    study_cells: xr.Dataset,
+) -> None:
+    _, claims = read_claims(LEDGER)
+    claim = [c for c in claims if c.id == "delta-4b"]
+    changed = study_cells.copy(deep=True)
+    changed["selected_estimate"].loc["delta", "4B", "corrigible"] += 3
+    before, after = (ledger(cells, claim).iloc[0] for cells in (study_cells, changed))
+    assert after["recomputed"] == pytest.approx(before["recomputed"] + 1)
+    assert after["low"] > before["low"]
+    assert (before["verdict"], after["verdict"]) == ("reproduced", "not reproduced")
+
+
+def test_what_the_cells_do_not_hold_cannot_be_tested(cells: xr.Dataset) -> None:
+    claim = Claim(
+        id="x",
+        section="1",
+        text="agrees",
+        published="0.5",
+        statistic="pooled_agreement",
+        arguments={"concept": "humour"},
+    )
+    row = ledger(cells, [claim]).iloc[0]
+    assert row["verdict"] == "cannot be tested"
+    assert row["reason"]
+
+
+@pytest.mark.parametrize(
+    ("text", "value", "expected"),
+    [
+        ("9.15", 9.1452, True),
+        ("9.15", 9.1449, False),
+        ("0.38", 0.3749, False),
+        ("-0.06", -0.0626, True),
+        ("7%", 0.0673, True),
+        ("7%", 0.064, False),
+        ("~7.5", 7.57, True),
+        ("~7.5", 7.61, False),
+        ("+", 0.2, True),
+        ("-", 0.2, False),
+    ],
+)
+def test_matching_to_the_printed_digits(text: str, value: float, expected: bool) -> None:
+    assert matches(read_printed(text), Estimate(value)) is expected
+
+
+@pytest.mark.parametrize(
+    ("span", "expected"), [((0.574, 0.611), True), ((0.574, 0.654), True), ((0.49, 0.6), False)]
+)
+def test_a_range_holds_its_members_as_rounded(span: tuple[float, float], expected: bool) -> None:
+    assert matches(read_printed("50-65%"), Estimate(0.6, span=span)) is expected
+
+
+def test_no_difference_is_an_interval_with_zero() -> None:
+    assert matches(read_printed("0"), Estimate(0.4, low=-1, high=2))
+    assert not matches(read_printed("0"), Estimate(0.4, low=0.1, high=2))
+    assert not matches(read_printed("0.4"), Estimate(np.nan))
+
+
+BAD_LEDGERS = {
+    "not TOML": ("[[claim", "is not TOML"),
+    "an unknown statistic": (
+        'study = "s"\n[[claim]]\nid = "a"\nsection = "1"\ntext = "t"\npublished = "1"\n'
+        'statistic = "magic"\n',
+        "'magic' is none of",
+    ),
+    "an unreadable value": (
+        'study = "s"\n[[claim]]\nid = "a"\nsection = "1"\ntext = "t"\npublished = "about 7"\n'
+        'statistic = "model_mean"\n',
+        "'about 7' is no printed value",
+    ),
+    "an unknown field": ('study = "s"\n[[claim]]\nid = "a"\ncolour = "red"\n', "claim a: .*colour"),
+    "no study": ("", "`study` is missing"),
+}
+
+
+@pytest.mark.parametrize("name", BAD_LEDGERS)
+def test_a_bad_ledger_is_one_error_with_its_file(name: str, tmp_path: Path) -> None:
+    text, message = BAD_LEDGERS[name]
+    (tmp_path / "claims.toml").write_text(text)
+    with pytest.raises(ValueError, match=message) as error:
+        read_claims(tmp_path / "claims.toml")
+    assert "claims.toml" in str(error.value)
+
+
+def test_the_registry_names_functions_of_the_package() -> None:
+    assert all(name == function.__name__ for name, function in STATISTICS.items())

@@ -1,0 +1,83 @@
+import numpy as np
+import pytest
+import xarray as xr
+from builders import make_cube
+
+from steercube.analysis.claims import read_claims
+from steercube.analysis.reduce import cells as reduce_to_cells
+from steercube.analysis.tables import conclude
+
+PLAIN = {"effects", "layer_effects", "models", "concepts", "depth", "agreement", "sensitivity"}
+
+
+def test_every_table_is_there(cells: xr.Dataset) -> None:
+    tables = conclude(cells)
+    assert set(tables) == PLAIN
+    assert len(tables["effects"]) == 6
+    assert len(tables["layer_effects"]) == 24
+
+
+def test_effects_hold_the_columns_a_reader_expects(cells: xr.Dataset) -> None:
+    effects = conclude(cells)["effects"]
+    head = ["model", "concept", "layer", "depth", "n", "delta", "cohens_d"]
+    head += ["cohens_d_low", "cohens_d_high", "optimism"]
+    assert set(head) <= set(effects)
+    row = effects.iloc[0]
+    at = cells.sel(model=row["model"], concept=row["concept"], estimand="cohens_d")
+    assert row["cohens_d"] == float(at["selected_estimate"])
+    assert row["cohens_d_low"] == float(at["selected_low"])
+    assert row["optimism"] == float(at["selected_optimism"])
+    assert row["corrected"] == pytest.approx(row["cohens_d"] - row["optimism"])
+    assert row["depth"] == pytest.approx(row["layer"] / float(at["n_layers"]))
+
+
+def test_names_are_as_in_the_studys_files(study_cells: xr.Dataset) -> None:
+    effects = conclude(study_cells)["effects"]
+    assert effects["model"].unique().tolist() == ["4B", "8B", "14B", "30B-A3B", "32B", "235B-A22B"]
+    unrun = effects[effects["cohens_d"].isna()]
+    assert unrun[["model", "concept", "reason"]].to_numpy().tolist() == [
+        ["235B-A22B", "sycophancy", "not_run"]
+    ]
+    assert len(effects) == 36
+
+
+@pytest.mark.parametrize(
+    "labels",
+    [
+        {"model": ["large"], "model_other": ["large"]},
+        {"concept": ["humour"]},
+        {"model": ["large"], "model_other": ["large"], "concept": ["humour"]},
+    ],
+    ids=["one model", "one concept", "one of each"],
+)
+def test_small_studies_say_what_they_lack(labels: dict[str, list[str]], cells: xr.Dataset) -> None:
+    tables = conclude(cells.sel(labels))
+    for name in ("models", "concepts", "depth", "sensitivity"):
+        table = tables[name]
+        silent = table["value"].isna() & (table["reason"] == "")
+        assert not silent.any(), table[silent]
+
+
+def test_intervals_that_are_missing_have_a_reason(study_cells: xr.Dataset) -> None:
+    tables = conclude(study_cells)
+    for name in ("models", "concepts", "depth", "agreement", "sensitivity"):
+        table = tables[name]
+        silent = table["low"].isna() & (table["reason"] == "") & ~(table["n"] == 1)
+        assert not silent.any(), table[silent]
+
+
+def test_nothing_to_conclude_from(rng: np.random.Generator) -> None:
+    cube = make_cube(rng)
+    cube["logit_diff"][:] = np.nan
+    cube["logprob_matching"][:] = np.nan
+    cube["logprob_other"][:] = np.nan
+    cube["cell_status"][:] = 3
+    with pytest.raises(ValueError, match="hold no logit sweep"):
+        conclude(reduce_to_cells(cube, n_resamples=20))
+
+
+def test_claims_come_with_a_ledger_alone(study_cells: xr.Dataset) -> None:
+    from builders import ROOT
+
+    _, claims = read_claims(ROOT / "paper" / "claims.toml")
+    assert len(conclude(study_cells, claims)["claims"]) == len(claims)

@@ -1,0 +1,101 @@
+import numpy as np
+import pytest
+import xarray as xr
+from builders import ROOT
+from matplotlib.figure import Figure
+
+from steercube.analysis.claims import read_claims
+from steercube.analysis.tables import conclude
+from steercube.report.figures import _best_quantiles, _curves, _readable_on, draw
+
+
+def texts(figure: Figure) -> list[str]:
+    return [text.get_text() for ax in figure.axes for text in ax.texts]
+
+
+@pytest.fixture(scope="module")
+def study_figures(study_cells: xr.Dataset) -> dict[str, Figure]:
+    _, claims = read_claims(ROOT / "paper" / "claims.toml")
+    return draw(study_cells, conclude(study_cells, claims))
+
+
+def test_the_study_has_every_figure(study_figures: dict[str, Figure]) -> None:
+    assert set(study_figures) == {
+        "effect_size_heatmap",
+        "best_layer_violins",
+        "layer_curves_gen_vs_logit",
+        "depth_by_training",
+        "claims",
+    }
+
+
+def test_the_heatmap_holds_every_effect_with_its_interval(
+    study_figures: dict[str, Figure], study_cells: xr.Dataset
+) -> None:
+    figure = study_figures["effect_size_heatmap"]
+    at = study_cells.sel(estimand="cohens_d", model="8B", concept="corrigible")
+    low, high = float(at["selected_low"]), float(at["selected_high"])
+    assert f"{float(at['selected_estimate']):.2f}" in texts(figure)
+    assert f"{low:.2f} to {high:.2f}" in texts(figure)
+    assert texts(figure).count("not run") == 1
+    names = [t.get_text() for t in figure.axes[0].get_xticklabels()]
+    assert names[0] == "4B\ndistilled"
+    assert names[-1] == "235B-A22B\nfull RL"
+
+
+def test_violins_get_the_quantiles_of_the_best_layer(study_cells: xr.Dataset) -> None:
+    quantiles = _best_quantiles(study_cells)
+    assert set(quantiles["sycophancy"]) == {"4B", "8B", "14B", "30B-A3B", "32B"}
+    middle = quantiles["corrigible"]["4B"][1.0][10]
+    layer = float(study_cells["selected_layer"].sel(model="4B", concept="corrigible"))
+    at = {"model": "4B", "concept": "corrigible", "layer": layer, "strength": 1.0}
+    assert middle == float(study_cells["quantiles"].sel({**at, "quantile": 0.5}))
+
+
+def test_curves_are_scaled_and_cover_the_dense_models(study_cells: xr.Dataset) -> None:
+    curves = _curves(study_cells, conclude(study_cells)["layer_effects"])
+    assert set(curves) == {"corrigible", "self_awareness", "sycophancy"}
+    assert list(curves["corrigible"]) == ["4B", "8B", "14B", "32B"]
+    for curve in curves["sycophancy"].values():
+        assert (curve.logit.min(), curve.logit.max()) == (0, 1)
+        assert (curve.generation.min(), curve.generation.max()) == (0, 1)
+        assert (curve.margin > 0).all()
+
+
+@pytest.mark.parametrize(
+    "labels",
+    [
+        {},
+        {"model": ["large"], "model_other": ["large"]},
+        {"concept": ["humour"]},
+        {"model": ["large"], "model_other": ["large"], "concept": ["humour"]},
+    ],
+    ids=["all", "one model", "one concept", "one of each"],
+)
+def test_small_studies_are_drawn(labels: dict[str, list[str]], cells: xr.Dataset) -> None:
+    part = cells.sel(labels)
+    for figure in draw(part, conclude(part)).values():
+        figure.canvas.draw()
+
+
+def test_text_is_readable_on_its_cell() -> None:
+    assert _readable_on((0.0, 0.13, 0.31, 1.0)) == "white"
+    assert _readable_on((1.0, 0.91, 0.27, 1.0)) == "black"
+
+
+def test_no_text_leaves_the_figure(study_figures: dict[str, Figure]) -> None:
+    for name, figure in study_figures.items():
+        figure.canvas.draw()
+        box = figure.get_tightbbox()
+        width, height = figure.get_size_inches()
+        assert box.x0 >= -0.02, name
+        assert box.y0 >= -0.02, name
+        assert box.x1 <= width + 0.02, name
+        assert box.y1 <= height + 0.02, name
+
+
+def test_letters_are_large_enough_to_read(study_figures: dict[str, Figure]) -> None:
+    for name, figure in study_figures.items():
+        sizes = [t.get_fontsize() for ax in figure.axes for t in ax.texts if t.get_text()]
+        sizes += [t.get_fontsize() for ax in figure.axes for t in ax.get_xticklabels()]
+        assert np.min(sizes) >= 7.5, name

@@ -1,0 +1,99 @@
+import hashlib
+import json
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import xarray as xr
+
+from steercube.analysis.tables import conclude
+from steercube.report.figures import draw
+from steercube.report.write import KEYS, markdown_tables, numbers, write_study
+
+
+@pytest.fixture(scope="module")
+def tables(cells: xr.Dataset) -> dict[str, pd.DataFrame]:
+    return conclude(cells)
+
+
+def write(folder: Path, cells: xr.Dataset, tables: dict[str, pd.DataFrame]) -> None:
+    write_study(folder, tables, draw(cells, tables), inputs={"a": "b"}, settings={"seed": 1})
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {str(p.relative_to(folder)): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
+
+
+def test_twice_is_byte_identical(
+    cells: xr.Dataset, tables: dict[str, pd.DataFrame], tmp_path: Path
+) -> None:
+    write(tmp_path / "one", cells, tables)
+    write(tmp_path / "two", cells, tables)
+    assert contents(tmp_path / "one") == contents(tmp_path / "two")
+
+
+def test_the_manifest_lists_every_output_with_its_hash(
+    cells: xr.Dataset, tables: dict[str, pd.DataFrame], tmp_path: Path
+) -> None:
+    write(tmp_path / "s", cells, tables)
+    manifest = json.loads((tmp_path / "s" / "manifest.json").read_text())
+    hashes = {
+        name: hashlib.sha256(content).hexdigest()
+        for name, content in contents(tmp_path / "s").items()
+        if name != "manifest.json"
+    }
+    assert manifest["outputs"] == hashes
+    assert manifest["settings"] == {"seed": 1}
+    assert "numpy" in manifest["versions"]
+
+
+def test_outputs_of_an_earlier_run_do_not_linger(
+    cells: xr.Dataset, tables: dict[str, pd.DataFrame], tmp_path: Path
+) -> None:
+    write(tmp_path / "s", cells, tables)
+    (tmp_path / "s" / "figures" / "old.png").write_bytes(b"old")
+    (tmp_path / "s" / "post.md").write_text("written by another session")
+    write(tmp_path / "s", cells, tables)
+    assert not (tmp_path / "s" / "figures" / "old.png").exists()
+    assert (tmp_path / "s" / "post.md").exists()
+    assert [p.name for p in tmp_path.iterdir()] == ["s"]
+
+
+def test_tables_read_back_as_they_were(
+    cells: xr.Dataset, tables: dict[str, pd.DataFrame], tmp_path: Path
+) -> None:
+    write(tmp_path / "s", cells, tables)
+    for name, table in tables.items():
+        back = pd.read_csv(tmp_path / "s" / "tables" / f"{name}.csv") if len(table) else None
+        if back is not None:
+            assert list(back) == list(table)
+            for column in table.select_dtypes("float64"):
+                assert back[column].to_numpy(dtype=float) == pytest.approx(
+                    table[column].to_numpy(), rel=1e-9, nan_ok=True
+                )
+
+
+def test_every_number_names_its_table_interval_and_n(tables: dict[str, pd.DataFrame]) -> None:
+    found = numbers(tables)
+    rows = sum(len(tables[name]) for name in KEYS if name in tables and name != "effects")
+    estimands = sum(c.endswith("_low") for c in tables["effects"])
+    assert len(found) == rows + estimands * len(tables["effects"])
+    d = found["effects/large/humour/cohens_d"]
+    row = tables["effects"].set_index(["model", "concept"]).loc[("large", "humour")]
+    assert d["value"] == pytest.approx(row["cohens_d"], rel=1e-9)
+    assert (d["interval_over"], d["n"], d["table"]) == ("items", 30, "tables/effects.csv")
+    json.dumps(found, allow_nan=False)
+
+
+def test_an_undefined_number_is_null(tables: dict[str, pd.DataFrame]) -> None:
+    changed = tables["depth"].assign(low=np.nan)
+    assert numbers({"depth": changed})["depth/rl minus distilled"]["low"] is None
+
+
+def test_markdown_shows_models_in_order_with_intervals(tables: dict[str, pd.DataFrame]) -> None:
+    lines = markdown_tables(tables)["models"].splitlines()
+    assert lines[0].startswith("| model | training | delta | cohens_d |")
+    assert [line.split("|")[1].strip() for line in lines[2:5]] == ["small", "middle", "large"]
+    value = tables["models"].iloc[0]
+    assert f"{value['value']:.2f} [{value['low']:.2f}, {value['high']:.2f}]" in lines[2]

@@ -1,0 +1,251 @@
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import xarray as xr
+from builders import ROOT, STUDY, make_cube, make_model, needs_study
+
+from steercube import netcdf
+from steercube.analyze import studies
+from steercube.cells import save_cells
+from steercube.cli import main
+from steercube.cube import save_cube
+
+
+@pytest.fixture
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty project to run commands in."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "data").mkdir()
+    return tmp_path
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {str(p.relative_to(folder)): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
+
+
+def test_an_empty_folder_says_what_to_do(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["analyze"]) == 2
+    error = capsys.readouterr().err
+    assert "data holds no study" in error
+    assert "steercube import-study" in error
+    assert not (here / "paper").exists()
+
+
+def test_studies_are_found_by_name(tmp_path: Path) -> None:
+    for name in ("b.nc", "a.cells.nc", "b.cells.nc", "b.vectors.nc", "notes.txt"):
+        (tmp_path / name).touch()
+    assert studies(tmp_path) == ["a", "b"]
+
+
+def test_from_cells_alone(
+    here: Path, cells: xr.Dataset, capsys: pytest.CaptureFixture[str]
+) -> None:
+    save_cells(cells, here / "data" / "mine.cells.nc")
+    assert main(["analyze"]) == 0
+    assert "no cube here" in capsys.readouterr().out
+    assert {p.name for p in (here / "paper" / "mine").iterdir()} == {
+        "tables",
+        "figures",
+        "numbers.json",
+        "manifest.json",
+    }
+    assert not (here / "paper" / "mine" / "tables" / "claims.csv").exists()
+
+
+def test_a_study_that_is_not_there(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    save_cube(make_cube(np.random.default_rng(1)), here / "data" / "mine.nc")
+    assert main(["analyze", "other"]) == 2
+    assert "no study 'other'; it holds ['mine']" in capsys.readouterr().err
+
+
+@pytest.fixture
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Few resamples: these tests are about files, not intervals."""
+    from functools import partial
+
+    from steercube import analyze
+
+    monkeypatch.setattr(
+        analyze, "reduce_to_cells", partial(analyze.reduce_to_cells, n_resamples=50)
+    )
+
+
+@pytest.mark.usefixtures("quick")
+def test_cells_are_rebuilt_from_the_cube_and_compared(
+    here: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    cube = make_cube(np.random.default_rng(1))
+    save_cube(cube, here / "data" / "mine.nc")
+    assert main(["analyze"]) == 0
+    assert "wrote data/mine.cells.nc" in capsys.readouterr().out
+    first = contents(here / "paper")
+    assert main(["analyze"]) == 0
+    assert "the cells agree" in capsys.readouterr().out
+    assert contents(here / "paper") == first
+
+    for name in ("logit_diff", "logprob_matching"):
+        cube[name].loc["large", "humour", 5, 1.0, 0] += 2
+    save_cube(cube, here / "data" / "mine.nc")
+    assert main(["analyze"]) == 0
+    assert "the cells DIFFER" in capsys.readouterr().out
+    before = json.loads(first["mine/numbers.json"])
+    after = json.loads((here / "paper" / "mine" / "numbers.json").read_text())
+    changed = {key for key in before if before[key] != after[key]}
+    assert "effects/large/humour/delta" in changed
+    assert not any(key.startswith("effects/small") for key in changed)
+
+
+def flip_bits(path: Path) -> None:
+    """One bit in each of twenty bytes: a single one may fall where the format leaves room."""
+    content = bytearray(path.read_bytes())
+    for position in np.linspace(0.05, 0.95, 20) * len(content):
+        content[int(position)] ^= 16
+    path.write_bytes(content)
+
+
+BAD_FILES = {
+    "not a NetCDF file": lambda path: path.write_text("logits"),
+    "empty": lambda path: path.write_bytes(b""),
+    "truncated": lambda path: path.write_bytes(path.read_bytes()[:-2000]),
+    "bit-flipped": flip_bits,
+}
+
+
+@pytest.mark.parametrize("suffix", ["nc", "cells.nc"])
+@pytest.mark.parametrize("fault", BAD_FILES)
+def test_a_bad_file_is_one_error_and_earlier_results_stay(
+    fault: str, suffix: str, here: Path, cells: xr.Dataset, capsys: pytest.CaptureFixture[str]
+) -> None:
+    save_cells(cells, here / "data" / "mine.cells.nc")
+    assert main(["analyze"]) == 0
+    before = contents(here / "paper")
+    save_cube(make_cube(np.random.default_rng(1)), here / "whole.nc")
+    path = here / "data" / f"mine.{suffix}"
+    if suffix == "nc":
+        shutil.move(here / "whole.nc", path)
+    BAD_FILES[fault](path)
+    capsys.readouterr()
+    assert main(["analyze"]) == 2
+    error = capsys.readouterr().err
+    assert f"mine.{suffix}" in error
+    assert "Traceback" not in error
+    assert contents(here / "paper") == before
+
+
+BAD_CUBES = {
+    "an unknown training": (
+        lambda c: c.assign_coords(training=("model", ["distilled", "magic", "rl"])),
+        "'magic'",
+    ),
+    "wrong dimensions": (lambda c: c.rename(sample="prompt"), "dimension 'sample' is missing"),
+    "no strength -1": (lambda c: c.sel(strength=[0.0, 1.0]), "lacks -1"),
+    "no strength +1": (lambda c: c.sel(strength=[-1.0, 0.0]), r"lacks \+1"),
+}
+
+
+@pytest.mark.parametrize("name", BAD_CUBES)
+@pytest.mark.usefixtures("quick")
+def test_a_cube_that_cannot_be_used_is_one_error(
+    name: str, here: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    import re
+
+    change, message = BAD_CUBES[name]
+    netcdf.save(change(make_cube(np.random.default_rng(1))), here / "data" / "mine.nc")
+    assert main(["analyze"]) == 2
+    assert re.search(message, capsys.readouterr().err)
+    assert not (here / "paper").exists()
+    assert not (here / "data" / "mine.cells.nc").exists()
+
+
+@pytest.mark.usefixtures("quick")
+def test_all_cells_unrun_is_one_error(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    cube = make_cube(np.random.default_rng(1))
+    for name in ("logit_diff", "logprob_matching", "logprob_other"):
+        cube[name][:] = np.nan
+    cube["cell_status"][:] = 1
+    save_cube(cube, here / "data" / "mine.nc")
+    assert main(["analyze"]) == 2
+    assert "hold no logit sweep" in capsys.readouterr().err
+
+
+@pytest.mark.usefixtures("quick")
+@pytest.mark.parametrize("what", ["one model", "one concept"])
+def test_one_model_or_one_concept_is_analysed(what: str, here: Path) -> None:
+    rng = np.random.default_rng(1)
+    if what == "one model":
+        cube = make_cube(rng, models=(make_model("alone", "instruct"),))
+    else:
+        cube = make_cube(rng, n_items={"humour": 30})
+    save_cube(cube, here / "data" / "mine.nc")
+    assert main(["analyze"]) == 0
+    assert len(list((here / "paper" / "mine" / "figures").glob("*.png"))) == 4
+
+
+def test_debug_shows_the_traceback(here: Path) -> None:
+    with pytest.raises(FileNotFoundError):
+        main(["--debug", "analyze"])
+
+
+def test_show_prints_a_summary(
+    here: Path, cells: xr.Dataset, capsys: pytest.CaptureFixture[str]
+) -> None:
+    save_cells(cells, here / "a.cells.nc")
+    save_cube(make_cube(np.random.default_rng(1)), here / "a.nc")
+    assert main(["show", "a.cells.nc"]) == 0
+    assert "Cohen's d at the best layer" in capsys.readouterr().out
+    assert main(["show", "a.nc"]) == 0
+    assert "no model x concept is missing" in capsys.readouterr().out
+    assert main(["show", "nothing.nc"]) == 2
+    assert "nothing.nc: no such file" in capsys.readouterr().err
+
+
+@needs_study
+def test_import_study_from_a_folder(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = ["import-study", "--from", str((ROOT / STUDY).resolve())]
+    assert main([*arguments, "--models", str(ROOT / "data" / "models.toml")]) == 0
+    assert "235B-A22B" in capsys.readouterr().out
+    assert (here / "data" / "qwen3.nc").stat().st_size < 4e6
+
+
+def test_import_from_an_empty_folder_writes_nothing(
+    here: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = ["import-study", "--from", str(here)]
+    assert main([*arguments, "--models", str(ROOT / "data" / "models.toml")]) == 2
+    assert "breaks 61 rule(s)" in capsys.readouterr().err
+    assert not list((here / "data").iterdir())
+
+
+def test_the_committed_results_are_those_of_the_committed_cells(tmp_path: Path) -> None:
+    """A fresh clone regenerates the study's tables, numbers and figures as they are committed."""
+    shutil.copy(ROOT / "paper" / "claims.toml", tmp_path / "claims.toml")
+    data = tmp_path / "data"
+    data.mkdir()
+    shutil.copy(ROOT / "data" / "qwen3.cells.nc", data)
+    assert main(["analyze", "--data", str(data), "--paper", str(tmp_path)]) == 0
+    made, committed = tmp_path / "qwen3", ROOT / "paper" / "qwen3"
+    assert set(contents(made)) == set(contents(committed))
+    for path in sorted((committed / "tables").glob("*.csv")):
+        new, old = pd.read_csv(made / "tables" / path.name), pd.read_csv(path)
+        pd.testing.assert_frame_equal(new, old, rtol=1e-6, atol=1e-9)
+    new, old = (json.loads((f / "numbers.json").read_text()) for f in (made, committed))
+    assert new.keys() == old.keys()
+
+
+def test_the_numbered_scripts_give_what_the_command_gives(here: Path, cells: xr.Dataset) -> None:
+    save_cells(cells, here / "data" / "mine.cells.nc")
+    assert main(["analyze"]) == 0
+    by_command = contents(here / "paper")
+    shutil.rmtree(here / "paper")
+    for script in ("02_tables.py", "03_paper.py"):
+        subprocess.run([sys.executable, ROOT / "analysis" / script, "mine"], check=True)
+        made = contents(here / "paper")
+        assert all(by_command[name] == content for name, content in made.items())
+    assert made == by_command
