@@ -10,7 +10,7 @@ import xarray as xr
 from steercube.cube import STATUS, Item, Model, blank_cube
 
 ROOT = Path(__file__).parents[1]
-STUDY = Path(os.environ.get("STEERCUBE_STUDY_DIR", "no-such-folder"))
+STUDY = ROOT / os.environ.get("STEERCUBE_STUDY_DIR", "no-such-folder")
 
 needs_study = pytest.mark.skipif(
     not (STUDY / "results").is_dir(),

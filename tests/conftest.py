@@ -1,11 +1,14 @@
 """Fixtures: a tiny cube, its cells, and the committed cells of the study."""
 
 import numpy as np
+import pandas as pd
 import pytest
 import xarray as xr
 from builders import ROOT, make_cube
 
+from steercube.analysis.claims import read_claims
 from steercube.analysis.reduce import cells as reduce_to_cells
+from steercube.analysis.tables import conclude
 from steercube.cells import open_cells
 
 
@@ -28,3 +31,10 @@ def cells() -> xr.Dataset:
 def study_cells() -> xr.Dataset:
     """The committed cells of the real study."""
     return open_cells(ROOT / "data" / "qwen3.cells.nc")
+
+
+@pytest.fixture(scope="session")
+def study_tables(study_cells: xr.Dataset) -> dict[str, pd.DataFrame]:
+    """Every table of the real study, its ledger included."""
+    _, claims = read_claims(ROOT / "paper" / "claims.toml")
+    return conclude(study_cells, claims)

@@ -12,10 +12,9 @@ from steercube.results import Estimate
 LEDGER = ROOT / "paper" / "claims.toml"
 
 
-@pytest.fixture(scope="module")
-def rows(study_cells: xr.Dataset) -> pd.DataFrame:
-    _, claims = read_claims(LEDGER)
-    return ledger(study_cells, claims).set_index("id")
+@pytest.fixture
+def rows(study_tables: dict[str, pd.DataFrame]) -> pd.DataFrame:
+    return study_tables["claims"].set_index("id")
 
 
 PUBLISHED = {

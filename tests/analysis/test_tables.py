@@ -1,9 +1,9 @@
 import numpy as np
+import pandas as pd
 import pytest
 import xarray as xr
 from builders import make_cube
 
-from steercube.analysis.claims import read_claims
 from steercube.analysis.reduce import cells as reduce_to_cells
 from steercube.analysis.tables import conclude
 
@@ -31,8 +31,8 @@ def test_effects_hold_the_columns_a_reader_expects(cells: xr.Dataset) -> None:
     assert row["depth"] == pytest.approx(row["layer"] / float(at["n_layers"]))
 
 
-def test_names_are_as_in_the_studys_files(study_cells: xr.Dataset) -> None:
-    effects = conclude(study_cells)["effects"]
+def test_names_are_as_in_the_studys_files(study_tables: dict[str, pd.DataFrame]) -> None:
+    effects = study_tables["effects"]
     assert effects["model"].unique().tolist() == ["4B", "8B", "14B", "30B-A3B", "32B", "235B-A22B"]
     unrun = effects[effects["cohens_d"].isna()]
     assert unrun[["model", "concept", "reason"]].to_numpy().tolist() == [
@@ -58,10 +58,9 @@ def test_small_studies_say_what_they_lack(labels: dict[str, list[str]], cells: x
         assert not silent.any(), table[silent]
 
 
-def test_intervals_that_are_missing_have_a_reason(study_cells: xr.Dataset) -> None:
-    tables = conclude(study_cells)
+def test_intervals_that_are_missing_have_a_reason(study_tables: dict[str, pd.DataFrame]) -> None:
     for name in ("models", "concepts", "depth", "agreement", "sensitivity"):
-        table = tables[name]
+        table = study_tables[name]
         silent = table["low"].isna() & (table["reason"] == "") & ~(table["n"] == 1)
         assert not silent.any(), table[silent]
 
@@ -74,10 +73,3 @@ def test_nothing_to_conclude_from(rng: np.random.Generator) -> None:
     cube["cell_status"][:] = 3
     with pytest.raises(ValueError, match="hold no logit sweep"):
         conclude(reduce_to_cells(cube, n_resamples=20))
-
-
-def test_claims_come_with_a_ledger_alone(study_cells: xr.Dataset) -> None:
-    from builders import ROOT
-
-    _, claims = read_claims(ROOT / "paper" / "claims.toml")
-    assert len(conclude(study_cells, claims)["claims"]) == len(claims)

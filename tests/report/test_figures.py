@@ -1,10 +1,9 @@
 import numpy as np
+import pandas as pd
 import pytest
 import xarray as xr
-from builders import ROOT
 from matplotlib.figure import Figure
 
-from steercube.analysis.claims import read_claims
 from steercube.analysis.tables import conclude
 from steercube.report.figures import _best_quantiles, _curves, _readable_on, draw
 
@@ -14,9 +13,10 @@ def texts(figure: Figure) -> list[str]:
 
 
 @pytest.fixture(scope="module")
-def study_figures(study_cells: xr.Dataset) -> dict[str, Figure]:
-    _, claims = read_claims(ROOT / "paper" / "claims.toml")
-    return draw(study_cells, conclude(study_cells, claims))
+def study_figures(
+    study_cells: xr.Dataset, study_tables: dict[str, pd.DataFrame]
+) -> dict[str, Figure]:
+    return draw(study_cells, study_tables)
 
 
 def test_the_study_has_every_figure(study_figures: dict[str, Figure]) -> None:
@@ -52,8 +52,10 @@ def test_violins_get_the_quantiles_of_the_best_layer(study_cells: xr.Dataset) ->
     assert middle == float(study_cells["quantiles"].sel({**at, "quantile": 0.5}))
 
 
-def test_curves_are_scaled_and_cover_the_dense_models(study_cells: xr.Dataset) -> None:
-    curves = _curves(study_cells, conclude(study_cells)["layer_effects"])
+def test_curves_are_scaled_and_cover_the_dense_models(
+    study_cells: xr.Dataset, study_tables: dict[str, pd.DataFrame]
+) -> None:
+    curves = _curves(study_cells, study_tables["layer_effects"])
     assert set(curves) == {"corrigible", "self_awareness", "sycophancy"}
     assert list(curves["corrigible"]) == ["4B", "8B", "14B", "32B"]
     for curve in curves["sycophancy"].values():
