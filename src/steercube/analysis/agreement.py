@@ -19,7 +19,7 @@ Curves = dict[str, tuple[np.ndarray, np.ndarray]]
 
 
 def generation_delta(cells: xr.Dataset) -> xr.DataArray:
-    """Generation rate at +1 minus that at -1, dims (model, concept, layer)."""
+    """Generation rate at +1 minus that at -1, without the dimension strength."""
     rate = cells["generation_rate"]
     return rate.sel(strength=POSITIVE) - rate.sel(strength=NEGATIVE)
 
@@ -29,8 +29,9 @@ def layer_curves(cells: xr.Dataset, *, concept: str, models: Sequence[str] | Non
     if "generation_rate" not in cells or concept not in cells["concept"]:
         return {}
     order = ("model", "layer")
-    logit = cells["estimate"].sel(estimand="delta", concept=concept).transpose(*order).values
-    generation = generation_delta(cells).sel(concept=concept).transpose(*order).values
+    of_concept = cells[["estimate", "generation_rate"]].sel(concept=concept)
+    logit = of_concept["estimate"].sel(estimand="delta").transpose(*order).values
+    generation = generation_delta(of_concept).transpose(*order).values
     curves = {}
     for model, *pair in zip(map(str, cells["model"].values), logit, generation, strict=True):
         both = np.isfinite(pair).all(axis=0)

@@ -9,6 +9,7 @@ part, the mean covariance of two models' means, is added.
 """
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 import xarray as xr
@@ -19,9 +20,10 @@ from steercube.results import Estimate
 
 def swept_models(cells: xr.Dataset) -> list[str]:
     """Models with a logit sweep, in order of size."""
-    swept = cells["selected_layer"].notnull().any("concept").values
-    by_size = np.argsort(cells["n_params"].values, kind="stable")
-    return [str(model) for model in cells["model"].values[by_size[swept[by_size]]]]
+    layer = cells.variables["selected_layer"].transpose("model", "concept").values
+    by_size = np.argsort(cells.variables["n_params"].values, kind="stable")
+    swept = by_size[np.isfinite(layer).any(axis=1)[by_size]]
+    return [str(model) for model in cells.indexes["model"][swept]]
 
 
 def best_effects(
@@ -30,16 +32,18 @@ def best_effects(
     *,
     models: Sequence[str] | None = None,
     concepts: Sequence[str] | None = None,
+    field: str = "selected_estimate",
 ) -> xr.DataArray:
     """The estimand at each selected layer, dims (model, concept), NaN where never run.
 
-    Models or concepts that `cells` does not hold are left out.
+    Models or concepts that `cells` does not hold are left out. `field` may be another of the
+    selected variables of an estimand, such as its optimism.
     """
     # Bare labels and one fancy index: this is called thousands of times by the sensitivity table.
-    table = cells["selected_estimate"].variable.transpose("estimand", "model", "concept")
+    table = cells.variables[field].transpose("estimand", "model", "concept")
     labels = {
         "model": _held(swept_models(cells), models),
-        "concept": _held(cells["concept"].values.tolist(), concepts),
+        "concept": _held(cells.indexes["concept"].tolist(), concepts),
     }
     where = [cells.indexes[dim].get_indexer(names) for dim, names in labels.items()]
     of_estimand = table.values[cells.indexes["estimand"].get_loc(estimand)]
@@ -76,13 +80,11 @@ def model_mean(
     $\pm z \sqrt{Var}$.
     """
     effects = best_effects(cells, estimand, models=[model], concepts=concepts)
-    effects = effects.squeeze("model") if effects.sizes["model"] else effects.sum("model")
-    run = effects["concept"].values[effects.notnull()]
-    if not effects.sizes["concept"] or not len(run):
+    run = effects["concept"].values[effects.notnull().any("model")]
+    if not len(run):
         return Estimate.undefined(f"{model} ran none of these concepts")
-    cell = {"estimand": estimand, "model": model, "concept": run}
-    value = float(effects.sel(concept=run).mean())
-    corrected = value - float(cells["selected_optimism"].sel(cell).mean(skipna=False))
+    means = model_means(cells, estimand=estimand, models=[model], concepts=run)
+    value, corrected = float(means.value.item()), float(means.corrected.item())
     se = float(np.sqrt(item_covariance(cells, estimand, [model], run)[0, 0]))
     z = stats.norm.ppf((1 + cells.attrs["confidence_level"]) / 2)
     return Estimate(
@@ -105,14 +107,14 @@ def item_covariance(
     both ran. NaN where a covariance of cells that were run is not known.
     """
     run = best_effects(cells, estimand, models=models, concepts=concepts).notnull()
-    names = run["model"].values
-    covariance = cells["selected_covariance"].sel(
-        estimand=estimand, concept=run["concept"], model=names, model_other=names
-    )
-    both = run & run.rename(model="model_other")
-    total = covariance.where(both, 0.0).sum("concept", skipna=False)
-    counts = run.sum("concept").values
-    return total.transpose("model", "model_other").values / np.outer(counts, counts)
+    where = [cells.indexes[d].get_indexer(run[d].values) for d in ("concept", "model", "model")]
+    order = ("estimand", "concept", "model", "model_other")
+    covariance = cells.variables["selected_covariance"].transpose(*order)
+    of_estimand = covariance.values[cells.indexes["estimand"].get_loc(estimand)][np.ix_(*where)]
+    ran = run.transpose("concept", "model").values
+    both = ran[:, :, None] & ran[:, None, :]
+    count = ran.sum(axis=0)
+    return np.where(both, of_estimand, 0.0).sum(axis=0) / np.outer(count, count)
 
 
 def mean_over_models(
@@ -130,19 +132,23 @@ def mean_over_models(
     two models alone say next to nothing about their own spread.
     """
     means = model_means(cells, estimand=estimand, models=models, concepts=concepts)
-    corrected = model_means(
-        cells, estimand=estimand, models=models, concepts=concepts, corrected=True
-    )
-    held = _held(cells["concept"].values.tolist(), concepts)
-    common = item_covariance(cells, estimand, means["model"].values.tolist(), held)
+    names = means.value["model"].values.tolist()
+    common = item_covariance(cells, estimand, names, _held(cells.indexes["concept"], concepts))
     return t_over_models(
-        means,
-        corrected,
+        means.value,
+        means.corrected,
         groups=cells["training"],
         group=training,
         level=_level(cells),
         common=common,
     )
+
+
+class ModelMeans(NamedTuple):
+    """Means over concepts, dims (model): as found, and less their mean optimism."""
+
+    value: xr.DataArray
+    corrected: xr.DataArray
 
 
 def model_means(
@@ -151,21 +157,24 @@ def model_means(
     estimand: str,
     models: Sequence[str] | None = None,
     concepts: Sequence[str] | None = None,
-    corrected: bool = False,
-) -> xr.DataArray:
-    """Mean over the concepts that each model ran of its best-layer effect, dims (model)."""
+) -> ModelMeans:
+    """Mean over the concepts that each model ran of its best-layer effect, dims (model).
+
+    The corrected mean is NaN where the optimism of a concept that was run is not known.
+    """
     effects = best_effects(cells, estimand, models=models, concepts=concepts)
-    run = effects.notnull()
-    count = run.sum("concept")
-    total = effects.sum("concept")
-    if corrected:
-        optimism = cells["selected_optimism"].sel(
-            estimand=estimand, model=effects["model"], concept=effects["concept"]
-        )
-        optimism = optimism.reset_coords(drop=True)
-        total = total - optimism.where(run, 0.0).sum("concept", skipna=False)
-    means = total / count.where(count > 0)
-    return means.isel(model=np.flatnonzero(count > 0))
+    optimism = best_effects(
+        cells, estimand, models=models, concepts=concepts, field="selected_optimism"
+    )
+    run = np.isfinite(effects.values)
+    names = effects["model"].values[run.any(axis=1)]
+    ran = run[run.any(axis=1)]
+    value, less = (
+        np.where(ran, table.values[run.any(axis=1)], 0.0).sum(axis=1) / ran.sum(axis=1)
+        for table in (effects, optimism)
+    )
+    means = [xr.DataArray(x, coords={"model": names}, dims="model") for x in (value, value - less)]
+    return ModelMeans(*means)
 
 
 def concept_mean(

@@ -42,7 +42,7 @@ def training_gap(
     is exact, over every assignment of the labels to the models. `from_rounded` rounds both
     averages to so many digits first, as a reader of printed averages does.
     """
-    means = model_means(cells, estimand=estimand, concepts=concepts, models=models)
+    means = model_means(cells, estimand=estimand, concepts=concepts, models=models).value
     labels = cells["training"].sel(model=means["model"]).values
     a, b = means.values[labels == low], means.values[labels == high]
     if not len(a) or not len(b):
@@ -89,7 +89,7 @@ def architecture_difference(
 
     Ordinary least squares over model means, t with n_models - 3 degrees of freedom.
     """
-    means = model_means(cells, estimand=estimand, concepts=concepts)
+    means = model_means(cells, estimand=estimand, concepts=concepts).value
     moe = (cells["architecture"].sel(model=means["model"]).values == "moe").astype(float)
     rl = (cells["training"].sel(model=means["model"]).values == "rl").astype(float)
     design = np.stack([np.ones_like(moe), moe, rl], axis=1)
@@ -117,7 +117,7 @@ def scale_slope(
     `size` is n_params (total) or n_active_params (per token, fewer in a mixture of experts).
     Least squares over models, t with n_models - 2 degrees of freedom.
     """
-    effects = model_means(cells, estimand=estimand, models=models, concepts=[concept])
+    effects = model_means(cells, estimand=estimand, models=models, concepts=[concept]).value
     log_size = np.log10(cells[size].sel(model=effects["model"]).values)
     if len(effects) < 3 or np.ptp(log_size) == 0:
         return Estimate.undefined("a slope with an interval needs three models of unlike size")

@@ -292,7 +292,7 @@ def layer_curves_gen_vs_logit(
     figure.supxlabel("depth of the steered layer (layer / number of layers)", fontsize=9)
     figure.supylabel("delta, scaled to [0, 1] within each curve", fontsize=9)
     handles, labels = axes[0, 0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=3, frameon=False)
+    figure.legend(handles, labels, loc="outside upper center", ncols=3, frameon=False)
     return figure
 
 
@@ -317,7 +317,7 @@ def logit_layer_curves(layer_effects: pd.DataFrame, models: ModelLabels) -> Figu
     figure.supxlabel("depth of the steered layer (layer / number of layers)", fontsize=9)
     figure.supylabel("Cohen's d (pooled sd), 95% pointwise", fontsize=9)
     handles, labels = axes[0, 0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=4, frameon=False)
+    figure.legend(handles, labels, loc="outside upper center", ncols=4, frameon=False)
     return figure
 
 
@@ -355,7 +355,7 @@ def depth_by_training(effects: pd.DataFrame, depth: pd.DataFrame, models: ModelL
                   frameon=False, fontsize=8)  # fmt: skip
     _name_models(ax.yaxis, models)
     ax.set_ylim(len(models) - 0.5, -0.5)
-    ax.set_xlim(0.3, 1.0)
+    ax.set_xlim(min(0.3, effects["depth_low"].min() - 0.03), 1.0)
     ax.set_xlabel("depth of the best layer (layer / number of layers)")
     ax.set_title("Where steering works best; lines: 95% of resampled selections", loc="left")
     return figure
