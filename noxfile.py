@@ -33,7 +33,7 @@ def lint(session: nox.Session) -> None:
 
 @nox.session
 def tests(session: nox.Session) -> None:
-    """The test suite, doctests included (about 6 min on two cores, no GPU)."""
+    """The test suite, doctests included (about 10 min on two cores, no GPU)."""
     install(session, "stats", groups=("test",))
     session.run("pytest", *session.posargs)
 

@@ -4,7 +4,7 @@ import sys
 from pathlib import Path
 
 from steercube.analysis.tables import conclude
-from steercube.analyze import claims_about
+from steercube.analyze import read_ledgers
 from steercube.cells import open_cells
 from steercube.report.write import NUMBER
 
@@ -12,6 +12,7 @@ study = sys.argv[1] if len(sys.argv) > 1 else "qwen3"
 folder = Path(f"paper/{study}/tables")
 folder.mkdir(parents=True, exist_ok=True)
 
-claims, _ = claims_about(study, "paper")
+ledger = read_ledgers("paper").get(study)
+claims = ledger.claims if ledger else []
 for name, table in conclude(open_cells(f"data/{study}.cells.nc"), claims).items():
     table.to_csv(folder / f"{name}.csv", index=False, float_format=NUMBER)

@@ -2,9 +2,10 @@
 
 import sys
 
-from steercube.analyze import write_conclusions
+from steercube.analyze import read_ledgers, write_conclusions
 from steercube.cells import open_cells
 
 study = sys.argv[1] if len(sys.argv) > 1 else "qwen3"
 
-write_conclusions(study, open_cells(f"data/{study}.cells.nc"), "paper")
+cells = open_cells(f"data/{study}.cells.nc")
+write_conclusions(study, cells, "paper", ledger=read_ledgers("paper").get(study))

@@ -8,10 +8,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TypeVar
 
-from steercube.analysis.claims import read_claims
 from steercube.analysis.reduce import cells as reduce_to_cells
 from steercube.analysis.tables import conclude
-from steercube.analyze import write_conclusions
+from steercube.analyze import read_ledgers, write_conclusions
 from steercube.cells import open_cells
 from steercube.cube import open_cube
 
@@ -37,13 +36,14 @@ def main() -> None:
     else:
         print(f"{cube_path} is absent (nox -s import-study): stage one is not measured")
     cells = timed("open the cells", lambda: open_cells(cells_path))
-    _, claims = read_claims("paper/claims.toml")
-    timed("every table and the ledger", lambda: conclude(cells, claims))
+    ledger = read_ledgers("paper")["qwen3"]
+    timed("every table and the ledger", lambda: conclude(cells, ledger.claims))
     with tempfile.TemporaryDirectory() as folder:
-        Path(folder, "claims.toml").write_bytes(Path("paper/claims.toml").read_bytes())
         timed(
             "stage two whole: tables, figures, files",
-            lambda: write_conclusions("qwen3", cells, folder, report=lambda line: None),
+            lambda: write_conclusions(
+                "qwen3", cells, folder, ledger=ledger, report=lambda line: None
+            ),
         )
 
 

@@ -98,3 +98,14 @@ def fill(
     cube["logit_diff"].loc[at] = value
     cube["logprob_matching"].loc[at] = value - 1
     cube["logprob_other"].loc[at] = np.float32(-1)
+
+
+SIX_MODELS = (
+    make_model("a", n_params=4e9, n_layers=10),
+    make_model("b", n_params=8e9, n_layers=10),
+    make_model("c", n_params=14e9, n_layers=11),
+    make_model("d", n_params=30e9, n_active_params=3e9, n_layers=12, architecture="moe"),
+    make_model("e", "rl", n_params=32e9, n_layers=14),
+    make_model("f", "rl", n_params=235e9, n_active_params=22e9, n_layers=20, architecture="moe"),
+)
+"""As many of each training, architecture and size as the study has."""

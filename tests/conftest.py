@@ -4,7 +4,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import xarray as xr
-from builders import ROOT, make_cube
+from builders import ROOT, SIX_MODELS, make_cube
 
 from steercube.analysis.claims import read_claims
 from steercube.analysis.reduce import cells as reduce_to_cells
@@ -25,6 +25,14 @@ def cube(rng: np.random.Generator) -> xr.Dataset:
 @pytest.fixture(scope="session")
 def cells() -> xr.Dataset:
     return reduce_to_cells(make_cube(np.random.default_rng(20250101)), n_resamples=500)
+
+
+@pytest.fixture(scope="session")
+def six() -> xr.Dataset:
+    """Cells of six models as in the study, three concepts."""
+    n_items = {"one": 20, "two": 24, "three": 22}
+    cube = make_cube(np.random.default_rng(3), models=SIX_MODELS, n_items=n_items)
+    return reduce_to_cells(cube, n_resamples=200)
 
 
 @pytest.fixture(scope="session")

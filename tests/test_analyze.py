@@ -38,7 +38,7 @@ def test_an_empty_folder_says_what_to_do(here: Path, capsys: pytest.CaptureFixtu
 
 
 def test_studies_are_found_by_name(tmp_path: Path) -> None:
-    for name in ("b.nc", "a.cells.nc", "b.cells.nc", "b.vectors.nc", "notes.txt"):
+    for name in ("b.nc", "a.cells.nc", "b.cells.nc", ".hidden.nc", "notes.txt"):
         (tmp_path / name).touch()
     assert studies(tmp_path) == ["a", "b"]
 
@@ -83,7 +83,7 @@ def test_cells_are_rebuilt_from_the_cube_and_compared(
     cube = make_cube(np.random.default_rng(1))
     save_cube(cube, here / "data" / "mine.nc")
     assert main(["analyze"]) == 0
-    assert "wrote data/mine.cells.nc" in capsys.readouterr().out
+    assert "data/mine.cells.nc is new" in capsys.readouterr().out
     first = contents(here / "paper")
     assert main(["analyze"]) == 0
     assert "the cells agree" in capsys.readouterr().out
@@ -138,6 +138,90 @@ def test_a_bad_file_is_one_error_and_earlier_results_stay(
     assert contents(here / "paper") == before
 
 
+@pytest.mark.usefixtures("quick")
+def test_cells_that_cannot_be_used_are_replaced_from_the_cube(
+    here: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    save_cube(make_cube(np.random.default_rng(1)), here / "data" / "mine.nc")
+    (here / "data" / "mine.cells.nc").write_text("damaged")
+    assert main(["analyze"]) == 0
+    assert "cannot be used and is replaced" in capsys.readouterr().out
+    assert main(["show", "data/mine.cells.nc"]) == 0
+
+
+@pytest.mark.usefixtures("quick")
+def test_a_bad_ledger_is_found_before_anything_is_written(
+    here: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    save_cube(make_cube(np.random.default_rng(1)), here / "data" / "mine.nc")
+    (here / "paper").mkdir()
+    (here / "paper" / "claims.toml").write_text("[[claim")
+    assert main(["analyze"]) == 2
+    assert "claims.toml: is not TOML" in capsys.readouterr().err
+    assert [p.name for p in (here / "data").iterdir()] == ["mine.nc"]
+
+
+LEDGER = """study = "mine"
+[[claim]]
+id = "anything"
+section = "1"
+text = "the large model steers with this average d"
+published = "1.7"
+statistic = "model_mean"
+[claim.arguments]
+estimand = "cohens_d"
+model = "large"
+"""
+
+
+def test_a_ledger_of_ones_own_beside_another(here: Path, cells: xr.Dataset) -> None:
+    save_cells(cells, here / "data" / "mine.cells.nc")
+    (here / "paper").mkdir()
+    (here / "paper" / "claims.toml").write_text('study = "other"\n')
+    (here / "paper" / "mine.claims.toml").write_text(LEDGER)
+    assert main(["analyze"]) == 0
+    table = pd.read_csv(here / "paper" / "mine" / "tables" / "claims.csv")
+    assert table["id"].tolist() == ["anything"]
+    assert (here / "paper" / "mine" / "figures" / "claims.png").exists()
+
+
+def test_directions_alone_make_a_table_and_no_figure(here: Path, cells: xr.Dataset) -> None:
+    save_cells(cells, here / "data" / "mine.cells.nc")
+    (here / "paper").mkdir()
+    (here / "paper" / "claims.toml").write_text(LEDGER.replace('"1.7"', '"+"'))
+    assert main(["analyze"]) == 0
+    assert (here / "paper" / "mine" / "tables" / "claims.csv").exists()
+    assert not (here / "paper" / "mine" / "figures" / "claims.png").exists()
+
+
+BAD_ARGUMENTS = {
+    "cells renamed to a cube": (["analyze"], "holds cells, not a cube"),
+    "a file for a folder": (["analyze", "--paper", "file"], "file is a file"),
+    "a folder that is not there": (
+        ["import-study", "--from", "nowhere"],
+        "nowhere: no such folder",
+    ),
+    "an output in no folder": (["import-study", "--out", "no/x.nc"], "name a file in a folder"),
+    "an output that is a folder": (["import-study", "--out", "data"], "name a file in a folder"),
+    "a folder to show": (["show", "data"], "is a folder, not a file"),
+    "no list of models": (["import-study", "--models", "none.toml"], "none.toml"),
+}
+
+
+@pytest.mark.parametrize("name", BAD_ARGUMENTS)
+def test_what_a_user_may_do_wrong_is_one_message(
+    name: str, here: Path, cells: xr.Dataset, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments, message = BAD_ARGUMENTS[name]
+    shutil.copy(ROOT / "data" / "models.toml", here / "data" / "models.toml")
+    save_cells(cells, here / "data" / "mine.nc")
+    (here / "file").touch()
+    assert main(arguments) == 2
+    error = capsys.readouterr().err
+    assert message in error
+    assert len(error.strip().splitlines()) == 1
+
+
 BAD_CUBES = {
     "an unknown training": (
         lambda c: c.assign_coords(training=("model", ["distilled", "magic", "rl"])),
@@ -172,7 +256,7 @@ def test_all_cells_unrun_is_one_error(here: Path, capsys: pytest.CaptureFixture[
     cube["cell_status"][:] = 1
     save_cube(cube, here / "data" / "mine.nc")
     assert main(["analyze"]) == 2
-    assert "hold no logit sweep" in capsys.readouterr().err
+    assert "hold no effect" in capsys.readouterr().err
 
 
 @pytest.mark.usefixtures("quick")
@@ -237,6 +321,14 @@ def test_the_committed_results_are_those_of_the_committed_cells(tmp_path: Path) 
         pd.testing.assert_frame_equal(new, old, rtol=1e-6, atol=1e-9)
     new, old = (json.loads((f / "numbers.json").read_text()) for f in (made, committed))
     assert new.keys() == old.keys()
+    for key, number in old.items():
+        for name, value in number.items():
+            if isinstance(value, float):
+                assert new[key][name] == pytest.approx(value, rel=1e-6, abs=1e-9)
+            else:
+                assert new[key][name] == value
+    for path in sorted((committed / "tables").glob("*.md")):
+        assert (made / "tables" / path.name).read_text() == path.read_text()
 
 
 def test_the_numbered_scripts_give_what_the_command_gives(here: Path, cells: xr.Dataset) -> None:

@@ -136,9 +136,18 @@ def test_models_are_read() -> None:
     }
 
 
-def test_a_model_entry_with_a_missing_field(tmp_path: Path) -> None:
-    (tmp_path / "models.toml").write_text('["4B"]\nn_layers = 36\n')
-    with pytest.raises(ValueError, match=r"models\.toml: an entry has missing"):
+def test_bad_model_entries_are_listed_with_their_file(tmp_path: Path) -> None:
+    (tmp_path / "models.toml").write_text('["4B"]\nn_layers = "36"\ncolour = 1\n')
+    with pytest.raises(ValueError, match=r"models\.toml breaks") as error:
+        read_models(tmp_path / "models.toml")
+    for problem in (
+        "lacks 'hf_id'",
+        "n_layers = '36', of the wrong type",
+        "unknown field 'colour'",
+    ):
+        assert problem in str(error.value)
+    (tmp_path / "models.toml").write_text("[4B")
+    with pytest.raises(ValueError, match=r"models\.toml: is not TOML"):
         read_models(tmp_path / "models.toml")
 
 

@@ -2,6 +2,7 @@
 
 import hashlib
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 import xarray as xr
@@ -19,14 +20,14 @@ Report = Callable[[str], None]
 
 NOTHING_TO_DO = (
     "{folder} holds no study: neither <study>.nc (a cube) nor <study>.cells.nc (its cells). "
-    "Fetch the published study with `steercube import-study`, or collect a cube of your own."
+    "Fetch the published study with `steercube import-study`, or put a cube of your own there."
 )
 
 
 def studies(data: str | Path) -> list[str]:
     """Names of the studies in a folder: every cube, and every cells file, by its stem."""
-    names = {path.name.removesuffix(".nc") for path in Path(data).glob("*.nc")}
-    return sorted({n.removesuffix(".cells") for n in names if not n.endswith(".vectors")})
+    files = [path.name for path in Path(data).glob("*.nc") if not path.name.startswith(".")]
+    return sorted({name.removesuffix(".nc").removesuffix(".cells") for name in files})
 
 
 def analyze(
@@ -36,10 +37,10 @@ def analyze(
     study: str | None = None,
     report: Report = print,
 ) -> None:
-    """Every study in `data`, or the one named, to `paper`/<study>/.
+    """Every study in `data`, or the one named, to `paper`/<study>/, one after the other.
 
     Raises FileNotFoundError with what to do where `data` holds no study, ValueError for a file
-    that breaks its contract; what an earlier run wrote is then as it was.
+    that breaks its contract; what an earlier run made of that study is then as it was.
     """
     names = studies(data)
     if study is not None:
@@ -48,67 +49,90 @@ def analyze(
         names = [study]
     if not names:
         raise FileNotFoundError(NOTHING_TO_DO.format(folder=data))
+    if Path(paper).exists() and not Path(paper).is_dir():
+        raise NotADirectoryError(f"{paper} is a file; results go into a folder of that name")
+    ledgers = read_ledgers(paper)
     for name in names:
         report(f"{name}:")
-        cells = cells_of(name, data, report=report)
-        write_conclusions(name, cells, paper, report=report)
+        cells, changed = cells_of(name, data, report=report)
+        write_conclusions(name, cells, paper, ledger=ledgers.get(name), report=report)
+        if changed:
+            save_cells(cells, Path(data) / f"{name}.cells.nc")
 
 
-def cells_of(study: str, data: str | Path, *, report: Report = print) -> xr.Dataset:
-    """The cells of a study: rebuilt from its cube where that is present, else as committed.
+def cells_of(study: str, data: str | Path, *, report: Report = print) -> tuple[xr.Dataset, bool]:
+    """The cells of a study, and whether they differ from the file (or there is none).
 
-    Rebuilt cells that agree with the file leave it alone; where they differ the file is replaced
-    and every difference reported.
+    Rebuilt from the cube where that is present, and compared with the file; else read from it.
     """
     cube_path, cells_path = Path(data) / f"{study}.nc", Path(data) / f"{study}.cells.nc"
     if not cube_path.exists():
         report(f"  from {cells_path}; no cube here, so the samples are not looked at again")
-        return open_cells(cells_path)
+        return open_cells(cells_path), False
     report(f"  from {cube_path}")
     rebuilt = reduce_to_cells(open_cube(cube_path), report=lambda line: report(f"  {line}"))
     if not cells_path.exists():
-        save_cells(rebuilt, cells_path)
-        report(f"  wrote {cells_path}")
-        return rebuilt
-    differences = compare_cells(rebuilt, committed := open_cells(cells_path))
+        report(f"  {cells_path} is new")
+        return rebuilt, True
+    try:
+        committed = open_cells(cells_path)
+    except ValueError as error:
+        report(f"  {cells_path} cannot be used and is replaced: {error}")
+        return rebuilt, True
+    differences = compare_cells(rebuilt, committed)
     if not differences:
         report(f"  the cells agree with {cells_path}")
-        return committed
-    save_cells(rebuilt, cells_path)
-    report(f"  the cells DIFFER from {cells_path}, which was replaced:")
+        return committed, False
+    report(f"  the cells DIFFER from {cells_path}, which is replaced:")
     for difference in differences:
         report(f"    {difference}")
-    return rebuilt
+    return rebuilt, True
 
 
-def claims_about(study: str, paper: str | Path) -> tuple[list[Claim], dict[str, str]]:
-    """The published claims about a study, none if the ledger is about another, and its SHA-256."""
-    path = Path(paper) / "claims.toml"
-    if not path.exists():
-        return [], {}
-    about, claims = read_claims(path)
-    if about != study:
-        return [], {}
-    return claims, {"claims.toml": hashlib.sha256(path.read_bytes()).hexdigest()}
+@dataclass(frozen=True)
+class Ledger:
+    """The published claims about one study, the file that lists them and its SHA-256."""
+
+    name: str
+    sha256: str
+    claims: list[Claim]
+
+
+def read_ledgers(paper: str | Path) -> dict[str, Ledger]:
+    """Ledgers by the study that they are about: `claims.toml` and any other `*claims.toml`."""
+    ledgers: dict[str, Ledger] = {}
+    for path in sorted(Path(paper).glob("*claims.toml")):
+        study, claims = read_claims(path)
+        if study in ledgers:
+            raise ValueError(f"{path} and {ledgers[study].name} are both about the study {study!r}")
+        ledgers[study] = Ledger(path.name, hashlib.sha256(path.read_bytes()).hexdigest(), claims)
+    return ledgers
 
 
 def write_conclusions(
-    study: str, cells: xr.Dataset, paper: str | Path, *, report: Report = print
+    study: str,
+    cells: xr.Dataset,
+    paper: str | Path,
+    *,
+    ledger: Ledger | None = None,
+    report: Report = print,
 ) -> None:
     """Tables, numbers, figures and manifest of one study to `paper`/<study>/."""
-    claims, inputs = claims_about(study, paper)
     report("  tables")
-    tables = conclude(cells, claims)
+    tables = conclude(cells, ledger.claims if ledger else ())
     report("  figures")
     figures = draw(cells, tables)
+    inputs = {f"{study}.cells.nc (content)": digest(cells)}
+    folder = Path(paper) / study
+    folder.mkdir(parents=True, exist_ok=True)
     write_study(
-        Path(paper) / study,
+        folder,
         tables,
         figures,
-        inputs=inputs | {f"{study}.cells.nc (content)": digest(cells)},
+        inputs=inputs | ({ledger.name: ledger.sha256} if ledger else {}),
         settings={name: cells.attrs[name] for name in ("seed", "n_resamples", "confidence_level")},
     )
-    report(f"  wrote {Path(paper) / study}")
+    report(f"  wrote {folder}")
     if "claims" in tables:
         counts = tables["claims"]["verdict"].value_counts()
-        report("  claims: " + ", ".join(f"{n} {verdict}" for verdict, n in counts.items()))
+        report("  claims: " + "; ".join(f"{verdict!r} {n}" for verdict, n in counts.items()))

@@ -65,7 +65,9 @@ LAYER_VARIABLES = {
 }
 SELECTED_VARIABLES = {
     "selected_layer": Variable(
-        ("model", "concept"), "f", "layer with the largest delta, NaN where none was run"
+        ("model", "concept"),
+        "f",
+        "layer with the largest delta; if NaN see selected_reason",
     ),
     "selected_estimate": Variable(PAIR, "f", "estimate at the selected layer (apparent)"),
     "selected_se": Variable(PAIR, "f", "its standard error over items"),
@@ -127,6 +129,9 @@ def _value_problems(cells: xr.Dataset) -> list[str]:
     unexplained = cells["estimate"].isnull() & (cells["reason"] == REASONS["defined"])
     if unexplained.any():
         problems.append(f"'estimate' is NaN without a reason at {int(unexplained.sum())} place(s)")
+    silent = cells["selected_estimate"].isnull() & (cells["selected_reason"] == 0)
+    if silent.any():
+        problems.append(f"'selected_estimate' is NaN without a reason, {int(silent.sum())} time(s)")
     if (cells["standard_error"] <= 0).any():
         problems.append("'standard_error' must be positive or NaN")
     if (cells["selected_low"] >= cells["selected_high"]).any():

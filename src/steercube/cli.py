@@ -4,6 +4,7 @@ import argparse
 import os
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 
 from steercube import __version__
 
@@ -18,6 +19,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
             raise
         print(f"steercube: {error}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        print("steercube: interrupted; earlier results are as they were", file=sys.stderr)
+        return 130
     return 0
 
 
@@ -70,6 +74,9 @@ def _import_study(options: argparse.Namespace) -> None:
     from steercube.cube import save_cube
     from steercube.study import read_models, study_cube, study_files
 
+    out = Path(options.out)
+    if not out.parent.is_dir() or out.is_dir():
+        raise ValueError(f"--out {out}: name a file in a folder that exists")
     models = read_models(options.models)
     found = study_files(options.folder or None)
     cube = study_cube(found, models)

@@ -134,7 +134,29 @@ def blank_cube(
     strengths: Sequence[float],
     attrs: Mapping[str, Any],
 ) -> xr.Dataset:
-    """A cube with every cell not run: the frame that a collector or an importer fills."""
+    """A cube with every cell not run: the frame that a collector or an importer fills.
+
+    `attrs` are those of ATTRIBUTES; raises ValueError with the ones that are missing. Fill
+    `logprob_matching`, `logprob_other` and their difference `logit_diff` (nats) for every item at
+    every strength of a cell, and mark the cell complete. Effects need the strengths -1 and +1 and
+    ten items a concept.
+
+    >>> model = Model("tiny", n_layers=4, n_params=1e6, n_active_params=1e6, training="instruct",
+    ...               architecture="dense", family="tiny", hf_id="me/tiny")
+    >>> items = {"honesty": [Item(f"honesty/{i}", "AB"[i % 2]) for i in range(12)]}
+    >>> cube = blank_cube([model], items, layers=[1, 2], strengths=[-1, 0, 1],
+    ...                   attrs={name: "made up" for name in ATTRIBUTES})
+    >>> for layer in (1, 2):
+    ...     for strength in (-1, 0, 1):
+    ...         at = {"model": "tiny", "concept": "honesty", "layer": layer, "strength": strength}
+    ...         cube["logprob_matching"].loc[at] = -1.0 + 0.2 * strength * np.arange(12)
+    ...         cube["logprob_other"].loc[at] = -1.0
+    ...     cube["cell_status"].loc["tiny", "honesty", layer] = STATUS["complete"]
+    >>> cube["logit_diff"] = cube["logprob_matching"] - cube["logprob_other"]
+    >>> check_cube(cube)
+    """
+    lacking = [name for name in ATTRIBUTES if name not in attrs]
+    raise_if_any([_missing_attribute(name) for name in lacking], what="attrs")
     ds = xr.Dataset(
         coords={
             "model": [model.name for model in models],
@@ -201,6 +223,8 @@ def open_cube(path: str | Path) -> xr.Dataset:
 
 def check_cube(cube: xr.Dataset, *, what: str = "the cube") -> None:
     """Raise one ValueError that lists every rule of the contract which `cube` breaks."""
+    if "estimand" in cube.dims:
+        raise ValueError(f"{what} holds cells, not a cube; name such a file <study>.cells.nc")
     version = cube.attrs.get("schema_version")
     if version is not None and version != SCHEMA_VERSION:
         raise ValueError(
@@ -208,14 +232,20 @@ def check_cube(cube: xr.Dataset, *, what: str = "the cube") -> None:
             f"{SCHEMA_VERSION}. Open it with the steercube that wrote it."
         )
     problems = [
-        f"attribute {name!r} is missing; it says {meaning}"
-        for name, meaning in ({"schema_version": "which contract this is"} | ATTRIBUTES).items()
+        _missing_attribute(name)
+        for name in ("schema_version", *ATTRIBUTES)
         if name not in cube.attrs
     ]
     problems += structure_violations(cube, VARIABLES, index_dims=DIMS)
     if not problems:
         problems = [*_model_problems(cube), *_item_problems(cube), *_sample_problems(cube)]
     raise_if_any(problems, what=what)
+
+
+def _missing_attribute(name: str) -> str:
+    return (
+        f"attribute {name!r} is missing; it says {ATTRIBUTES.get(name, 'which contract this is')}"
+    )
 
 
 def _model_problems(cube: xr.Dataset) -> list[str]:

@@ -45,7 +45,8 @@ def load(path: str | Path) -> xr.Dataset:
     """
     path = Path(path)
     if not path.is_file():
-        raise FileNotFoundError(f"{path}: no such file")
+        what = "is a folder, not a file" if path.is_dir() else "no such file"
+        raise FileNotFoundError(f"{path}: {what}")
     try:
         with xr.open_dataset(path, engine="netcdf4") as opened:
             ds = opened.load().drop_encoding()

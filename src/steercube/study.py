@@ -8,6 +8,7 @@ import json
 import re
 import tomllib
 from collections.abc import Callable, Mapping
+from dataclasses import fields
 from importlib.resources import files
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -110,6 +111,8 @@ def study_files(
 
 
 def _files_in(folder: Path) -> dict[str, Path]:
+    if not folder.is_dir():
+        raise FileNotFoundError(f"{folder}: no such folder; it should hold the study's files")
     known = registry()
     problems = []
     for path in needed():
@@ -124,12 +127,33 @@ def _files_in(folder: Path) -> dict[str, Path]:
 
 
 def read_models(path: str | Path) -> dict[str, Model]:
-    """Models by name, from a TOML file with one table a model."""
-    entries = tomllib.loads(Path(path).read_text())
+    """Models by name, from a TOML file with one table a model.
+
+    Raises ValueError that lists every entry with missing, unknown or mistyped fields.
+    """
     try:
-        return {name: Model(name=name, **facts) for name, facts in entries.items()}
-    except TypeError as error:
-        raise ValueError(f"{path}: an entry has missing or unknown fields ({error})") from error
+        entries = tomllib.loads(Path(path).read_text(encoding="utf-8"))
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path}: is not TOML in UTF-8 ({error})") from error
+    problems = []
+    for name, facts in entries.items():
+        problems += [f"model {name!r} {problem}" for problem in _fact_problems(facts)]
+    raise_if_any(problems, what=str(path))
+    return {name: Model(name=name, **facts) for name, facts in entries.items()}
+
+
+def _fact_problems(facts: Any) -> list[str]:
+    if not isinstance(facts, dict):
+        return [f"is {facts!r}, not a table of facts"]
+    kinds: dict[str, Any] = {f.name: f.type for f in fields(Model) if f.name != "name"}
+    lacking = sorted(set(kinds) - {"revision"} - set(facts))
+    problems = [f"lacks {field!r}" for field in lacking]
+    for field, value in facts.items():
+        if field not in kinds:
+            problems.append(f"has the unknown field {field!r}")
+        elif not isinstance(value, (int, float) if kinds[field] is float else kinds[field]):
+            problems.append(f"has {field} = {value!r}, of the wrong type")
+    return problems
 
 
 def study_cube(found: Mapping[str, Path], models: Mapping[str, Model]) -> xr.Dataset:
@@ -146,6 +170,8 @@ def study_cube(found: Mapping[str, Path], models: Mapping[str, Model]) -> xr.Dat
     }
     items = read_items(found)
     names = {model for model, _ in sweeps} | {model for model, _ in rates}
+    unknown = sorted(names - set(models))
+    raise_if_any([f"model {name!r} has no entry" for name in unknown], what="the list of models")
     ordered = sorted((models[name] for name in names), key=lambda m: m.n_params)
 
     swept = {key: read_sweep(found[path], models[key[0]], items[key[1]])

@@ -65,6 +65,22 @@ def test_the_published_measure_pools_scaled_layers(swept: xr.Dataset) -> None:
     assert pooled_agreement(swept, concept="humour").value == pytest.approx(expected)
 
 
+def test_the_pooled_measures_interval_is_the_jackknifes_over_models(swept: xr.Dataset) -> None:
+    estimate = pooled_agreement(swept, concept="humour")
+    names = [m.name for m in MODELS]
+    rest = {name: [n for n in names if n != name] for name in names}
+    left_out = [pooled_agreement(swept, concept="humour", models=m).value for m in rest.values()]
+    pseudo = 3 * np.arctanh(estimate.value) - 2 * np.arctanh(left_out)
+    low, high = stats.t.interval(0.95, 2, pseudo.mean(), stats.sem(pseudo))
+    assert (estimate.low, estimate.high) == pytest.approx((np.tanh(low), np.tanh(high)))
+
+
+def test_without_a_baseline_the_null_is_unknown(swept: xr.Dataset) -> None:
+    two = swept.sel(strength=[-1.0, 1.0], strength_other=[-1.0, 1.0])
+    assert np.isnan(expected_maximum(two, concept="humour", model="large"))
+    assert np.isfinite(best_generation(two, concept="humour").value)
+
+
 def test_agreement_is_found_where_it_is_and_not_where_it_is_not(swept: xr.Dataset) -> None:
     assert model_agreement(swept, concept="honesty").value > 0.99
     humour = model_agreement(swept, concept="humour")

@@ -71,7 +71,7 @@ def test_every_numeric_claim_matches_to_the_printed_digits_but_one(rows: pd.Data
 def test_the_caveats_of_the_claims_are_stated(rows: pd.DataFrame) -> None:
     reason = rows["reason"]
     assert "unrounded it is 6.4%" in reason["d-gap-all"]
-    assert "235B-A22B on sycophancy was never run" in reason["delta-235b"]
+    assert "235B-A22B on sycophancy is missing" in reason["delta-235b"]
     assert "single cells run from 47% to 79%" in reason["depth-distilled"]
     assert "leaves out coordinate_other_versions" in reason["glass-14b"]
     assert "the sd at -1 where it says the baseline" in reason["glass-14b"]
@@ -157,6 +157,13 @@ def test_no_difference_is_an_interval_with_zero() -> None:
     assert not matches(read_printed("0.4"), Estimate(np.nan))
 
 
+def entry(published: str, arguments: str = "") -> str:
+    return (
+        'study = "s"\n[[claim]]\nid = "a"\nsection = "1"\ntext = "t"\n'
+        f'published = "{published}"\nstatistic = "model_mean"\n[claim.arguments]\n{arguments}\n'
+    )
+
+
 BAD_LEDGERS = {
     "not TOML": ("[[claim", "is not TOML"),
     "an unknown statistic": (
@@ -171,6 +178,16 @@ BAD_LEDGERS = {
     ),
     "an unknown field": ('study = "s"\n[[claim]]\nid = "a"\ncolour = "red"\n', "claim a: .*colour"),
     "no study": ("", "`study` is missing"),
+    "one bracket": ('study = "s"\n[claim]\nid = "a"\n', "two brackets"),
+    "a missing argument": (entry("1"), "missing a required"),
+    "an unknown argument": (entry("1", 'model = "a"\nestimand = "delta"\ncolour = 1'), "colour"),
+    "an unknown estimand": (entry("1", 'model = "a"\nestimand = "luck"'), "'luck' is none of"),
+    "a number for text": (entry("1").replace('"1"', "1.5"), "claim a: "),
+    "a range of nothing": (entry("5-7", 'model = "a"\nestimand = "delta"'), "'5-7' is a range"),
+    "also without what": (
+        entry("1", 'model = "a"\nestimand = "delta"\n[[claim.also]]\nmodel = "b"'),
+        "lacks `what`",
+    ),
 }
 
 
@@ -181,6 +198,27 @@ def test_a_bad_ledger_is_one_error_with_its_file(name: str, tmp_path: Path) -> N
     with pytest.raises(ValueError, match=message) as error:
         read_claims(tmp_path / "claims.toml")
     assert "claims.toml" in str(error.value)
+
+
+def test_a_claim_of_ones_own_is_judged(cells: xr.Dataset, tmp_path: Path) -> None:
+    arguments = 'model = "large"\nestimand = "cohens_d"\nconcepts = ["humour"]'
+    (tmp_path / "claims.toml").write_text(entry("1.00", arguments))
+    study, claims = read_claims(tmp_path / "claims.toml")
+    row = ledger(cells, claims).iloc[0]
+    assert (study, row["quantity"]) == ("s", "average cohens d")
+    d = cells["selected_estimate"].sel(estimand="cohens_d", model="large", concept="humour")
+    assert row["recomputed"] == float(d)
+    assert row["verdict"] == "not reproduced"
+
+
+def test_a_model_that_is_not_there_cannot_be_tested(cells: xr.Dataset, tmp_path: Path) -> None:
+    (tmp_path / "claims.toml").write_text(entry("1", 'model = "huge"\nestimand = "delta"'))
+    _, claims = read_claims(tmp_path / "claims.toml")
+    row = ledger(cells, claims).iloc[0]
+    assert (row["verdict"], row["reason"]) == (
+        "cannot be tested",
+        "huge ran none of these concepts",
+    )
 
 
 def test_the_registry_names_functions_of_the_package() -> None:

@@ -54,14 +54,14 @@ def test_small_studies_say_what_they_lack(labels: dict[str, list[str]], cells: x
     tables = conclude(cells.sel(labels))
     for name in ("models", "concepts", "depth", "sensitivity"):
         table = tables[name]
-        silent = table["value"].isna() & (table["reason"] == "")
+        silent = table["low"].isna() & (table["reason"] == "")
         assert not silent.any(), table[silent]
 
 
 def test_intervals_that_are_missing_have_a_reason(study_tables: dict[str, pd.DataFrame]) -> None:
     for name in ("models", "concepts", "depth", "agreement", "sensitivity"):
         table = study_tables[name]
-        silent = table["low"].isna() & (table["reason"] == "") & ~(table["n"] == 1)
+        silent = table["low"].isna() & (table["reason"] == "")
         assert not silent.any(), table[silent]
 
 
@@ -71,5 +71,27 @@ def test_nothing_to_conclude_from(rng: np.random.Generator) -> None:
     cube["logprob_matching"][:] = np.nan
     cube["logprob_other"][:] = np.nan
     cube["cell_status"][:] = 3
-    with pytest.raises(ValueError, match="hold no logit sweep"):
+    with pytest.raises(ValueError, match="hold no effect"):
         conclude(reduce_to_cells(cube, n_resamples=20))
+
+
+def test_too_few_items_are_not_called_unrun(rng: np.random.Generator) -> None:
+    cells = reduce_to_cells(make_cube(rng, n_items={"few": 5, "enough": 20}), n_resamples=50)
+    effects = conclude(cells)["effects"].set_index(["model", "concept"])
+    assert effects.loc[("small", "few"), "reason"] == "too_few_items"
+    assert effects.loc[("small", "enough"), "reason"] == ""
+
+
+def test_nothing_but_too_few_items(rng: np.random.Generator) -> None:
+    cells = reduce_to_cells(make_cube(rng, n_items={"few": 5}), n_resamples=50)
+    with pytest.raises(ValueError, match="too few items"):
+        conclude(cells)
+
+
+def test_depths_have_an_interval_or_a_reason_never_no_width(
+    study_tables: dict[str, pd.DataFrame],
+) -> None:
+    effects = study_tables["effects"]
+    assert not (effects["depth_low"] == effects["depth_high"]).any()
+    still = effects["depth_low"].isna()
+    assert (effects.loc[still, "depth_reason"] != "").all()

@@ -1,8 +1,11 @@
+from itertools import combinations
+
 import numpy as np
 import pandas as pd
 import pytest
 import xarray as xr
 from matplotlib.figure import Figure
+from matplotlib.transforms import Bbox
 
 from steercube.analysis.tables import conclude
 from steercube.report.figures import _best_quantiles, _curves, _readable_on, draw
@@ -85,8 +88,51 @@ def test_text_is_readable_on_its_cell() -> None:
     assert _readable_on((1.0, 0.91, 0.27, 1.0)) == "black"
 
 
-def test_no_text_leaves_the_figure(study_figures: dict[str, Figure]) -> None:
-    for name, figure in study_figures.items():
+def outer_boxes(figure: Figure) -> list[Bbox]:
+    """Where the legends and the titles and labels of the whole figure lie."""
+    figure.canvas.draw()
+    whole = [figure._suptitle, figure._supxlabel, figure._supylabel]
+    parts = [text for text in whole if text is not None and text.get_text()]
+    return [part.get_window_extent() for part in (*figure.legends, *parts)]
+
+
+@pytest.fixture(params=["the study", "one model", "one model and concept", "logits alone"])
+def figures(
+    request: pytest.FixtureRequest,
+    study_cells: xr.Dataset,
+    cells: xr.Dataset,
+    study_figures: dict[str, Figure],
+) -> dict[str, Figure]:
+    one = {"model": ["4B"], "model_other": ["4B"]}
+    parts = {
+        "one model": study_cells.sel(one),
+        "one model and concept": study_cells.sel(one | {"concept": ["corrigible"]}),
+        "logits alone": cells,
+    }
+    if request.param == "the study":
+        return study_figures
+    return draw(parts[request.param], conclude(parts[request.param]))
+
+
+def test_legends_titles_and_labels_do_not_overlap(figures: dict[str, Figure]) -> None:
+    for name, figure in figures.items():
+        boxes = outer_boxes(figure)
+        for one, two in combinations(boxes, 2):
+            assert not one.overlaps(two), name
+        for box in boxes:
+            for ax in figure.axes:
+                assert not ax.get_visible() or not box.overlaps(ax.get_window_extent()), name
+
+
+def test_a_best_layer_early_in_the_network_is_shown(cells: xr.Dataset) -> None:
+    early = cells.assign_coords(n_layers=cells["n_layers"] * 20, depth=cells["depth"] / 20)
+    figure = draw(early, conclude(early))["depth_by_training"]
+    low, _ = figure.axes[0].get_xlim()
+    assert low < float((early["selected_layer"] / early["n_layers"]).min())
+
+
+def test_no_text_leaves_the_figure(figures: dict[str, Figure]) -> None:
+    for name, figure in figures.items():
         figure.canvas.draw()
         box = figure.get_tightbbox()
         width, height = figure.get_size_inches()

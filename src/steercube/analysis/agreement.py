@@ -9,9 +9,8 @@ from collections.abc import Sequence
 
 import numpy as np
 import xarray as xr
-from scipy import stats
 
-from steercube.analysis.averages import best_effects
+from steercube.analysis.averages import ONE_MODEL, best_effects, level_of, t_margin
 from steercube.analysis.effects import BASELINE, NEGATIVE, POSITIVE
 from steercube.results import Estimate
 
@@ -60,8 +59,8 @@ def pooled_agreement(
 ) -> Estimate:
     """Pearson r of the scaled curves, the layers of all models pooled: the published measure.
 
-    The interval is not that of r with n layers: it is of the mean of the models' own
-    correlations, `model_agreement`.
+    The interval is not that of r with n layers, which are autocorrelated: it is the jackknife's,
+    each model left out in turn, on Fisher's z with Student's t over models.
     """
     curves = shaped_curves(cells, concept=concept, models=models)
     if not curves:
@@ -69,15 +68,29 @@ def pooled_agreement(
     logit, generation = (
         np.concatenate([scaled(pair[i]) for pair in curves.values()]) for i in (0, 1)
     )
-    by_model = model_agreement(cells, concept=concept, models=models)
+    r = float(np.corrcoef(logit, generation)[0, 1])
+    if len(curves) < 2:
+        return Estimate(r, n=1, reason=ONE_MODEL)
+    without = [
+        np.corrcoef(*np.delete(np.stack([logit, generation]), rows, axis=1))[0, 1]
+        for rows in _rows_of_each(curves)
+    ]
+    n = len(curves)
+    pseudo = n * np.arctanh(r) - (n - 1) * np.arctanh(without)
+    margin = t_margin(pseudo, level_of(cells))
     return Estimate(
-        float(np.corrcoef(logit, generation)[0, 1]),
-        low=by_model.low,
-        high=by_model.high,
+        r,
+        low=float(np.tanh(pseudo.mean() - margin)),
+        high=float(np.tanh(pseudo.mean() + margin)),
         over="models",
-        n=len(curves),
-        reason=by_model.reason,
+        n=n,
     )
+
+
+def _rows_of_each(curves: Curves) -> list[np.ndarray]:
+    """Which of the pooled layers are each model's."""
+    ends = np.cumsum([len(logit) for logit, _ in curves.values()])
+    return np.split(np.arange(ends[-1]), ends[:-1])
 
 
 def model_agreement(
@@ -88,18 +101,15 @@ def model_agreement(
     if not len(r):
         return Estimate.undefined("no model has varying logits and generations here")
     z = np.arctanh(r)
-    half = np.nan
-    if len(r) > 1:
-        t = stats.t.ppf((1 + cells.attrs["confidence_level"]) / 2, len(r) - 1)
-        half = float(t * z.std(ddof=1) / np.sqrt(len(r)))
+    margin = t_margin(z, level_of(cells))
     return Estimate(
         float(np.tanh(z.mean())),
-        low=float(np.tanh(z.mean() - half)),
-        high=float(np.tanh(z.mean() + half)),
+        low=float(np.tanh(z.mean() - margin)),
+        high=float(np.tanh(z.mean() + margin)),
         over="models",
         n=len(r),
         span=(float(r.min()), float(r.max())),
-        reason="" if len(r) > 1 else "one model has no spread between models",
+        reason="" if len(r) > 1 else ONE_MODEL,
     )
 
 
@@ -124,20 +134,16 @@ def best_generation(
         return Estimate.undefined("no generation sweep of this concept")
     best = np.array([generation.max() for _, generation in curves.values()])
     null = [expected_maximum(cells, concept=concept, model=model) for model in curves]
-    half = np.nan
-    if len(best) > 1:
-        t = stats.t.ppf((1 + cells.attrs["confidence_level"]) / 2, len(best) - 1)
-        half = float(t * best.std(ddof=1) / np.sqrt(len(best)))
-    mean = float(best.mean())
+    mean, margin = float(best.mean()), t_margin(best, level_of(cells))
     return Estimate(
         mean,
-        low=mean - half,
-        high=mean + half,
+        low=mean - margin,
+        high=mean + margin,
         over="models",
         n=len(best),
         span=(float(best.min()), float(best.max())),
         expected_under_null=float(np.mean([x for x in null if np.isfinite(x)] or [np.nan])),
-        reason="" if len(best) > 1 else "one model has no spread between models",
+        reason="" if len(best) > 1 else ONE_MODEL,
     )
 
 
@@ -150,6 +156,8 @@ def expected_maximum(cells: xr.Dataset, *, concept: str, model: str) -> float:
     sampling answers again; a useless direction of the same norm would do more, so it is a lower
     bound. NaN where fewer than two baselines were measured, so that nothing is known of them.
     """
+    if BASELINE not in cells["strength"]:
+        return np.nan
     baseline = cells["generation_rate"].sel(model=model, concept=concept, strength=BASELINE).values
     baseline = baseline[np.isfinite(baseline)]
     first, second = np.triu_indices(len(baseline), k=1)
@@ -189,7 +197,5 @@ def agreement_against_effect(
     if len(slopes) < 2:
         return Estimate.undefined("needs two models with three concepts in both measures")
     values = np.array(slopes)
-    t = stats.t.ppf((1 + cells.attrs["confidence_level"]) / 2, len(values) - 1)
-    half = float(t * values.std(ddof=1) / np.sqrt(len(values)))
-    mean = float(values.mean())
-    return Estimate(mean, low=mean - half, high=mean + half, over="models", n=len(values))
+    mean, margin = float(values.mean()), t_margin(values, level_of(cells))
+    return Estimate(mean, low=mean - margin, high=mean + margin, over="models", n=len(values))

@@ -86,7 +86,7 @@ def model_mean(
     means = model_means(cells, estimand=estimand, models=[model], concepts=run)
     value, corrected = float(means.value.item()), float(means.corrected.item())
     se = float(np.sqrt(item_covariance(cells, estimand, [model], run)[0, 0]))
-    z = stats.norm.ppf((1 + cells.attrs["confidence_level"]) / 2)
+    z = stats.norm.ppf((1 + level_of(cells)) / 2)
     return Estimate(
         value,
         low=corrected - z * se,
@@ -139,7 +139,7 @@ def mean_over_models(
         means.corrected,
         groups=cells["training"],
         group=training,
-        level=_level(cells),
+        level=level_of(cells),
         common=common,
     )
 
@@ -215,7 +215,7 @@ def t_over_models(
     if common is not None and n > 1:
         between = common[np.ix_(inside, inside)][~np.eye(n, dtype=bool)]
         shared = max(0.0, float(between.mean())) if np.isfinite(between).all() else 0.0
-    t, z = stats.t.ppf((1 + level) / 2, df) if df else np.nan, stats.norm.ppf((1 + level) / 2)
+    t, z = t_quantile(level, df), stats.norm.ppf((1 + level) / 2)
     half = float(np.sqrt(t**2 * s**2 / n + z**2 * shared))
     less_optimism = float(corrected.reindex(model=means["model"]).values[inside].mean())
     centre = less_optimism if np.isfinite(less_optimism) else value
@@ -227,7 +227,7 @@ def t_over_models(
         n=n,
         corrected=less_optimism,
         span=(float(values[inside].min()), float(values[inside].max())),
-        reason="" if df else "one model has no spread between models",
+        reason="" if df else ONE_MODEL,
     )
 
 
@@ -240,5 +240,21 @@ def pooled_sd(values: np.ndarray, labels: np.ndarray) -> tuple[float, int]:
     return float(np.sqrt(np.sum(np.concatenate(residual) ** 2) / df)), df
 
 
-def _level(cells: xr.Dataset) -> float:
+def level_of(cells: xr.Dataset) -> float:
+    """The confidence level of every interval of these cells."""
     return float(cells.attrs["confidence_level"])
+
+
+def t_margin(values: np.ndarray, level: float) -> float:
+    """Half the width of Student's t interval of the mean of `values`; NaN for a single one."""
+    if len(values) < 2:
+        return np.nan
+    return float(t_quantile(level, len(values) - 1) * values.std(ddof=1) / np.sqrt(len(values)))
+
+
+def t_quantile(level: float, df: int) -> float:
+    """The t that a share `level` of Student's distribution lies within; NaN without df."""
+    return float(stats.t.ppf((1 + level) / 2, df)) if df > 0 else np.nan
+
+
+ONE_MODEL = "one model has no spread between models"

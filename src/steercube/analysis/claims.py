@@ -13,6 +13,7 @@ question. The ledger answers both, by the same rules for every claim:
 - *cannot be tested*: the cells do not hold what the claim needs.
 """
 
+import inspect
 import re
 import tomllib
 from collections.abc import Callable, Mapping, Sequence
@@ -41,11 +42,11 @@ from steercube.analysis.averages import (
 from steercube.analysis.contrasts import (
     architecture_difference,
     concept_concordance,
-    depth_difference,
     scale_slope,
-    training_depth,
     training_gap,
 )
+from steercube.analysis.depth import depth_difference, training_depth
+from steercube.analysis.effects import ESTIMANDS, UNITS
 from steercube.analysis.sensitivity import without_invalid_items
 from steercube.results import Estimate
 from steercube.schema import raise_if_any
@@ -84,6 +85,25 @@ CONTRASTS = {
     "training_gap",
 }
 """Statistics that are zero where nothing differs, so their interval can speak for or against."""
+
+SPANNING = {"best_generation", "concept_mean", "mean_over_models", "training_depth"}
+"""Statistics that average members, which a published range may hold."""
+
+QUANTITIES = {
+    "agreement_against_effect": "change of r per unit of effect",
+    "architecture_difference": "MoE minus dense, {}",
+    "best_generation": "share of generated answers changed",
+    "concept_concordance": "Kendall's W",
+    "concept_mean": "{} of a concept",
+    "depth_difference": "difference of depth (fraction)",
+    "mean_over_models": "average {}",
+    "model_mean": "average {}",
+    "pooled_agreement": "logit–generation correlation r",
+    "scale_slope": "{} per tenfold size",
+    "training_depth": "typical best depth (fraction)",
+    "training_gap": "training gap, share of {}",
+}
+"""What each statistic measures, {} standing for its estimand; claims of a kind share a scale."""
 
 MATERIAL = 0.05
 """A value that changes by more than this share, by optimism or invalid items, gets a caveat."""
@@ -169,11 +189,14 @@ class Claim:
 def read_claims(path: str | Path) -> tuple[str, list[Claim]]:
     """The study that a ledger is about, and its claims. Raises ValueError with every problem."""
     try:
-        table = tomllib.loads(Path(path).read_text())
-    except tomllib.TOMLDecodeError as error:
-        raise ValueError(f"{path}: is not TOML ({error})") from error
+        table = tomllib.loads(Path(path).read_text(encoding="utf-8"))
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path}: is not TOML in UTF-8 ({error})") from error
     claims, problems = [], []
-    for number, entry in enumerate(table.get("claim", []), start=1):
+    entries = table.get("claim", [])
+    if not isinstance(entries, list):
+        raise ValueError(f"{path}: claims are written [[claim]], with two brackets")
+    for number, entry in enumerate(entries, start=1):
         name = entry.get("id", f"number {number}")
         try:
             claim = Claim(**entry)
@@ -181,8 +204,7 @@ def read_claims(path: str | Path) -> tuple[str, list[Claim]]:
         except (TypeError, ValueError) as error:
             problems.append(f"claim {name}: {error}")
             continue
-        if claim.statistic not in STATISTICS:
-            problems.append(f"claim {name}: {claim.statistic!r} is none of {sorted(STATISTICS)}")
+        problems += [f"claim {name}: {problem}" for problem in _definition_problems(claim)]
         claims.append(claim)
     ids = [claim.id for claim in claims]
     problems += [f"claim {i}: stands twice" for i in sorted({i for i in ids if ids.count(i) > 1})]
@@ -190,6 +212,25 @@ def read_claims(path: str | Path) -> tuple[str, list[Claim]]:
         problems.append("`study` is missing; it names the cube that the claims are about")
     raise_if_any(problems, what=str(path))
     return table["study"], claims
+
+
+def _definition_problems(claim: Claim) -> list[str]:
+    if claim.statistic not in STATISTICS:
+        return [f"{claim.statistic!r} is none of {', '.join(sorted(STATISTICS))}"]
+    problems = ["an entry of `also` lacks `what`" for entry in claim.also if "what" not in entry]
+    takes = inspect.signature(STATISTICS[claim.statistic])
+    for arguments in (claim.arguments, *claim.also):
+        given = {name: value for name, value in arguments.items() if name != "what"}
+        try:
+            takes.bind(None, **given)
+        except TypeError as error:
+            problems.append(f"{claim.statistic}: {error}")
+        if given.get("estimand", "delta") not in ESTIMANDS:
+            problems.append(f"{given['estimand']!r} is none of {', '.join(ESTIMANDS)}")
+    printed = read_printed(claim.published)
+    if printed.low < printed.high and claim.statistic not in SPANNING:
+        problems.append(f"{claim.published!r} is a range; {claim.statistic} has no members to hold")
+    return problems
 
 
 def ledger(cells: xr.Dataset, claims: Sequence[Claim]) -> pd.DataFrame:
@@ -207,6 +248,7 @@ def _row(cells: xr.Dataset, claim: Claim) -> dict[str, Any]:
         "id": claim.id,
         "section": claim.section,
         "claim": claim.text,
+        "quantity": quantity(claim),
         "published": claim.published,
         "recomputed": estimate.value,
         "recomputed_as_printed": _as_printed(printed, estimate),
@@ -223,6 +265,14 @@ def _row(cells: xr.Dataset, claim: Claim) -> dict[str, Any]:
         "reason": reason,
         "definition": _definition(claim),
     }
+
+
+def quantity(claim: Claim) -> str:
+    """What the claim's number measures, with its units unless it has none."""
+    estimand = claim.arguments.get("estimand", "")
+    units = UNITS.get(estimand, "1")
+    named = estimand.replace("_", " ") + ("" if units == "1" else f" ({units})")
+    return QUANTITIES[claim.statistic].format(named)
 
 
 def _compute(cells: xr.Dataset, claim: Claim) -> Estimate:
@@ -312,7 +362,7 @@ def _judge(
         *_digit_objections(printed, estimate),
         *_interval_objections(claim, printed, estimate),
         *_influence_objections(cells, claim, printed, estimate),
-        *_coverage_objections(cells, claim, printed, balanced),
+        *_coverage_objections(cells, claim, printed, estimate, balanced),
         *_share_objections(cells, claim, printed, estimate),
         *([claim.caveat] if claim.caveat else []),
         *_version_objections(printed, estimate, also),
@@ -321,6 +371,8 @@ def _judge(
         return "reproduced, but", "; ".join(objections)
     if printed.direction:
         return "reproduced", "in direction"
+    if printed.approximate:
+        return "reproduced", "to within one unit of the last digit"
     return "reproduced", "to the printed digits"
 
 
@@ -416,7 +468,11 @@ def _influence_on_concordance(cells: xr.Dataset, claim: Claim) -> list[str]:
 
 
 def _coverage_objections(
-    cells: xr.Dataset, claim: Claim, printed: Printed, balanced: Estimate | None
+    cells: xr.Dataset,
+    claim: Claim,
+    printed: Printed,
+    estimate: Estimate,
+    balanced: Estimate | None,
 ) -> list[str]:
     """The average lacks cells that the ones it is compared with have."""
     lacking = _lacking(cells, claim)
@@ -424,13 +480,13 @@ def _coverage_objections(
         return []
     what = "models" if claim.statistic in OVER_MODELS else "concepts"
     value = _more_digits(printed, balanced.value)
-    if value == _more_digits(printed, _compute(cells, claim).value):
-        return [f"{', '.join(lacking)} was never run, unlike what it is compared with"]
-    return [f"{', '.join(lacking)} was never run; over the {what} without a gap it is {value}"]
+    if value == _more_digits(printed, estimate.value):
+        return [f"{', '.join(lacking)} is missing, unlike what it is compared with"]
+    return [f"{', '.join(lacking)} is missing; over the {what} without a gap it is {value}"]
 
 
 def _lacking(cells: xr.Dataset, claim: Claim) -> list[str]:
-    """Cells that the claim's own average asks for and that were never run."""
+    """Cells that the claim's own average asks for and that have no effect."""
     arguments = claim.arguments
     if claim.statistic not in OVER_CONCEPTS | OVER_MODELS:
         return []

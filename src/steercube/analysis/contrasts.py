@@ -1,11 +1,10 @@
-r"""Comparisons of models: training, architecture, scale, depth, and whether they rank alike.
+r"""Comparisons of models: training, architecture, scale, and whether they rank concepts alike.
 
 The unit is the model. With two full-RL models of six, no number of items narrows these intervals,
 and a permutation of the labels cannot give a p-value under 1/15.
 """
 
 from collections.abc import Sequence
-from dataclasses import replace
 from itertools import combinations
 
 import numpy as np
@@ -14,10 +13,10 @@ from scipy import stats
 
 from steercube.analysis.averages import (
     best_effects,
+    level_of,
     model_means,
     pooled_sd,
-    swept_models,
-    t_over_models,
+    t_quantile,
 )
 from steercube.analysis.resample import stream
 from steercube.results import Estimate
@@ -55,7 +54,7 @@ def training_gap(
     half = np.nan
     if df and y > 0 and reference > 0:
         se = s * np.sqrt(1 / (len(a) * y**2) + 1 / (len(b) * reference**2))
-        half = stats.t.ppf((1 + cells.attrs["confidence_level"]) / 2, df) * se
+        half = t_quantile(level_of(cells), df) * se
     return Estimate(
         1 - y / reference,
         low=1 - y / reference * np.exp(half),
@@ -99,7 +98,7 @@ def architecture_difference(
     solution, *_ = np.linalg.lstsq(design, means.values, rcond=None)
     s2 = float(np.sum((means.values - design @ solution) ** 2)) / df
     se = np.sqrt(s2 * np.linalg.inv(design.T @ design)[1, 1])
-    half = stats.t.ppf((1 + cells.attrs["confidence_level"]) / 2, df) * se
+    half = t_quantile(level_of(cells), df) * se
     value = float(solution[1])
     return Estimate(value, low=value - half, high=value + half, over="models", n=len(means))
 
@@ -122,7 +121,7 @@ def scale_slope(
     if len(effects) < 3 or np.ptp(log_size) == 0:
         return Estimate.undefined("a slope with an interval needs three models of unlike size")
     fit = stats.linregress(log_size, effects.values)
-    t = stats.t.ppf((1 + cells.attrs["confidence_level"]) / 2, len(effects) - 2)
+    t = t_quantile(level_of(cells), len(effects) - 2)
     return Estimate(
         float(fit.slope),
         low=float(fit.slope - t * fit.stderr),
@@ -155,14 +154,14 @@ def concept_concordance(
     if not len(errors):
         return Estimate(value, n=len(table), reason="the items' covariance is not known")
     shuffled = kendalls_w(rng.permuted(np.tile(table, (N_REDRAWS, 1, 1)), axis=-1) + errors)
-    tail = (1 - cells.attrs["confidence_level"]) / 2
+    tail = (1 - level_of(cells)) / 2
     low, high = np.quantile(kendalls_w(table + errors), [tail, 1 - tail])
     return Estimate(
         value,
         low=float(np.clip(2 * value - high, 0, 1)),
         high=float(np.clip(2 * value - low, 0, 1)),
         over="items",
-        n=len(table),
+        n=int(cells["n_items"].sel(concept=effects["concept"]).sum()),
         p_value=float((1 + np.sum(shuffled >= value - 1e-12)) / (1 + N_REDRAWS)),
     )
 
@@ -196,65 +195,3 @@ def kendalls_w(table: np.ndarray) -> np.ndarray:
     ranks = stats.rankdata(table, axis=-1)
     m, k = ranks.shape[-2:]
     return 12 * k * ranks.sum(axis=-2).var(axis=-1) / (m**2 * (k**3 - k))
-
-
-def typical_depths(cells: xr.Dataset) -> xr.DataArray:
-    """Mean over concepts of each model's best depth, fraction of its blocks, dims (model)."""
-    best = best_depths(cells)
-    return best.sel(model=swept_models(cells)).mean("concept")
-
-
-def best_depths(cells: xr.Dataset) -> xr.DataArray:
-    """Depth of every selected layer: layer / number of layers, dims (model, concept)."""
-    return cells["selected_layer"] / cells["n_layers"]
-
-
-def training_depth(cells: xr.Dataset, *, training: str) -> Estimate:
-    """Mean over a training's models of their typical best depth; `span` is their range.
-
-    The `reason` gives the range of single (model, concept) cells, which is wider.
-    """
-    depths = typical_depths(cells)
-    estimate = t_over_models(
-        depths,
-        xr.full_like(depths, np.nan),
-        groups=cells["training"],
-        group=training,
-        level=float(cells.attrs["confidence_level"]),
-    )
-    single = best_depths(cells).where(cells["training"] == training)
-    if not np.isfinite(estimate.value):
-        return estimate
-    spread = f"single cells run from {float(single.min()):.0%} to {float(single.max()):.0%}"
-    return replace(estimate, reason=f"{spread}; {estimate.reason}".rstrip("; "))
-
-
-def depth_difference(cells: xr.Dataset, *, low: str = "distilled", high: str = "rl") -> Estimate:
-    """Typical best depth of training `high` minus that of `low`, fraction of depth.
-
-    Two-sample t over models with one sd for both trainings, n_models - 2 degrees of freedom (two
-    models say too little of their own spread); `p_value` by permutation. With a
-    `reason` where every model of one training has more blocks than every model of the other:
-    then training and number of blocks cannot be told apart.
-    """
-    depths = typical_depths(cells)
-    labels = cells["training"].sel(model=depths["model"]).values
-    a, b = depths.values[labels == high], depths.values[labels == low]
-    if not len(a) or not len(b):
-        return Estimate.undefined(f"needs models of both trainings, {low!r} and {high!r}")
-    values, of = np.concatenate([a, b]), np.array([0] * len(a) + [1] * len(b))
-    s, df = pooled_sd(values, of)
-    se = s * np.sqrt(1 / len(a) + 1 / len(b))
-    half = stats.t.ppf((1 + cells.attrs["confidence_level"]) / 2, df) * se if df else np.nan
-    value = float(a.mean() - b.mean())
-    blocks = cells["n_layers"].sel(model=depths["model"]).values
-    apart = blocks[labels == high].min() > blocks[labels == low].max()
-    return Estimate(
-        value,
-        low=value - half,
-        high=value + half,
-        over="models",
-        n=len(values),
-        p_value=permutation_p(values, of == 0),
-        reason=f"every {high} model has more blocks than every {low} one" if apart else "",
-    )

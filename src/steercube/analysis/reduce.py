@@ -86,7 +86,7 @@ def _require_strengths(cube: xr.Dataset) -> None:
     if lacking:
         raise ValueError(
             f"the cube has the strengths {swept}; effects compare +1 with -1 and it lacks "
-            f"{', '.join(lacking)}. Collect those strengths into the same cube (--resume)."
+            f"{', '.join(lacking)}. Collect those strengths into the same cube."
         )
 
 
@@ -145,6 +145,8 @@ def _reduce_concept(
             _select_among_valid(out, run, cell)
             runs[model] = run
     if n_items < MIN_ITEMS:
+        few = {"concept": concept, "model": list(runs)}
+        out["selected_reason"].loc[few] = REASONS["too_few_items"]
         return
     select = partial(
         select_and_estimate, resamples=resamples, halves=halves, confidence_level=confidence_level

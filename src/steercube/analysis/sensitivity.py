@@ -10,10 +10,10 @@ from steercube.analysis.agreement import layer_curves, model_agreement
 from steercube.analysis.averages import concept_mean, mean_over_models, swept_models
 from steercube.analysis.contrasts import (
     concept_concordance,
-    depth_difference,
     scale_slope,
     training_gap,
 )
+from steercube.analysis.depth import depth_difference
 from steercube.results import Estimate
 
 Headline = Callable[[xr.Dataset], Estimate]

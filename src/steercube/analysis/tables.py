@@ -23,17 +23,18 @@ from steercube.analysis.averages import (
     complete_concepts,
     complete_models,
     concept_mean,
+    level_of,
     mean_over_models,
     model_mean,
     swept_models,
 )
 from steercube.analysis.claims import Claim, ledger
-from steercube.analysis.contrasts import (
-    best_depths,
+from steercube.analysis.contrasts import scale_slope
+from steercube.analysis.depth import (
     depth_difference,
-    scale_slope,
+    model_depth,
+    selection_interval,
     training_depth,
-    typical_depths,
 )
 from steercube.analysis.effects import ESTIMANDS
 from steercube.analysis.sensitivity import sensitivity
@@ -50,8 +51,8 @@ def conclude(cells: xr.Dataset, claims: Sequence[Claim] = ()) -> dict[str, pd.Da
     """Every table of a study, by name. Without claims there is no table of claims."""
     if not swept_models(cells):
         raise ValueError(
-            "the cells hold no logit sweep: every (model, concept, layer) is unrun, failed or not "
-            "finite. `steercube show` on the cube says which."
+            "the cells hold no effect: every (model, concept, layer) is unrun, failed, not finite "
+            "or of too few items; `reason` in the cells says which."
         )
     tables = {
         "effects": effects(cells),
@@ -83,25 +84,25 @@ def effects(cells: xr.Dataset) -> pd.DataFrame:
     `optimism`, `corrected`, `se` and `split_half` are Cohen's d's; those of another estimand carry
     its name. Rows that were never run say why and hold no number.
     """
-    depth_of = best_depths(cells)
     rows = []
     for model in swept_models(cells):
         for concept in map(str, cells["concept"].values):
             cell = cells.sel(model=model, concept=concept)
             cell = cell[[n for n in cell.data_vars if str(n).startswith("selected_")]]
             layer = float(cell["selected_layer"])
-            low, high = _depth_interval(cells, model, concept)
+            depth = selection_interval(cells, model, concept)
             row = {
                 "model": model,
                 "concept": concept,
                 "training": cell["training"].item(),
                 "layer": layer if np.isnan(layer) else int(layer),
-                "depth": float(depth_of.sel(model=model, concept=concept)),
-                "depth_low": low,
-                "depth_high": high,
+                "depth": depth.value,
+                "depth_low": depth.low,
+                "depth_high": depth.high,
+                "depth_reason": depth.reason,
                 "n": int(cell["n_items"]),
             }
-            for name in ("delta", "cohens_d", *(e for e in ESTIMANDS if e != "delta")):
+            for name in ESTIMANDS:
                 row |= _selected_columns(cell.sel(estimand=name), name)
             row["reason"] = _reason_text(cell.sel(estimand="cohens_d"))
             rows.append(row)
@@ -128,20 +129,6 @@ def _reason_text(cell: xr.Dataset) -> str:
     return "" if not reason else next(n for n, v in REASONS.items() if v == reason)
 
 
-def _depth_interval(cells: xr.Dataset, model: str, concept: str) -> tuple[float, float]:
-    """Depths between which the middle of the resamples select their layer."""
-    frequency = cells["selection_frequency"].sel(model=model, concept=concept)
-    depth = cells["depth"].sel(model=model)
-    chosen = (frequency > 0).values
-    if not chosen.any():
-        return np.nan, np.nan
-    cumulative = np.cumsum(frequency.values[chosen])
-    tail = (1 - cells.attrs["confidence_level"]) / 2
-    ends = np.searchsorted(cumulative, [tail, 1 - tail])
-    low, high = depth.values[chosen][np.minimum(ends, chosen.sum() - 1)]
-    return float(low), float(high)
-
-
 def layer_effects(cells: xr.Dataset) -> pd.DataFrame:
     """Every layer of every (model, concept): main estimands, with pointwise t intervals.
 
@@ -149,7 +136,7 @@ def layer_effects(cells: xr.Dataset) -> pd.DataFrame:
     """
     names = ["delta", "cohens_d", "within_letter_d", "letter_shift"]
     run = cells["estimate"].sel(estimand="delta").notnull()
-    half = stats.t.ppf((1 + cells.attrs["confidence_level"]) / 2, cells["n_items"].values - 1)
+    half = stats.t.ppf((1 + level_of(cells)) / 2, cells["n_items"].values - 1)
     columns: dict[str, xr.DataArray] = {"depth": cells["depth"]}
     for name in names:
         estimate = cells["estimate"].sel(estimand=name, drop=True)
@@ -161,7 +148,8 @@ def layer_effects(cells: xr.Dataset) -> pd.DataFrame:
     columns["selection_frequency"] = cells["selection_frequency"]
     if "generation_rate" in cells:
         columns["generation_delta"] = generation_delta(cells)
-        columns["generation_valid_rate"] = cells["generation_valid_rate"]
+        if "generation_valid_rate" in cells:
+            columns["generation_valid_rate"] = cells["generation_valid_rate"]
         run = run | columns["generation_delta"].notnull()
     bare = {name: column.reset_coords(drop=True) for name, column in columns.items()}
     order = ["model", "concept", "layer"]
@@ -226,37 +214,17 @@ def concepts(cells: xr.Dataset) -> pd.DataFrame:
 
 
 def depth(cells: xr.Dataset) -> pd.DataFrame:
-    """Typical best depth of each model and each training, and the difference between trainings.
-
-    A model's interval is over items: the selections of its concepts are independent, so their
-    variances under resampling add. A training's is over models.
-    """
+    """Typical best depth of each model and each training, and the difference between trainings."""
     rows: list[tuple[Labels, Estimate]] = []
-    level = cells.attrs["confidence_level"]
-    every = best_depths(cells)
-    for model in swept_models(cells):
-        run = every.sel(model=model)
-        run = run[run.notnull()]
-        frequency = cells["selection_frequency"].sel(model=model, concept=run["concept"])
-        depth_of = cells["depth"].sel(model=model).fillna(0)
-        mean = (frequency * depth_of).sum("layer")
-        variance = (frequency * (depth_of - mean) ** 2).sum("layer")
-        margin = stats.norm.ppf((1 + level) / 2) * float(np.sqrt(variance.sum())) / len(run)
-        value = float(typical_depths(cells).sel(model=model))
-        estimate = Estimate(
-            value,
-            low=value - margin,
-            high=value + margin,
-            over="items",
-            n=len(run),
-            span=(float(run.min()), float(run.max())),
-        )
-        training = cells["training"].sel(model=model).item()
-        rows.append(({"group": model, "training": training}, estimate))
-    for training in sorted(set(cells["training"].sel(model=swept_models(cells)).values)):
-        labels = {"group": f"{training} models", "training": str(training)}
-        rows.append((labels, training_depth(cells, training=str(training))))
-    rows.append(({"group": "rl minus distilled", "training": ""}, depth_difference(cells)))
+    swept = swept_models(cells)
+    training_of = {m: cells["training"].sel(model=m).item() for m in swept}
+    for model, training in training_of.items():
+        rows.append(({"group": model, "training": training}, model_depth(cells, model=model)))
+    for training in sorted(set(training_of.values())):
+        labels = {"group": f"{training} models", "training": training}
+        rows.append((labels, training_depth(cells, training=training)))
+    if {"rl", "distilled"} <= set(training_of.values()):
+        rows.append(({"group": "rl minus distilled", "training": ""}, depth_difference(cells)))
     return _table(rows)
 
 
@@ -273,7 +241,12 @@ def agreement(cells: xr.Dataset) -> pd.DataFrame:
             rows.append((labels, Estimate(r, n=1, reason=no_interval)))
             best = {"concept": concept, "model": model, "statistic": "best generation delta"}
             null = expected_maximum(cells, concept=concept, model=model)
-            largest = Estimate(float(curves[model][1].max()), expected_under_null=null, n=1)
+            largest = Estimate(
+                float(curves[model][1].max()),
+                expected_under_null=null,
+                n=1,
+                reason="one maximum over layers has no interval of its own",
+            )
             rows.append((best, largest))
         every = {"concept": concept, "model": "every model"}
         for name, statistic in {

@@ -24,7 +24,9 @@ from steercube.analysis.claims import read_printed
 
 TRAINING_COLOURS = {"distilled": "#0072B2", "rl": "#D55E00"}
 OTHER_COLOUR = "#555555"
-STRENGTH_COLOURS = {-1.0: "#56B4E9", 0.0: "#BBBBBB", 1.0: "#E69F00"}
+STRENGTH_COLOURS = {-1.0: "#56B4E9", 1.0: "#E69F00"}
+INTERVAL_COLOURS = {"items": "#009E73", "models": "#999999"}
+PUBLISHED_COLOUR = "#CC79A7"
 TRAINING_NAMES = {"distilled": "distilled", "rl": "full RL"}
 STYLE: dict[Any, Any] = {
     "font.family": "DejaVu Sans",
@@ -33,7 +35,6 @@ STYLE: dict[Any, Any] = {
     "axes.spines.top": False,
     "axes.spines.right": False,
     "figure.facecolor": "white",
-    "svg.hashsalt": "steercube",
 }
 WIDTH = 8.0
 """Inches: a post's column, so that letters of 9 points stay readable in it."""
@@ -45,20 +46,20 @@ def draw(cells: xr.Dataset, tables: Mapping[str, pd.DataFrame]) -> dict[str, Fig
         models = _model_labels(cells)
         figures = {
             "effect_size_heatmap": effect_size_heatmap(tables["effects"], models),
-            "best_layer_violins": best_layer_violins(_best_quantiles(cells), models),
+            "best_layer_violins": best_layer_violins(
+                _best_quantiles(cells), models, _missing(tables["effects"])
+            ),
             "depth_by_training": depth_by_training(tables["effects"], tables["depth"], models),
         }
         curves = _curves(cells, tables["layer_effects"])
         if curves:
             figures["layer_curves_gen_vs_logit"] = layer_curves_gen_vs_logit(
-                curves, models, _pooled_r(tables["agreement"])
+                curves, models, _mean_r(tables["agreement"])
             )
         else:
-            figures["layer_curves_gen_vs_logit"] = logit_layer_curves(
-                tables["layer_effects"], models
-            )
-        if "claims" in tables:
-            figures["claims"] = claims(tables["claims"])
+            figures["layer_curves"] = logit_layer_curves(tables["layer_effects"], models)
+        if "claims" in tables and len(numeric := _numeric(tables["claims"])):
+            figures["claims"] = claims(numeric)
     return figures
 
 
@@ -128,12 +129,13 @@ def effect_size_heatmap(effects: pd.DataFrame, models: ModelLabels) -> Figure:
     ax.set_yticks(range(len(concepts)), [_name(c) for c in concepts])
     ax.spines[:].set_visible(False)
     ax.tick_params(length=0)
-    ax.set_xlabel("model, in order of size")
+    ax.set_xlabel("model, in order of size" if len(models) > 1 else "model")
     bar = figure.colorbar(image, ax=ax, pad=0.02, fraction=0.05)
     bar.set_label("Cohen's d (pooled sd)")
     bar.outline.set_visible(False)
     ax.set_title(
-        "Effect of steering from −1 to +1 at the best layer, 95% interval over items", loc="left"
+        "Effect of steering from −1 to +1 at the best layer,\nwith 95% interval over items",
+        loc="left",
     )
     return figure
 
@@ -173,8 +175,22 @@ def _best_quantiles(cells: xr.Dataset) -> Quantiles:
     return found
 
 
-def best_layer_violins(quantiles: Quantiles, models: ModelLabels) -> Figure:
-    """Distribution over items at strengths -1 and +1, the two halves of each violin."""
+def _missing(effects: pd.DataFrame) -> dict[tuple[str, str], str]:
+    """Why a (concept, model) has no effect, in words."""
+    absent = effects[effects["cohens_d"].isna()]
+    return {
+        (row["concept"], row["model"]): row["reason"].replace("_", " ")
+        for _, row in absent.iterrows()
+    }
+
+
+def best_layer_violins(
+    quantiles: Quantiles, models: ModelLabels, missing: Mapping[tuple[str, str], str]
+) -> Figure:
+    """Distribution over items at strengths -1 and +1, the two halves of each violin.
+
+    Each half is scaled to its own largest density, so widths compare within a half alone.
+    """
     columns = min(2, len(quantiles))
     rows = -(-len(quantiles) // columns)
     figure, axes = _figure(
@@ -186,7 +202,8 @@ def best_layer_violins(quantiles: Quantiles, models: ModelLabels) -> Figure:
             for strength, values in by_model.get(model, {}).items():
                 _half_violin(ax, x, values, strength)
             if model not in by_model:
-                ax.text(x, 0, "not run", ha="center", va="bottom", fontsize=7.5, color="#555555",
+                why = missing.get((concept, model), "")
+                ax.text(x, 0, why, ha="center", va="bottom", fontsize=7.5, color="#555555",
                         rotation=90)  # fmt: skip
         ax.set_title(_name(concept), loc="left")
         ax.set_xlim(-0.6, len(models) - 0.4)
@@ -228,12 +245,12 @@ class ScaledCurves(NamedTuple):
     generation: np.ndarray
 
 
-Curves = dict[str, dict[str, ScaledCurves]]
+CurvesByCell = dict[str, dict[str, ScaledCurves]]
 
 
-def _curves(cells: xr.Dataset, layer_effects: pd.DataFrame) -> Curves:
+def _curves(cells: xr.Dataset, layer_effects: pd.DataFrame) -> CurvesByCell:
     """Scaled curves by concept and swept model, where a layer has both measures."""
-    found: Curves = {}
+    found: CurvesByCell = {}
     if "generation_delta" not in layer_effects:
         return found
     for concept in map(str, cells["concept"].values):
@@ -250,13 +267,13 @@ def _curves(cells: xr.Dataset, layer_effects: pd.DataFrame) -> Curves:
     return found
 
 
-def _pooled_r(agreement: pd.DataFrame) -> dict[str, tuple[float, float, float]]:
+def _mean_r(agreement: pd.DataFrame) -> dict[str, tuple[float, float, float]]:
     mean = agreement[agreement["statistic"] == "mean r of models"]
     return {row["concept"]: (row["value"], row["low"], row["high"]) for _, row in mean.iterrows()}
 
 
 def layer_curves_gen_vs_logit(
-    curves: Curves, models: ModelLabels, mean_r: Mapping[str, tuple[float, float, float]]
+    curves: CurvesByCell, models: ModelLabels, mean_r: Mapping[str, tuple[float, float, float]]
 ) -> Figure:
     """Scaled delta of both measures over depth, a panel for each concept and model."""
     columns = [model for model in models if any(model in by_model for by_model in curves.values())]
@@ -355,69 +372,55 @@ def depth_by_training(effects: pd.DataFrame, depth: pd.DataFrame, models: ModelL
                   frameon=False, fontsize=8)  # fmt: skip
     _name_models(ax.yaxis, models)
     ax.set_ylim(len(models) - 0.5, -0.5)
-    ax.set_xlim(min(0.3, effects["depth_low"].min() - 0.03), 1.0)
+    ax.set_xlim(min(0.3, effects[["depth", "depth_low"]].min(axis=None) - 0.03), 1.0)
     ax.set_xlabel("depth of the best layer (layer / number of layers)")
     ax.set_title("Where steering works best; lines: 95% of resampled selections", loc="left")
     return figure
 
 
-CLAIM_PANELS: dict[str, str] = {
-    "delta": "average delta (nats)",
-    "concept": "average delta of a concept (nats)",
-    "d": "average Cohen's d",
-    "glass": "average Glass's delta",
-    "d-gap": "full RL below distilled, share of d",
-    "depth": "typical best depth",
-    "r": "logit–generation correlation",
-    "gen": "share of generated answers changed",
-}
+def _numeric(table: pd.DataFrame) -> pd.DataFrame:
+    """Claims of a number, not of a direction alone."""
+    return table[[not read_printed(text).direction for text in table["published"]]]
 
 
 def claims(table: pd.DataFrame) -> Figure:
-    """Published value, recomputed value and its interval of every numeric claim, by kind."""
-    printed = [read_printed(text) for text in table["published"]]
-    numeric = table[[not p.direction for p in printed]]
-    panels = {
-        kind: rows
-        for kind in CLAIM_PANELS
-        if len(rows := numeric[[_panel(identity) == kind for identity in numeric["id"]]])
-    }
+    """Published value, recomputed value and its interval of every claim, by what they measure."""
+    panels = {kind: table[table["quantity"] == kind] for kind in dict.fromkeys(table["quantity"])}
     heights = [len(rows) + 1.2 for rows in panels.values()]
-    figure, axes = _figure(WIDTH * 0.9, 0.8 + 0.235 * sum(heights), nrows=len(panels),
+    figure, axes = _figure(WIDTH * 0.9, 1.0 + 0.235 * sum(heights), nrows=len(panels),
                            gridspec_kw={"height_ratios": heights})  # fmt: skip
     for ax, (kind, rows) in zip(axes[:, 0], panels.items(), strict=True):
         for y, (_, row) in enumerate(rows.iterrows()):
             _draw_claim(ax, y, row)
         ax.set_yticks(range(len(rows)), rows["id"])
         ax.set_ylim(len(rows) - 0.4, -0.6)
-        ax.set_title(CLAIM_PANELS[kind], loc="left", fontsize=9)
+        ax.set_title(kind, loc="left", fontsize=9)
         ax.grid(axis="x", color="#E5E5E5")
         ax.set_axisbelow(True)
     marks = [
-        mpl.lines.Line2D([], [], marker="D", color="#D55E00", linestyle="", fillstyle="none",
-                         label="published"),
+        mpl.lines.Line2D([], [], marker="D", color=PUBLISHED_COLOUR, linestyle="",
+                         fillstyle="none", label="published"),
+        mpl.patches.Patch(color=PUBLISHED_COLOUR, alpha=0.35, label="published range"),
         mpl.lines.Line2D([], [], marker="|", color="black", linestyle="", markersize=9,
                          label="recomputed"),
-        mpl.lines.Line2D([], [], color="#0072B2", linewidth=2, label="95%, over items"),
-        mpl.lines.Line2D([], [], color="#999999", linewidth=2, label="95%, over models"),
+        *(
+            mpl.lines.Line2D([], [], color=colour, linewidth=2, label=f"95%, over {over}")
+            for over, colour in INTERVAL_COLOURS.items()
+        ),
     ]  # fmt: skip
-    figure.legend(handles=marks, loc="outside upper center", ncols=4, frameon=False, fontsize=8)
+    figure.legend(handles=marks, loc="outside upper center", ncols=5, frameon=False, fontsize=8)
     return figure
-
-
-def _panel(identity: str) -> str:
-    matching = [kind for kind in CLAIM_PANELS if identity.startswith(f"{kind}-")]
-    return max(matching, key=len, default="")
 
 
 def _draw_claim(ax: Axes, y: int, row: pd.Series) -> None:
     printed = read_printed(row["published"])
-    colour = "#0072B2" if row["interval_over"] == "items" else "#999999"
+    colour = INTERVAL_COLOURS.get(row["interval_over"], OTHER_COLOUR)
     if np.isfinite(row["low"]):
         ax.plot([row["low"], row["high"]], [y, y], color=colour, linewidth=2, zorder=1)
     if printed.low == printed.high:
-        ax.plot(printed.low, y, "D", color="#D55E00", markersize=5, fillstyle="none", zorder=3)
+        ax.plot(printed.low, y, "D", color=PUBLISHED_COLOUR, markersize=5, fillstyle="none",
+                zorder=3)  # fmt: skip
     else:
-        ax.plot([printed.low, printed.high], [y, y], color="#D55E00", linewidth=6, alpha=0.3,
-                zorder=0, solid_capstyle="butt")  # fmt: skip
+        ax.plot([printed.low, printed.high], [y, y], color=PUBLISHED_COLOUR, linewidth=6,
+                alpha=0.35, zorder=0, solid_capstyle="butt")  # fmt: skip
     ax.plot(row["recomputed"], y, "|", color="black", markersize=9, zorder=2)

@@ -44,7 +44,6 @@ def write_study(
 ) -> None:
     """Write every output of one study; `inputs` are names with their SHA-256."""
     folder = Path(folder)
-    folder.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}.") as aside:
         made = Path(aside)
         write_tables(made / "tables", tables)
@@ -102,7 +101,7 @@ def write_figures(folder: Path, figures: Mapping[str, Figure]) -> None:
 
 
 def numbers(tables: Mapping[str, pd.DataFrame]) -> dict[str, dict[str, Any]]:
-    """Every citable number by id: value, interval and what it is over, n, and its table."""
+    """Every number of the tables but the layers' by id: value, interval, n, and its table."""
     found: dict[str, dict[str, Any]] = {}
     for name, keys in KEYS.items():
         for row in tables.get(name, pd.DataFrame()).to_dict("records"):
@@ -123,7 +122,8 @@ def _numbers_of_row(stem: str, table: str, row: Mapping[str, Any]) -> dict[str, 
             for number, value in named.items()
         }
     value = "recomputed" if table == "claims" else "value"
-    return {stem: _number(table, row, value, "low", "high", over=row["interval_over"])}
+    number = _number(table, row, value, "low", "high", over=row["interval_over"])
+    return {stem: number | {name: _plain(row[name]) for name in ("corrected", "p_value")}}
 
 
 def _number(
@@ -160,12 +160,13 @@ def markdown_tables(tables: Mapping[str, pd.DataFrame]) -> dict[str, str]:
     texts = {
         "models": _markdown(by_model.reset_index()),
         "concepts": _markdown(_pivot(means, "concept").reset_index()),
-        "depth": _markdown(_with_interval(tables["depth"])[["group", "best depth", "over"]]),
+        "depth": _markdown(_with_interval(tables["depth"], "best depth", ["group"])),
     }
     if len(tables["agreement"]):
         pooled = tables["agreement"][tables["agreement"]["model"] == "every model"]
-        shown = _with_interval(pooled).rename(columns={"best depth": "value"})
-        texts["agreement"] = _markdown(shown[["concept", "statistic", "value", "over"]])
+        texts["agreement"] = _markdown(
+            _with_interval(pooled, "value [interval]", ["concept", "statistic"])
+        )
     if "claims" in tables:
         columns = ["id", "claim", "published", "recomputed_as_printed", "verdict", "reason"]
         renamed = tables["claims"][columns].rename(columns={"recomputed_as_printed": "recomputed"})
@@ -181,9 +182,10 @@ def _pivot(table: pd.DataFrame, index: str) -> pd.DataFrame:
     return wide.loc[order, columns].rename_axis(columns=None)
 
 
-def _with_interval(table: pd.DataFrame) -> pd.DataFrame:
-    shown = [_interval(row) for row in table.to_dict("records")]
-    return table.assign(**{"best depth": shown, "over": table["interval_over"]})
+def _with_interval(table: pd.DataFrame, name: str, labels: list[str]) -> pd.DataFrame:
+    shown = pd.Series([_interval(row) for row in table.to_dict("records")], index=table.index)
+    over = table["interval_over"].rename("over")
+    return pd.concat([table[labels], shown.rename(name), over], axis="columns")
 
 
 def _interval(row: Mapping[str, Any]) -> str:
