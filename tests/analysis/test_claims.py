@@ -205,7 +205,7 @@ def test_a_claim_of_ones_own_is_judged(cells: xr.Dataset, tmp_path: Path) -> Non
     (tmp_path / "claims.toml").write_text(entry("1.00", arguments))
     study, claims = read_claims(tmp_path / "claims.toml")
     row = ledger(cells, claims).iloc[0]
-    assert (study, row["quantity"]) == ("s", "average cohens d")
+    assert (study, row["quantity"]) == ("s", "average Cohen's d")
     d = cells["selected_estimate"].sel(estimand="cohens_d", model="large", concept="humour")
     assert row["recomputed"] == float(d)
     assert row["verdict"] == "not reproduced"

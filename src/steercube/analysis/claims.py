@@ -46,7 +46,7 @@ from steercube.analysis.contrasts import (
     training_gap,
 )
 from steercube.analysis.depth import depth_difference, training_depth
-from steercube.analysis.effects import ESTIMANDS, UNITS
+from steercube.analysis.effects import ESTIMANDS, NAMES, UNITS
 from steercube.analysis.sensitivity import without_invalid_items
 from steercube.results import Estimate
 from steercube.schema import raise_if_any
@@ -269,10 +269,11 @@ def _row(cells: xr.Dataset, claim: Claim) -> dict[str, Any]:
 
 def quantity(claim: Claim) -> str:
     """What the claim's number measures, with its units unless it has none."""
-    estimand = claim.arguments.get("estimand", "")
-    units = UNITS.get(estimand, "1")
-    named = estimand.replace("_", " ") + ("" if units == "1" else f" ({units})")
-    return QUANTITIES[claim.statistic].format(named)
+    estimand = claim.arguments.get("estimand")
+    if estimand is None:
+        return QUANTITIES[claim.statistic]
+    units = "" if UNITS[estimand] == "1" else f" ({UNITS[estimand]})"
+    return QUANTITIES[claim.statistic].format(NAMES[estimand] + units)
 
 
 def _compute(cells: xr.Dataset, claim: Claim) -> Estimate:
@@ -415,7 +416,9 @@ def _interval_objections(claim: Claim, printed: Printed, estimate: Estimate) -> 
         return [f"random rankings agree as well (p = {estimate.p_value:.2f})"] if chance else []
     if claim.statistic in CONTRASTS:
         if printed.direction == "0" or claim.asserts == "none":
-            return [f"the interval over {estimate.over} is {low} to {high}, so none is not shown"]
+            return [
+                f"the interval over {estimate.over} is {low} to {high}, so its absence is not shown"
+            ]
         if not estimate.excludes_zero:
             return [f"the interval over {estimate.over}, {low} to {high}, includes zero"]
         confounded = [f"{estimate.reason}, so the two are confounded"] if estimate.reason else []

@@ -182,6 +182,15 @@ ESTIMANDS: dict[str, Estimand] = {
         anti_steerable_share,
     )
 }
+NAMES = {name: name.replace("_", " ") for name in ESTIMANDS} | {
+    "cohens_d": "Cohen's d",
+    "hedges_g": "Hedges' g",
+    "glass_delta_negative": "Glass's delta (sd at -1)",
+    "glass_delta_baseline": "Glass's delta (sd at 0)",
+    "within_letter_d": "within-letter d",
+}
+"""Estimands as a reader calls them."""
+
 UNITS = dict.fromkeys(ESTIMANDS, "1") | {
     "delta": "nat",
     "content_shift": "nat",

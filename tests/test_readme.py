@@ -1,0 +1,71 @@
+"""What the README says of the study is what the committed results say."""
+
+import json
+import tomllib
+
+import pandas as pd
+import pytest
+from builders import ROOT
+
+README = (ROOT / "README.md").read_text()
+TEXT = " ".join(README.split())
+
+
+@pytest.fixture(scope="module")
+def numbers() -> dict[str, dict[str, float]]:
+    return json.loads((ROOT / "paper" / "qwen3" / "numbers.json").read_text())
+
+
+def percent(value: float) -> str:
+    return f"{100 * value:.0f}%".replace("-", "−")
+
+
+def test_the_training_gap(numbers: dict[str, dict[str, float]]) -> None:
+    gap = numbers["claims/d-gap-all"]
+    assert f"[{percent(gap['low'])}, {percent(gap['high'])}] over models" in TEXT
+    within = numbers["sensitivity/training gap in within_letter_d/nothing"]
+    assert f"{percent(within['value'])} with letter preference taken out" in TEXT
+
+
+def test_steering_works_in_every_pair_that_was_run() -> None:
+    effects = pd.read_csv(ROOT / "paper" / "qwen3" / "tables" / "effects.csv")
+    run = effects["cohens_d"].notna()
+    assert (effects.loc[run, "cohens_d_low"] > 0).all()
+    assert f"all {run.sum()} pairs" in TEXT
+
+
+def test_one_number_is_reached_to_its_last_digit_only() -> None:
+    claims = pd.read_csv(ROOT / "paper" / "qwen3" / "tables" / "claims.csv")
+    missed = claims[~claims["matches"]]
+    assert missed["published"].tolist() == ["0.38"]
+    assert "(r = 0.38) only to within its last digit" in TEXT
+    assert (claims["verdict"] == "reproduced, but").mean() > 0.5
+
+
+def test_the_later_layer_of_two_models(numbers: dict[str, dict[str, float]]) -> None:
+    assert numbers["claims/depth-later"]["p_value"] == pytest.approx(1 / 15)
+
+
+def test_every_file_and_command_it_names_exists() -> None:
+    for name in ("data/README.md", "CITATION.cff", "paper/qwen3/tables/claims.md"):
+        assert name in README
+        assert (ROOT / name).exists()
+    sessions = (ROOT / "noxfile.py").read_text()
+    for session in ("analyze", "tests", "import-study"):
+        assert f"nox -s {session}" in README
+        assert f"def {session.replace('-', '_')}(" in sessions
+    assert len(README.splitlines()) < 120
+
+
+def test_the_pins_meet_the_declared_ranges() -> None:
+    declared = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    extras = declared["optional-dependencies"].values()
+    named = [*declared["dependencies"], *(name for extra in extras for name in extra)]
+    pins = dict(
+        line.split("==")
+        for line in (ROOT / "constraints.txt").read_text().splitlines()
+        if "==" in line
+    )
+    for requirement in named:
+        name = requirement.split(">=")[0]
+        assert name.lower() in {pin.lower() for pin in pins}, f"{name} has no pin"
