@@ -45,12 +45,12 @@ def test_frequencies_sum_to_one(cells: xr.Dataset) -> None:
 
 
 def test_a_later_version_is_refused(cells: xr.Dataset) -> None:
-    with pytest.raises(ValueError, match="cells version 7"):
+    with pytest.raises(ValueError, match="has cells_version 7"):
         check_cells(cells.assign_attrs(cells_version=7))
 
 
 def test_cells_are_no_cube(cells: xr.Dataset) -> None:
-    with pytest.raises(ValueError, match="dimension 'sample' is missing"):
+    with pytest.raises(ValueError, match="holds cells, not a cube"):
         check_cube(cells)
 
 

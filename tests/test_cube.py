@@ -107,7 +107,7 @@ BREAKS: dict[str, tuple[Break, str]] = {
         lambda c: c.assign(generation_valid_rate=xr.full_like(c["cell_status"], 2, dtype=float)),
         r"must lie in \[0, 1\]",
     ),
-    "a later version": (lambda c: c.assign_attrs(schema_version=99), "schema version 99"),
+    "a later version": (lambda c: c.assign_attrs(schema_version=99), "has schema_version 99"),
 }
 
 

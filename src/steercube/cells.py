@@ -17,7 +17,13 @@ import xarray as xr
 
 from steercube import netcdf
 from steercube.cube import CELL, MODEL_VARIABLES, RATE_VARIABLES
-from steercube.schema import Variable, raise_if_any, structure_violations
+from steercube.schema import (
+    Variable,
+    attribute_violations,
+    raise_if_any,
+    require_version,
+    structure_violations,
+)
 
 SCHEMA_VERSION = 1
 DIMS = (
@@ -98,6 +104,7 @@ GENERATION_VARIABLES = RATE_VARIABLES | {
 }
 VARIABLES = COORDINATES | LAYER_VARIABLES | SELECTED_VARIABLES | GENERATION_VARIABLES
 ATTRIBUTES = {
+    "cells_version": "which contract this is",
     "cube_sha256": "content of the cube that they were reduced from",
     "seed": "seed of the resampling",
     "n_resamples": "bootstrap resamples",
@@ -107,17 +114,14 @@ ATTRIBUTES = {
 
 def check_cells(cells: xr.Dataset, *, what: str = "the cells") -> None:
     """Raise one ValueError that lists every rule of the contract which `cells` breaks."""
-    version = cells.attrs.get("cells_version")
-    if version is not None and version != SCHEMA_VERSION:
-        raise ValueError(
-            f"{what} follows cells version {version}; this steercube reads version "
-            f"{SCHEMA_VERSION}. Make it again from its cube with `steercube analyze`."
-        )
-    problems = [
-        f"attribute {name!r} is missing; it says {meaning}"
-        for name, meaning in ({"cells_version": "which contract this is"} | ATTRIBUTES).items()
-        if name not in cells.attrs
-    ]
+    require_version(
+        cells,
+        "cells_version",
+        SCHEMA_VERSION,
+        what=what,
+        remedy="make it again from its cube with `steercube analyze`",
+    )
+    problems = attribute_violations(cells.attrs, ATTRIBUTES)
     problems += structure_violations(cells, VARIABLES, index_dims=DIMS)
     if not problems:
         problems = _value_problems(cells)

@@ -15,7 +15,13 @@ import numpy as np
 import xarray as xr
 
 from steercube import netcdf
-from steercube.schema import Variable, raise_if_any, structure_violations
+from steercube.schema import (
+    Variable,
+    attribute_violations,
+    raise_if_any,
+    require_version,
+    structure_violations,
+)
 
 SCHEMA_VERSION = 1
 DIMS = ("model", "concept", "layer", "strength", "sample")
@@ -88,7 +94,7 @@ RESPONSE_VARIABLES = {
 }
 COORDINATES = MODEL_VARIABLES | ITEM_VARIABLES
 VARIABLES = COORDINATES | SAMPLE_VARIABLES | RATE_VARIABLES | STATUS_VARIABLES | RESPONSE_VARIABLES
-ATTRIBUTES = {
+GIVEN_ATTRIBUTES = {
     "title": "what the cube holds",
     "source": "where the samples come from",
     "history": "what was done, line by line",
@@ -100,6 +106,7 @@ ATTRIBUTES = {
     "versions": "software that made the samples",
     "inputs_sha256": "JSON of input name to SHA-256",
 }
+ATTRIBUTES = GIVEN_ATTRIBUTES | {"schema_version": "which contract this is"}
 
 
 @dataclass(frozen=True)
@@ -136,7 +143,7 @@ def blank_cube(
 ) -> xr.Dataset:
     """A cube with every cell not run: the frame that a collector or an importer fills.
 
-    `attrs` are those of ATTRIBUTES; raises ValueError with the ones that are missing. Fill
+    `attrs` are GIVEN_ATTRIBUTES; raises ValueError with the ones that are missing. Fill
     `logprob_matching`, `logprob_other` and their difference `logit_diff` (nats) for every item at
     every strength of a cell, and mark the cell complete. Effects need the strengths -1 and +1 and
     ten items a concept.
@@ -145,7 +152,7 @@ def blank_cube(
     ...               architecture="dense", family="tiny", hf_id="me/tiny")
     >>> items = {"honesty": [Item(f"honesty/{i}", "AB"[i % 2]) for i in range(12)]}
     >>> cube = blank_cube([model], items, layers=[1, 2], strengths=[-1, 0, 1],
-    ...                   attrs={name: "made up" for name in ATTRIBUTES})
+    ...                   attrs=dict.fromkeys(GIVEN_ATTRIBUTES, "made up"))
     >>> for layer in (1, 2):
     ...     for strength in (-1, 0, 1):
     ...         at = {"model": "tiny", "concept": "honesty", "layer": layer, "strength": strength}
@@ -155,8 +162,7 @@ def blank_cube(
     >>> cube["logit_diff"] = cube["logprob_matching"] - cube["logprob_other"]
     >>> check_cube(cube)
     """
-    lacking = [name for name in ATTRIBUTES if name not in attrs]
-    raise_if_any([_missing_attribute(name) for name in lacking], what="attrs")
+    raise_if_any(attribute_violations(attrs, GIVEN_ATTRIBUTES), what="attrs")
     ds = xr.Dataset(
         coords={
             "model": [model.name for model in models],
@@ -225,27 +231,14 @@ def check_cube(cube: xr.Dataset, *, what: str = "the cube") -> None:
     """Raise one ValueError that lists every rule of the contract which `cube` breaks."""
     if "estimand" in cube.dims:
         raise ValueError(f"{what} holds cells, not a cube; name such a file <study>.cells.nc")
-    version = cube.attrs.get("schema_version")
-    if version is not None and version != SCHEMA_VERSION:
-        raise ValueError(
-            f"{what} follows schema version {version}; this steercube reads version "
-            f"{SCHEMA_VERSION}. Open it with the steercube that wrote it."
-        )
-    problems = [
-        _missing_attribute(name)
-        for name in ("schema_version", *ATTRIBUTES)
-        if name not in cube.attrs
-    ]
+    require_version(
+        cube, "schema_version", SCHEMA_VERSION, what=what, remedy="open it with its own steercube"
+    )
+    problems = attribute_violations(cube.attrs, ATTRIBUTES)
     problems += structure_violations(cube, VARIABLES, index_dims=DIMS)
     if not problems:
         problems = [*_model_problems(cube), *_item_problems(cube), *_sample_problems(cube)]
     raise_if_any(problems, what=what)
-
-
-def _missing_attribute(name: str) -> str:
-    return (
-        f"attribute {name!r} is missing; it says {ATTRIBUTES.get(name, 'which contract this is')}"
-    )
 
 
 def _model_problems(cube: xr.Dataset) -> list[str]:

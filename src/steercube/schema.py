@@ -78,6 +78,24 @@ def structure_violations(
     return problems
 
 
+def attribute_violations(attrs: Mapping[str, Any], meanings: Mapping[str, str]) -> list[str]:
+    """Every attribute that is missing, with what it would say."""
+    return [
+        f"attribute {name!r} is missing; it says {meaning}"
+        for name, meaning in meanings.items()
+        if name not in attrs
+    ]
+
+
+def require_version(ds: xr.Dataset, name: str, version: int, *, what: str, remedy: str) -> None:
+    """Raise ValueError for a file that another version of the contract wrote."""
+    found = ds.attrs.get(name, version)
+    if found != version:
+        raise ValueError(
+            f"{what} has {name} {found}; this steercube reads {version}. To go on, {remedy}."
+        )
+
+
 def _kind_fits(found: str, wanted: str) -> bool:
     return found in {"f": "f", "i": "iu", "b": "b", "U": "UOT"}[wanted]
 

@@ -2,7 +2,8 @@ import numpy as np
 import pytest
 import xarray as xr
 
-from steercube.analysis.contrasts import depth_difference, training_gap
+from steercube.analysis.contrasts import training_gap
+from steercube.analysis.depth import depth_difference
 from steercube.analysis.sensitivity import (
     headlines,
     headlines_of_concept,
