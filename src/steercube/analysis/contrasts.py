@@ -178,8 +178,11 @@ def _sampling_errors(
         )
         if covariance.isnull().any():
             return np.empty((0, *effects.shape))
-        zero = np.zeros(len(models))
-        columns.append(rng.multivariate_normal(zero, covariance.values, size=N_REDRAWS))
+        # Cholesky's factor is unique; the singular vectors that numpy's own sampler uses have signs
+        # that differ between processors, and so would the draws.
+        ridge = 1e-9 * np.trace(covariance.values) * np.eye(len(models))
+        factor = np.linalg.cholesky(covariance.values + ridge)
+        columns.append(rng.standard_normal((N_REDRAWS, len(models))) @ factor.T)
     return np.stack(columns, axis=-1)
 
 
