@@ -292,7 +292,7 @@ def layer_curves_gen_vs_logit(
                 continue
             depth, logit, margin, generation = by_model[model]
             ax.fill_between(depth, logit - margin, logit + margin, color="black", alpha=0.15,
-                            linewidth=0, label="its 95% interval, layer by layer")  # fmt: skip
+                            linewidth=0, label="95% interval of the logit curve")  # fmt: skip
             ax.plot(depth, logit, color="black", linewidth=1.5, label="logit")
             ax.plot(depth, generation, color="#CC79A7", linewidth=1.2, marker="o", markersize=2.6,
                     label="generation")  # fmt: skip
