@@ -40,7 +40,7 @@ def make_model(name: str, training: str = "distilled", **facts: object) -> Model
         "family": "made-up",
         "hf_id": f"made/{name}",
     }
-    return Model(name=name, training=training, **(given | facts))  # type: ignore[arg-type]
+    return Model(name=name, training=training, **(given | facts))
 
 
 MODELS = (

@@ -1,8 +1,9 @@
 import http.server
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
+from typing import IO
 
 import numpy as np
 import pandas as pd
@@ -42,7 +43,7 @@ def sweep_rows() -> pd.DataFrame:
     return pd.DataFrame(rows, columns=study.SWEEP_COLUMNS)
 
 
-def spoil(column: str, value: object, row: int = 4):  # type: ignore[no-untyped-def]
+def spoil(column: str, value: object, row: int = 4) -> Callable[[pd.DataFrame], pd.DataFrame]:
     def change(frame: pd.DataFrame) -> pd.DataFrame:
         frame = frame.astype({column: object})
         frame.loc[row, column] = value
@@ -195,7 +196,7 @@ class Server(http.server.SimpleHTTPRequestHandler):
     def log_message(self, format: str, *args: object) -> None:
         pass
 
-    def copyfile(self, source, outputfile) -> None:  # type: ignore[no-untyped-def]
+    def copyfile(self, source: IO[bytes], outputfile: IO[bytes]) -> None:
         content = source.read()
         if self.path.lstrip("/") in self.cut:
             outputfile.write(content[: len(content) // 2])

@@ -151,6 +151,13 @@ def test_a_range_holds_its_members_as_rounded(span: tuple[float, float], expecte
     assert matches(read_printed("50-65%"), Estimate(0.6, span=span)) is expected
 
 
+def test_every_whole_percent_is_within_a_range_that_ends_with_it() -> None:
+    for percent in range(2, 100):
+        printed = read_printed(f"1-{percent}%")
+        assert matches(printed, Estimate(0.0, span=(0.01, percent / 100)))
+        assert not matches(printed, Estimate(0.0, span=(0.01, (percent + 1) / 100)))
+
+
 def test_no_difference_is_an_interval_with_zero() -> None:
     assert matches(read_printed("0"), Estimate(0.4, low=-1, high=2))
     assert not matches(read_printed("0"), Estimate(0.4, low=0.1, high=2))

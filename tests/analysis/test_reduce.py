@@ -1,3 +1,5 @@
+from collections.abc import Callable
+
 import numpy as np
 import pytest
 import xarray as xr
@@ -100,7 +102,7 @@ def test_another_concept_or_model_beside_it_changes_nothing(cube: xr.Dataset) ->
 SCALED = {"delta", "content_shift", "letter_shift", "steerability_slope"}
 
 
-def change_logits(cube: xr.Dataset, change) -> xr.Dataset:  # type: ignore[no-untyped-def]
+def change_logits(cube: xr.Dataset, change: Callable[[xr.DataArray], xr.DataArray]) -> xr.Dataset:
     """The cube with every logit difference replaced, log-probabilities to match."""
     cube = cube.copy(deep=True)
     cube["logit_diff"] = change(cube["logit_diff"]).astype("float32")

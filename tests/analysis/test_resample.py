@@ -6,6 +6,7 @@ from scipy import stats
 
 from steercube.analysis.effects import ESTIMANDS, Samples, cohens_d, delta
 from steercube.analysis.resample import (
+    SelectedCell,
     error_covariance,
     half_weights,
     resample_weights,
@@ -24,7 +25,7 @@ def one_layer(rng: np.random.Generator, n: int = 80) -> Samples:
     return Samples(np.stack([negative, positive])[None], STRENGTHS, np.array(["A", "B"] * (n // 2)))
 
 
-def select(samples: Samples, rng: np.random.Generator, n_resamples: int = 2000):  # type: ignore[no-untyped-def]
+def select(samples: Samples, rng: np.random.Generator, n_resamples: int = 2000) -> SelectedCell:
     n = len(samples.letter)
     return select_and_estimate(
         samples,
@@ -238,7 +239,7 @@ def test_the_default_interval_covers_the_truth(study_cells: xr.Dataset) -> None:
     assert coverage.min() >= 0.90
 
 
-def test_the_percentile_interval_would_not_cover(study_cells: xr.Dataset) -> None:
+def test_the_percentile_interval_would_not_cover() -> None:
     """The control: the percentile interval of the re-selected maximum misses ties by far."""
     rng = np.random.default_rng(21)
     hits = []

@@ -131,6 +131,10 @@ class Printed:
         """One unit of the last printed digit."""
         return 10.0**-self.decimals / (100 if self.percent else 1)
 
+    def units(self, value: float) -> int:
+        """`value` rounded to the digits printed, as a whole number of their last unit."""
+        return round(value / self.unit)
+
     def show(self, value: float) -> str:
         """`value` in the manner of print.
 
@@ -311,15 +315,11 @@ def matches(printed: Printed, estimate: Estimate) -> bool:
             return not estimate.excludes_zero
         return bool(np.sign(estimate.value) == (1 if printed.direction == "+" else -1))
     if printed.low != printed.high:
-        low, high = (_rounded(printed, end) for end in estimate.span)
-        return printed.low <= low and high <= printed.high
+        low, high = (printed.units(end) for end in estimate.span)
+        return printed.units(printed.low) <= low and high <= printed.units(printed.high)
     if printed.approximate:
         return abs(estimate.value - printed.low) <= printed.unit
     return printed.show(estimate.value) == printed.show(printed.low)
-
-
-def _rounded(printed: Printed, value: float) -> float:
-    return round(value / printed.unit) * printed.unit
 
 
 def _balanced(cells: xr.Dataset, claim: Claim) -> Estimate | None:
@@ -355,7 +355,7 @@ def _judge(
     near = (
         not printed.direction
         and printed.low == printed.high
-        and abs(_rounded(printed, estimate.value) - printed.low) < 1.5 * printed.unit
+        and abs(printed.units(estimate.value) - printed.units(printed.low)) <= 1
     )
     if not matches(printed, estimate) and not near:
         return "not reproduced", f"the definition gives {_as_printed(printed, estimate)}"

@@ -149,7 +149,7 @@ def concept_concordance(
         return Estimate.undefined("needs two models that ran the same three concepts")
     table = effects.transpose("model", "concept").values
     value = float(kendalls_w(table))
-    rng = stream(f"concordance of {estimand}")
+    rng = stream(f"concordance of {estimand}", seed=cells.attrs["seed"])
     errors = _sampling_errors(cells, effects, estimand, rng)
     if not len(errors):
         return Estimate(value, n=len(table), reason="the items' covariance is not known")

@@ -14,9 +14,10 @@ closed-form standard error, and T_F the value in the population that resamples a
 sample repeated without end, whose variances have n in the denominator. The mean of
 T*(L*) - T_F(L*) is the optimism: what selection and small samples add. The interval covers the
 effect at the selected layer, not the largest of all.
+
 A sample whose runner-up is close has a large optimism in its resamples, and just such a sample
 did not gain much by its selection; corrected alone, the upper end then falls short (coverage
-down to 91% in the worst cells of the study's shape). So each end is the wider of that and of the
+down to 89-91% in the worst cells of the study's shape). So each end is the wider of that and of the
 same interval with the layer held fixed at L.
 
 What it is wrong for: anything that should generalise over models or concepts. These intervals
