@@ -10,8 +10,8 @@ from steercube import analysis
 PACKAGE = Path(analysis.__file__).parents[1]
 COLLECTING = {"torch", "transformers", "accelerate", "gguf"}
 STAGES = [
-    *("schema", "netcdf", "cube", "study", "cells", "results"),
-    *("analysis", "report", "analyze", "cli"),
+    *("schema", "streams", "netcdf", "cube", "concepts", "models", "study", "collect"),
+    *("cells", "results", "analysis", "report", "analyze", "cli", "__main__"),
 ]
 """In the order in which data flow; none imports a later one."""
 
@@ -50,6 +50,13 @@ def test_only_collect_imports_torch(path: Path) -> None:
     if path.relative_to(PACKAGE).parts[0] == "collect":
         return
     assert not {m for m in imported(path) if m.split(".")[0] in COLLECTING}
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(PACKAGE)))
+def test_only_the_command_line_imports_collect(path: Path) -> None:
+    if path.relative_to(PACKAGE).parts[0] in ("collect", "cli.py"):
+        return
+    assert "collect" not in {stage_of(m) for m in imported(path)}
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(PACKAGE)))

@@ -13,10 +13,10 @@ from builders import ROOT, STUDY, make_items, make_model, needs_study
 
 from steercube import study
 from steercube.cube import check_cube, open_cube, save_cube
+from steercube.models import read_facts
 from steercube.study import (
     needed,
     read_items,
-    read_models,
     read_rates,
     read_responses,
     read_sweep,
@@ -126,30 +126,6 @@ def test_the_registry_pins_every_published_file() -> None:
     assert len(known) == 67
     assert all(len(sha) == 64 for sha in known.values())
     assert len(needed()) == 61
-
-
-def test_models_are_read() -> None:
-    models = read_models(ROOT / "data" / "models.toml")
-    assert models["235B-A22B"].n_layers == 94
-    assert {name for name, model in models.items() if model.training == "rl"} == {
-        "32B",
-        "235B-A22B",
-    }
-
-
-def test_bad_model_entries_are_listed_with_their_file(tmp_path: Path) -> None:
-    (tmp_path / "models.toml").write_text('["4B"]\nn_layers = "36"\ncolour = 1\n')
-    with pytest.raises(ValueError, match=r"models\.toml breaks") as error:
-        read_models(tmp_path / "models.toml")
-    for problem in (
-        "lacks 'hf_id'",
-        "n_layers = '36', of the wrong type",
-        "unknown field 'colour'",
-    ):
-        assert problem in str(error.value)
-    (tmp_path / "models.toml").write_text("[4B")
-    with pytest.raises(ValueError, match=r"models\.toml: is not TOML"):
-        read_models(tmp_path / "models.toml")
 
 
 def test_an_empty_folder_names_what_is_missing(tmp_path: Path) -> None:
@@ -268,7 +244,7 @@ def test_no_server_is_a_connection_error(few: list[str], tmp_path: Path) -> None
 
 @pytest.fixture(scope="module")
 def imported() -> xr.Dataset:
-    return study_cube(study_files(STUDY), read_models(ROOT / "data" / "models.toml"))
+    return study_cube(study_files(STUDY), read_facts(ROOT / "data" / "models.toml"))
 
 
 @needs_study

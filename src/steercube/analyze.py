@@ -26,7 +26,11 @@ NOTHING_TO_DO = (
 
 def studies(data: str | Path) -> list[str]:
     """Names of the studies in a folder: every cube, and every cells file, by its stem."""
-    files = [path.name for path in Path(data).glob("*.nc") if not path.name.startswith(".")]
+    files = [
+        path.name
+        for path in Path(data).glob("*.nc")
+        if not path.name.startswith(".") and not path.name.endswith(".vectors.nc")
+    ]
     return sorted({name.removesuffix(".nc").removesuffix(".cells") for name in files})
 
 

@@ -4,9 +4,14 @@ import argparse
 import os
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from steercube import __version__
+
+if TYPE_CHECKING:
+    from steercube.concepts import Concept
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -55,10 +60,75 @@ def _parser() -> argparse.ArgumentParser:
     imported.add_argument("--out", default="data/qwen3.nc", help="cube to write")
     imported.set_defaults(run=_import_study)
 
+    _add_collect(commands)
+
+    consolidated = commands.add_parser(
+        "consolidate", help="the cube of all finished shards, when no collector is running"
+    )
+    consolidated.add_argument("--out", required=True, help="the cube, named as when collecting")
+    consolidated.set_defaults(run=_consolidate)
+
+    checked = commands.add_parser(
+        "check-concepts", help="balance, duplicates and leaks of concept files, with file and line"
+    )
+    checked.add_argument("source", nargs="?", default="data/concepts", help="folder or file")
+    checked.set_defaults(run=_check_concepts)
+
     show = commands.add_parser("show", help="what a cube or a cells file holds")
     show.add_argument("file")
     show.set_defaults(run=_show)
     return parser
+
+
+QUICK: dict[str, Any] = {"n_pairs": 16, "n_items": 10, "layers": "0.33:1.0:4", "chunk": 10}
+"""What `collect --quick` sweeps, where nothing else is asked for."""
+
+
+def _add_collect(commands: Any) -> None:
+    collect = commands.add_parser(
+        "collect", help="vectors and the sweep of one model, to shards and a cube"
+    )
+    add = collect.add_argument
+    add(
+        "--model", required=True, help="an entry of models.toml, a folder, or owner/name on the hub"
+    )
+    add("--models", default="data/models.toml", help="the entries")
+    add("--revision", help="branch or commit of the weights (default: the entry's, else main)")
+    add("--dtype", help="float32, bfloat16 or float16 (default: the entry's, else bfloat16)")
+    add("--device-map", help="auto: spread over GPUs, memory and disk (default: the entry's)")
+    add("--offload", help="folder for weights that fit nowhere else")
+    add(
+        "--concepts",
+        default=None,
+        help="names out of the concept set, or a set itself: study, a folder or a .jsonl file",
+    )
+    add("--concept-set", default="data/concepts", help="the set that names are looked up in")
+    add("--out", required=True, help="the cube to write; shards lie beside it")
+    add("--strengths", type=_numbers, help="as --strengths=-2,-1,0,1,2")
+    add("--layers", help="all, 12,18,24, 12:24, or depths (default: 0.33:1.0)")
+    add("--positions", help="all (default), or answer: only those after the user's turn")
+    add("--convention", help="same (default), or study: read at a block's input")
+    add("--controls", type=_names, help="random,shuffled: swept beside the vectors")
+    add("--pairs", dest="n_pairs", type=int, help="use only the first so many training pairs")
+    add("--items", dest="n_items", type=int, help="use only the first so many evaluation items")
+    add(
+        "--chunk",
+        type=int,
+        help="items a shard (default: 20), which is what a killed run loses at most",
+    )
+    add("--max-rows", type=int, help="rows in one pass (default: by device)")
+    add("--seed", type=int, help="of the controls and of the halvings")
+    add("--resume", action="store_true", help="go on with the shards that are there")
+    add("--quick", action="store_true", help="a first small cube, <out>-quick.nc")
+    collect.set_defaults(run=_collect)
+
+
+def _numbers(text: str) -> tuple[float, ...]:
+    return tuple(float(number) for number in text.split(","))
+
+
+def _names(text: str) -> tuple[str, ...]:
+    return tuple(name for name in text.split(",") if name)
 
 
 # Commands import what they need, so that `show` and `--help` do not wait for matplotlib.
@@ -72,16 +142,92 @@ def _analyze(options: argparse.Namespace) -> None:
 
 def _import_study(options: argparse.Namespace) -> None:
     from steercube.cube import save_cube
-    from steercube.study import read_models, study_cube, study_files
+    from steercube.models import read_facts
+    from steercube.study import study_cube, study_files
 
-    out = Path(options.out)
-    if not out.parent.is_dir() or out.is_dir():
-        raise ValueError(f"--out {out}: name a file in a folder that exists")
-    models = read_models(options.models)
+    _require_folder_of(options.out)
+    models = read_facts(options.models)
     found = study_files(options.folder or None)
     cube = study_cube(found, models)
     save_cube(cube, options.out)
     print(f"wrote {options.out}\n\n{cube.steercube}")
+
+
+def _collect(options: argparse.Namespace) -> None:
+    from steercube.models import DTYPES, find_model, read_models
+
+    entry = find_model(options.model, read_models(options.models))
+    given = {"revision": options.revision, "dtype": options.dtype, "device_map": options.device_map}
+    if options.dtype not in (None, *DTYPES):
+        raise ValueError(f"--dtype {options.dtype}: is none of {', '.join(DTYPES)}")
+    weights = replace(entry.weights, **{k: v for k, v in given.items() if v is not None})
+    concepts = _chosen_concepts(options)
+    _require_folder_of(options.out)
+    quick = QUICK if options.quick else {}
+    try:
+        from steercube.collect.decoder import load
+        from steercube.collect.plan import Plan
+        from steercube.collect.run import collect
+    except ImportError as error:
+        raise ValueError(
+            f"collecting needs more packages ({error}); "
+            "install them with `pip install -c constraints.txt -e '.[collect]'`"
+        ) from error
+    named = ("strengths", "layers", "positions", "convention", "controls", "chunk", "max_rows")
+    asked: dict[str, Any] = {
+        name: getattr(options, name) for name in (*named, "n_pairs", "n_items", "seed")
+    }
+    plan = Plan(**quick | {name: value for name, value in asked.items() if value is not None})
+    decoder = load(replace(entry, weights=weights), offload_folder=options.offload)
+    out = Path(options.out)
+    if options.quick:
+        out = out.with_name(f"{out.name.removesuffix('.nc')}-quick.nc")
+    collect(decoder, concepts, plan, out, resume=options.resume)
+
+
+def _chosen_concepts(options: argparse.Namespace) -> "dict[str, Concept]":
+    """A whole set, or those of `--concept-set` that `--concepts` names."""
+    from steercube.concepts import read_concepts
+    from steercube.study import concept_paths, study_concepts, study_files
+
+    def of_set(source: str) -> "dict[str, Concept]":
+        if source != "study":
+            return read_concepts(source)
+        folder = os.environ.get("STEERCUBE_STUDY_DIR")
+        return study_concepts(study_files(folder, paths=concept_paths()))
+
+    wanted = options.concepts
+    if wanted is None:
+        return of_set(options.concept_set)
+    if wanted == "study" or Path(wanted).exists():
+        return of_set(wanted)
+    concepts = of_set(options.concept_set)
+    unknown = sorted(set(_names(wanted)) - set(concepts))
+    if unknown:
+        raise ValueError(
+            f"--concepts {','.join(unknown)}: none of {', '.join(concepts)} "
+            f"(the set {options.concept_set}), nor a set: study, a folder or a file"
+        )
+    return {name: concepts[name] for name in _names(wanted)}
+
+
+def _require_folder_of(out: str) -> None:
+    path = Path(out)
+    if not path.parent.is_dir() or path.is_dir() or not path.name.endswith(".nc"):
+        raise ValueError(f"--out {out}: name a .nc file in a folder that exists")
+
+
+def _consolidate(options: argparse.Namespace) -> None:
+    from steercube.collect.run import write_cube
+
+    write_cube(Path(options.out))
+
+
+def _check_concepts(options: argparse.Namespace) -> None:
+    from steercube.concepts import check_concepts
+
+    for name, facts in check_concepts(options.source).items():
+        print(f"{name}: {facts}")
 
 
 def _show(options: argparse.Namespace) -> None:

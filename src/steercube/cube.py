@@ -57,6 +57,22 @@ SAMPLE_VARIABLES = {
         DIMS, "f", "log-probability of the other answer", "nat", dtype="float32"
     ),
     "logit_diff": Variable(DIMS, "f", "matching minus other", "nat", dtype="float32"),
+    "logit_diff_random": Variable(
+        DIMS,
+        "f",
+        "matching minus other, steered in a random direction of the vector's norm",
+        "nat",
+        required=False,
+        dtype="float32",
+    ),
+    "logit_diff_shuffled": Variable(
+        DIMS,
+        "f",
+        "matching minus other, steered by the vector of the pairs with shuffled sides",
+        "nat",
+        required=False,
+        dtype="float32",
+    ),
     "generation_match": Variable(
         DIMS, "f", "generated answer matches (1, 0)", "1", required=False, dtype="float32"
     ),
@@ -84,6 +100,27 @@ STATUS_VARIABLES = {
         CELL, "i", "what became of the logit sweep here", flags=STATUS, dtype="int8"
     ),
 }
+VECTOR_VARIABLES = {
+    "vector_norm": Variable(CELL, "f", "norm of the steering vector", "1", required=False),
+    "residual_norm": Variable(
+        CELL, "f", "mean norm of the residual stream where the vector was read", "1", required=False
+    ),
+    "split_half_cosine": Variable(
+        CELL, "f", "mean cosine of the vectors of two halves of the pairs", "1", required=False
+    ),
+    "pairwise_cosine": Variable(
+        CELL, "f", "mean cosine of two pairs' differences", "1", required=False
+    ),
+}
+RECEIPT_VARIABLES = {
+    "rows_touched": Variable(CELL, "f", "rows that a vector changed", "1", required=False),
+    "positions_touched": Variable(
+        CELL, "f", "positions that a vector changed", "1", required=False
+    ),
+    "added_over_residual": Variable(
+        CELL, "f", "|added| / |residual| at the largest strength, as measured", "1", required=False
+    ),
+}
 RESPONSE_VARIABLES = {
     "response_text": Variable(("response",), "U", "generated response", required=False),
     "response_model": Variable(("response",), "U", "its model", required=False),
@@ -93,7 +130,15 @@ RESPONSE_VARIABLES = {
     "response_sample": Variable(("response",), "i", "its sample", required=False),
 }
 COORDINATES = MODEL_VARIABLES | ITEM_VARIABLES
-VARIABLES = COORDINATES | SAMPLE_VARIABLES | RATE_VARIABLES | STATUS_VARIABLES | RESPONSE_VARIABLES
+VARIABLES = (
+    COORDINATES
+    | SAMPLE_VARIABLES
+    | RATE_VARIABLES
+    | STATUS_VARIABLES
+    | VECTOR_VARIABLES
+    | RECEIPT_VARIABLES
+    | RESPONSE_VARIABLES
+)
 GIVEN_ATTRIBUTES = {
     "title": "what the cube holds",
     "source": "where the samples come from",

@@ -6,9 +6,7 @@ made from them stays on the machine that made it.
 
 import json
 import re
-import tomllib
-from collections.abc import Callable, Mapping
-from dataclasses import fields
+from collections.abc import Callable, Mapping, Sequence
 from importlib.resources import files
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -20,6 +18,7 @@ import requests
 import xarray as xr
 
 from steercube import __version__
+from steercube.concepts import Concept, Question
 from steercube.cube import (
     RATE_VARIABLES,
     RESPONSE_VARIABLES,
@@ -71,30 +70,38 @@ def needed() -> list[str]:
     return [path for path in registry() if not path.endswith("_contrastive_pairs.json")]
 
 
+def concept_paths() -> list[str]:
+    """Paths of the training pairs and the evaluation items."""
+    return [path for path in registry() if path.startswith("data/")]
+
+
 def study_files(
     folder: str | Path | None = None,
     *,
+    paths: Sequence[str] | None = None,
     base_url: str = BASE_URL,
     cache: str | Path | None = None,
     report: Callable[[str], None] = print,
 ) -> dict[str, Path]:
-    """Where each needed file lies, its SHA-256 verified; fetched first where no folder is given.
+    """Where each file lies, its SHA-256 verified; fetched first where no folder is given.
 
+    `paths` are the study's own; without them, those that a cube is made from.
     Raises ValueError that lists every missing or altered file, ConnectionError where a file
     cannot be fetched. Files already in the cache are not fetched again.
     """
+    wanted = needed() if paths is None else paths
     if folder is not None:
-        return _files_in(Path(folder))
+        return _files_in(Path(folder), wanted)
     known = registry()
     store = pooch.create(
         path=cache or pooch.os_cache("steercube"),
         base_url=base_url,
-        registry={path: f"sha256:{known[path]}" for path in needed()},
+        registry={path: f"sha256:{known[path]}" for path in wanted},
         retry_if_failed=2,
     )
     found = {}
-    for number, path in enumerate(needed(), start=1):
-        report(f"[{number}/{len(needed())}] {path}")
+    for number, path in enumerate(wanted, start=1):
+        report(f"[{number}/{len(wanted)}] {path}")
         try:
             found[path] = Path(store.fetch(path))
         except requests.RequestException as error:
@@ -110,12 +117,12 @@ def study_files(
     return found
 
 
-def _files_in(folder: Path) -> dict[str, Path]:
+def _files_in(folder: Path, wanted: Sequence[str]) -> dict[str, Path]:
     if not folder.is_dir():
         raise FileNotFoundError(f"{folder}: no such folder; it should hold the study's files")
     known = registry()
     problems = []
-    for path in needed():
+    for path in wanted:
         if not (folder / path).is_file():
             problems.append(f"{path} is missing from {folder}")
         elif (sha := pooch.file_hash(str(folder / path))) != known[path]:
@@ -123,37 +130,7 @@ def _files_in(folder: Path) -> dict[str, Path]:
                 f"{path} was altered or truncated: SHA-256 {sha[:16]}..., not {known[path][:16]}..."
             )
     raise_if_any(problems, what=f"the study in {folder} (commit {COMMIT[:8]})")
-    return {path: folder / path for path in needed()}
-
-
-def read_models(path: str | Path) -> dict[str, Model]:
-    """Models by name, from a TOML file with one table a model.
-
-    Raises ValueError that lists every entry with missing, unknown or mistyped fields.
-    """
-    try:
-        entries = tomllib.loads(Path(path).read_text(encoding="utf-8"))
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path}: is not TOML in UTF-8 ({error})") from error
-    problems = []
-    for name, facts in entries.items():
-        problems += [f"model {name!r} {problem}" for problem in _fact_problems(facts)]
-    raise_if_any(problems, what=str(path))
-    return {name: Model(name=name, **facts) for name, facts in entries.items()}
-
-
-def _fact_problems(facts: Any) -> list[str]:
-    if not isinstance(facts, dict):
-        return [f"is {facts!r}, not a table of facts"]
-    kinds: dict[str, Any] = {f.name: f.type for f in fields(Model) if f.name != "name"}
-    lacking = sorted(set(kinds) - {"revision"} - set(facts))
-    problems = [f"lacks {field!r}" for field in lacking]
-    for field, value in facts.items():
-        if field not in kinds:
-            problems.append(f"has the unknown field {field!r}")
-        elif not isinstance(value, (int, float) if kinds[field] is float else kinds[field]):
-            problems.append(f"has {field} = {value!r}, of the wrong type")
-    return problems
+    return {path: folder / path for path in wanted}
 
 
 def study_cube(found: Mapping[str, Path], models: Mapping[str, Model]) -> xr.Dataset:
@@ -189,7 +166,7 @@ def study_cube(found: Mapping[str, Path], models: Mapping[str, Model]) -> xr.Dat
         cube[name] = variable.full(cube.sizes)
     for (model, concept), frame in rated.items():
         _fill_rates(cube, frame, model=model, concept=CONCEPT_OF_GENERATION_FOLDER[concept])
-    prompts = _read_json(found, CONCEPT_OF_RESPONSES)
+    prompts = _read_json(found, CONCEPT_OF_RESPONSES, "eval_prompts")
     read = {
         model: read_responses(found[path], models[model], prompts)
         for model, path in sorted(responses.items())
@@ -225,22 +202,59 @@ def _provenance(found: Mapping[str, Path]) -> dict[str, Any]:
 
 def read_items(found: Mapping[str, Path]) -> dict[str, list[Item]]:
     """Evaluation items by concept, in the order of `prompt_idx`."""
-    concepts = sorted({PurePosixPath(p).parts[1] for p in found if p.startswith("data/")})
+    return {concept: [q.item for q in _evaluation(found, concept)] for concept in _concepts(found)}
+
+
+def study_concepts(found: Mapping[str, Path]) -> dict[str, Concept]:
+    """The study's own training pairs and evaluation items, every one that it used.
+
+    A pair is kept whatever its letters, because the study read its vectors from all of them; an
+    item that offers more than two choices is kept and marked invalid.
+    """
     return {
-        concept: [
-            Item(
-                item_id=f"{concept}/{index:03d}",
-                letter=entry["matching_answer"].strip("()"),
-                valid=_is_two_choice(entry),
-            )
-            for index, entry in enumerate(_read_json(found, concept))
-        ]
-        for concept in concepts
+        concept: Concept(
+            concept, _pairs(found, concept), _evaluation(found, concept), f"{BASE_URL}data"
+        )
+        for concept in _concepts(found)
     }
 
 
-def _read_json(found: Mapping[str, Path], concept: str) -> list[dict[str, str]]:
-    (path,) = (p for p in found if PurePosixPath(p).match(f"data/{concept}/*_eval_prompts.json"))
+def _concepts(found: Mapping[str, Path]) -> list[str]:
+    return sorted({PurePosixPath(path).parts[1] for path in found if path.startswith("data/")})
+
+
+def _evaluation(found: Mapping[str, Path], concept: str) -> tuple[Question, ...]:
+    return tuple(
+        Question(
+            id=f"{concept}/{index:03d}",
+            prompt=entry["prompt"],
+            matching=_letter(entry["matching_answer"]),
+            other=_letter(entry["not_matching_answer"]),
+            valid=_is_two_choice(entry),
+        )
+        for index, entry in enumerate(_read_json(found, concept, "eval_prompts"))
+    )
+
+
+def _pairs(found: Mapping[str, Path], concept: str) -> tuple[Question, ...]:
+    """A pair's two texts are its prompt followed by the letter of either answer."""
+    return tuple(
+        Question(
+            id=f"{concept}/train/{index:03d}",
+            prompt=entry["prompt"],
+            matching=_letter(entry["positive"].removeprefix(entry["prompt"])),
+            other=_letter(entry["negative"].removeprefix(entry["prompt"])),
+        )
+        for index, entry in enumerate(_read_json(found, concept, "contrastive_pairs"))
+    )
+
+
+def _letter(answer: str) -> str:
+    return answer.strip(" ()")
+
+
+def _read_json(found: Mapping[str, Path], concept: str, kind: str) -> list[dict[str, str]]:
+    (path,) = (p for p in found if PurePosixPath(p).match(f"data/{concept}/*_{kind}.json"))
     entries: list[dict[str, str]] = json.loads(found[path].read_text())
     return entries
 
@@ -248,7 +262,7 @@ def _read_json(found: Mapping[str, Path], concept: str) -> list[dict[str, str]]:
 def _is_two_choice(entry: Mapping[str, str]) -> bool:
     """Whether the matching answer is one of the scored letters and only those are offered."""
     offered = set(re.findall(r"\(([A-Z])\)", entry["prompt"]))
-    return entry["matching_answer"].strip("()") in SCORED_LETTERS and offered <= set(SCORED_LETTERS)
+    return _letter(entry["matching_answer"]) in SCORED_LETTERS and offered <= set(SCORED_LETTERS)
 
 
 def read_sweep(path: Path, model: Model, items: list[Item]) -> pd.DataFrame:

@@ -20,7 +20,8 @@ from steercube.analysis.reduce import MIN_ITEMS
 from steercube.analysis.reduce import cells as reduce_to_cells
 from steercube.cells import REASONS, check_cells, compare_cells
 from steercube.cube import STATUS, check_cube
-from steercube.study import read_models, study_cube, study_files
+from steercube.models import read_facts
+from steercube.study import study_cube, study_files
 
 
 def reduce(cube: xr.Dataset, n_resamples: int = 200) -> xr.Dataset:
@@ -251,5 +252,5 @@ def test_responses_become_rates(cube: xr.Dataset) -> None:
 
 @needs_study
 def test_the_committed_cells_are_those_of_the_raw_files(study_cells: xr.Dataset) -> None:
-    cube = study_cube(study_files(STUDY), read_models(ROOT / "data" / "models.toml"))
+    cube = study_cube(study_files(STUDY), read_facts(ROOT / "data" / "models.toml"))
     assert compare_cells(reduce_to_cells(cube), study_cells) == []

@@ -18,8 +18,8 @@ from steercube.analysis.averages import (
     pooled_sd,
     t_quantile,
 )
-from steercube.analysis.resample import stream
 from steercube.results import Estimate
+from steercube.streams import stream
 
 N_REDRAWS = 4_000
 

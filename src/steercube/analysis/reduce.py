@@ -23,14 +23,12 @@ from steercube.analysis.resample import (
     CONFIDENCE_LEVEL,
     N_RESAMPLES,
     N_SPLITS,
-    SEED,
     SelectedCell,
     error_covariance,
     half_weights,
     resample_weights,
     select_and_estimate,
     select_layer,
-    stream,
 )
 from steercube.cells import (
     COORDINATES,
@@ -41,6 +39,7 @@ from steercube.cells import (
     SELECTED_VARIABLES,
 )
 from steercube.cube import CELL, MODEL_VARIABLES, RATE_VARIABLES, SCORED_LETTERS, STATUS, check_cube
+from steercube.streams import SEED, stream
 
 MIN_ITEMS = 10
 """Fewest items of which a bootstrap distribution says anything; below, statistics are NaN."""

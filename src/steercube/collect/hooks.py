@@ -1,0 +1,258 @@
+"""What is done to a model while it runs: record, share a prefix, fan out. Always undone again.
+
+All of it works on the decoder blocks from outside, by hooks and by the cache that the model is
+given; no model's forward is written again here.
+"""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers.cache_utils import Cache, DynamicLayer
+
+Edit = Callable[[Tensor], Tensor]
+
+
+@contextmanager
+def record(blocks: Sequence[nn.Module], *, at: Tensor, of_input: bool = False) -> Iterator[Any]:
+    """A list that the next forward fills with the residual stream of each block, in order.
+
+    Each entry is (row, hidden), at position `at` (row) of the block's output, or of its input.
+    """
+    seen: list[Tensor] = []
+
+    def keep(hidden: Tensor) -> Tensor:
+        rows = torch.arange(hidden.shape[0], device=hidden.device)
+        seen.append(hidden[rows, at.to(hidden.device)])
+        return hidden
+
+    with ExitStack() as undo:
+        for block in blocks:
+            undo.enter_context(_on_input(block, keep) if of_input else _on_output(block, keep))
+        yield seen
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One steered copy of the batch: `vector` (hidden) times `strength` added after `layer`."""
+
+    layer: int
+    strength: float
+    vector: Tensor
+
+
+@dataclass(frozen=True)
+class Touched:
+    """What was really done after one block: a receipt.
+
+    `ratio` is |added| / |residual|, its mean over steered positions and then over prompts, measured
+    on the rows themselves at the largest |strength|.
+    """
+
+    rows: int
+    positions: int
+    ratio: float
+    n_prompts: int
+
+    def with_more_cells(self, other: "Touched") -> "Touched":
+        """Of the same prompts."""
+        return Touched(
+            self.rows + other.rows,
+            self.positions + other.positions,
+            max(self.ratio, other.ratio),
+            self.n_prompts,
+        )
+
+    def with_more_prompts(self, other: "Touched") -> "Touched":
+        """Of the same cells."""
+        n = self.n_prompts + other.n_prompts
+        ratio = (self.ratio * self.n_prompts + other.ratio * other.n_prompts) / n
+        return Touched(self.rows + other.rows, self.positions + other.positions, ratio, n)
+
+
+@contextmanager
+def steering(block: nn.Module, cell: Cell, steer: Tensor) -> Iterator[None]:
+    """The plain way: `block` adds the cell's vector where `steer` (row, position) is True."""
+    with _on_output(block, lambda hidden: hidden + _added(cell, hidden, steer)):
+        yield
+
+
+def _added(cell: Cell, hidden: Tensor, steer: Tensor) -> Tensor:
+    vector = (cell.strength * cell.vector.to(hidden.device)).to(hidden.dtype)
+    return vector * steer.to(hidden.device)[:, :, None]
+
+
+@dataclass
+class FanOut:
+    """After each layer of `cells`, one steered copy of the batch for each of them.
+
+    Rows come out as (1 + len(cells)) x batch, the unsteered ones first, then cells by layer and in
+    the order given. A copy that starts after block L has never been in the blocks up to L. Only
+    position `last` (row) leaves the last block. `steer` is (row, position), True where vectors
+    are added.
+    """
+
+    cells: Sequence[Cell]
+    steer: Tensor
+    last: Tensor
+    touched: dict[int, Touched] = field(default_factory=dict)
+
+    @property
+    def ordered(self) -> list[int]:
+        """Index into `cells` of each block of rows after the first."""
+        return sorted(range(len(self.cells)), key=lambda i: self.cells[i].layer)
+
+    @contextmanager
+    def on(self, blocks: Sequence[nn.Module]) -> Iterator[None]:
+        """The model fans out while this is open."""
+        by_layer: dict[int, list[Cell]] = {}
+        for cell in self.cells:
+            by_layer.setdefault(cell.layer, []).append(cell)
+        n_rows = len(self.last)
+        with ExitStack() as undo:
+            for layer, block in enumerate(blocks):
+                undo.enter_context(_repeating_companions(block, n_rows))
+                if layer in by_layer:
+                    undo.enter_context(_on_output(block, self._copies(layer, by_layer[layer])))
+            undo.enter_context(_on_output(blocks[-1], self._only_last))
+            yield
+
+    def _copies(self, layer: int, cells: Sequence[Cell]) -> Edit:
+        def fan_out(hidden: Tensor) -> Tensor:
+            base = hidden[: len(self.last)]
+            steered = [base + _added(cell, base, self.steer) for cell in cells]
+            largest = max(range(len(cells)), key=lambda i: abs(cells[i].strength))
+            self.touched[layer] = _receipt(base, steered[largest], self.steer, len(cells))
+            return torch.cat([hidden, *steered])
+
+        return fan_out
+
+    def _only_last(self, hidden: Tensor) -> Tensor:
+        last = self.last.to(hidden.device).repeat(hidden.shape[0] // len(self.last))
+        return hidden[torch.arange(len(last), device=hidden.device), last][:, None]
+
+
+def _receipt(base: Tensor, steered: Tensor, steer: Tensor, n_copies: int) -> Touched:
+    """Of one steered copy, measured; the other copies differ in strength and direction alone."""
+    at = steer.to(base.device)
+    changed = (steered != base).any(dim=-1)
+    added, residual = ((steered - base).float().norm(dim=-1), base.float().norm(dim=-1))
+    ratio = (added / residual.clamp_min(1e-30) * at).sum(dim=-1) / at.sum(dim=-1)
+    return Touched(
+        rows=int(changed.any(dim=-1).sum()) * n_copies,
+        positions=int(changed.sum()) * n_copies,
+        ratio=float(ratio.mean()),
+        n_prompts=len(base),
+    )
+
+
+class SharedPrefix(Cache):
+    """Keys and values of a batch of prompt beginnings, computed once for any number of copies."""
+
+    def __init__(self, n_layers: int) -> None:
+        super().__init__(layers=[_SharedLayer() for _ in range(n_layers)])
+
+    def share(self, lengths: Tensor) -> None:
+        """From now on only be read. Moves each row's `lengths` tokens to the end of the window.
+
+        The rows were padded on the right; what follows them has to be next to their last token,
+        because sliding windows count slots. Rotary positions are in the keys already.
+        """
+        for layer in self.layers:
+            width = layer.keys.shape[-2]
+            slots = torch.arange(width, device=layer.keys.device)
+            source = (slots[None, :] - (width - lengths.to(slots.device))[:, None]).clamp(min=0)
+            layer.keys, layer.values = (
+                kept.gather(-2, source[:, None, :, None].expand_as(kept))
+                for kept in (layer.keys, layer.values)
+            )
+            layer.shared = True
+
+
+class _SharedLayer(DynamicLayer):
+    """One block's keys and values; once `shared`, every copy of the batch sees the same ones."""
+
+    shared = False
+
+    def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> Any:
+        if not self.shared:
+            return super().update(key_states, value_states, *args, **kwargs)
+        return _after(self.keys, key_states), _after(self.values, value_states)
+
+
+def _after(prefix: Tensor, new: Tensor) -> Tensor:
+    """`new` (copies x batch, head, position, ...) behind the `prefix` (batch, ...) of each copy."""
+    batch, heads, width, size = prefix.shape
+    joined = new.new_empty((len(new), heads, width + new.shape[-2], size))
+    joined.view(-1, batch, *joined.shape[1:])[..., :width, :] = prefix
+    joined[..., width:, :] = new
+    return joined
+
+
+@contextmanager
+def _on_output(block: nn.Module, edit: Edit) -> Iterator[None]:
+    def hook(_module: nn.Module, _args: Any, output: Any) -> Any:
+        # A block returns its hidden states, or a tuple that begins with them.
+        return (edit(output[0]), *output[1:]) if isinstance(output, tuple) else edit(output)
+
+    handle = block.register_forward_hook(hook)
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
+@contextmanager
+def _on_input(block: nn.Module, edit: Edit) -> Iterator[None]:
+    def hook(_module: nn.Module, args: Any, kwargs: Any) -> Any:
+        if args:
+            return (edit(args[0]), *args[1:]), kwargs
+        return args, kwargs | {"hidden_states": edit(kwargs["hidden_states"])}
+
+    handle = block.register_forward_pre_hook(hook, with_kwargs=True)
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
+@contextmanager
+def _repeating_companions(block: nn.Module, n_rows: int) -> Iterator[None]:
+    """Whatever else the block is given for each of `n_rows` rows is repeated for their copies.
+
+    Masks, positions, rotary angles: any tensor whose first of several dimensions has `n_rows`.
+    One row serves all copies by broadcasting.
+    """
+
+    def hook(_module: nn.Module, args: Any, kwargs: Any) -> Any:
+        hidden = args[0] if args else kwargs["hidden_states"]
+        copies = hidden.shape[0] // n_rows
+        if copies == 1 or n_rows == 1:
+            return None
+        return (
+            (*args[:1], *(_repeated(a, n_rows, copies) for a in args[1:])),
+            {
+                name: value if value is hidden else _repeated(value, n_rows, copies)
+                for name, value in kwargs.items()
+            },
+        )
+
+    handle = block.register_forward_pre_hook(hook, with_kwargs=True)
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
+def _repeated(value: Any, n_rows: int, copies: int) -> Any:
+    if isinstance(value, Tensor):
+        fits = value.ndim > 1 and value.shape[0] == n_rows
+        return value.repeat(copies, *[1] * (value.ndim - 1)) if fits else value
+    if isinstance(value, (tuple, list)):
+        return type(value)(_repeated(part, n_rows, copies) for part in value)
+    if isinstance(value, Mapping) and not isinstance(value, Cache):
+        return {name: _repeated(part, n_rows, copies) for name, part in value.items()}
+    return value

@@ -1,0 +1,114 @@
+"""What a collection is to do: which layers and strengths, where steered, by which process."""
+
+import os
+from dataclasses import dataclass
+
+import numpy as np
+
+from steercube.collect.sweep import POSITIONS
+from steercube.collect.vectors import CONVENTIONS, DIRECTIONS
+from steercube.schema import raise_if_any
+from steercube.streams import SEED
+
+CONTROLS = DIRECTIONS[1:]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What is swept. `layers` is a selection (see `layers_of`); `chunk` is samples a shard.
+
+    `max_rows` bounds the rows in one pass; 0 chooses by device. The result does not depend on it.
+    """
+
+    strengths: tuple[float, ...] = (-1.0, 0.0, 1.0)
+    layers: str = "0.33:1.0"
+    positions: str = "all"
+    convention: str = "same"
+    controls: tuple[str, ...] = ()
+    n_pairs: int | None = None
+    n_items: int | None = None
+    chunk: int = 20
+    max_rows: int = 0
+    seed: int = SEED
+
+    def __post_init__(self) -> None:
+        """Refuse what cannot be swept. Strength 0 is always among the strengths."""
+        object.__setattr__(self, "strengths", tuple(sorted({0.0, *map(float, self.strengths)})))
+        problems = [
+            f"{name} = {value!r} is none of {', '.join(allowed)}"
+            for name, value, allowed in (
+                ("positions", self.positions, tuple(POSITIONS)),
+                ("convention", self.convention, tuple(CONVENTIONS)),
+                *(("controls", control, CONTROLS) for control in self.controls),
+            )
+            if value not in allowed
+        ]
+        if len(self.strengths) < 2 or not np.isfinite(self.strengths).all():
+            problems.append(f"strengths = {self.strengths}: give finite ones, at least one not 0")
+        if self.chunk < 1 or self.max_rows < 0 or self.max_rows == 1:
+            problems.append(
+                f"chunk = {self.chunk}, max_rows = {self.max_rows}: at least 1 and 2 (a prompt and "
+                "its steered copy)"
+            )
+        for name in ("n_pairs", "n_items"):
+            if (getattr(self, name) or 2) < 2:
+                problems.append(f"{name} = {getattr(self, name)}: at least 2")
+        raise_if_any(problems, what="the plan")
+
+    @property
+    def steered(self) -> tuple[float, ...]:
+        """The strengths at which something is added."""
+        return tuple(strength for strength in self.strengths if strength != 0)
+
+    @property
+    def largest(self) -> float:
+        """The strength of the largest size."""
+        return max(self.strengths, key=abs)
+
+
+@dataclass(frozen=True)
+class Rank:
+    """This process among those of one launch, from the environment that launchers set."""
+
+    index: int = 0
+    count: int = 1
+
+    @classmethod
+    def of_environment(cls) -> "Rank":
+        """Rank 0 of 1 where nothing launched several."""
+        return cls(int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1)))
+
+    @property
+    def leads(self) -> bool:
+        """Whether this process makes what all need."""
+        return self.index == 0
+
+
+def layers_of(selection: str, n_layers: int) -> list[int]:
+    """Layers that a selection names; both ends of a range are in it.
+
+    `all`; `12,18,24`; `12:24` (layers); `0.33:1.0` (depths, layer / n_layers); `0.33:1.0:3` (every
+    third of them).
+
+    >>> layers_of("0.33:1.0", 12), layers_of("2:4", 12), layers_of("0,11", 12)
+    ([4, 5, 6, 7, 8, 9, 10, 11], [2, 3, 4], [0, 11])
+    """
+    every = range(n_layers)
+    try:
+        if selection == "all":
+            chosen = list(every)
+        elif ":" in selection:
+            low, high, *step = selection.split(":")
+            unit = n_layers if "." in low + high else 1
+            within = [layer for layer in every if float(low) <= layer / unit <= float(high)]
+            chosen = within[:: int(step[0]) if step else 1]
+        else:
+            chosen = sorted({int(layer) for layer in selection.split(",")})
+    except ValueError:
+        chosen = []
+    if not chosen or not set(chosen) <= set(every):
+        raise ValueError(
+            f"layers {selection!r} select none, or some that are not among the {n_layers} blocks "
+            "(0 first). Write all, 12,18,24 or 12:24, or depths as 0.33:1.0."
+        )
+    return chosen

@@ -1,0 +1,143 @@
+"""A whole collection: model and concepts in; shards, cube, vectors and manifest out."""
+
+import json
+import time
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import nullcontext
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+from steercube import netcdf
+from steercube.collect.decoder import Decoder
+from steercube.collect.plan import Plan, Rank
+from steercube.collect.readout import readout_of
+from steercube.collect.shards import consolidate, held
+from steercube.collect.unit import Unit
+from steercube.concepts import Concept
+from steercube.cube import save_cube
+from steercube.schema import raise_if_any
+
+Report = Callable[[str], None]
+PATIENCE = 24 * 3600.0
+"""Seconds that one process waits for what another is about to finish."""
+
+
+def collect(
+    decoder: Decoder,
+    concepts: Mapping[str, Concept],
+    plan: Plan,
+    out: str | Path,
+    *,
+    resume: bool = False,
+    rank: Rank | None = None,
+    report: Report = print,
+) -> None:
+    """Sweep `concepts` on one model and write the cube `out`, its vectors and its manifest.
+
+    Finished chunks lie in `<out>.shards/<model>/<concept>/`, and the cube is made from all that lie
+    there, other runs' models and concepts too. With `resume` those that fit are kept.
+
+    Raises ValueError for shards of other settings or, without `resume`, for any shards that are
+    there already; BlockingIOError where another collector works on the same model and concept.
+    """
+    rank = rank or Rank.of_environment()
+    out = Path(out)
+    units = _units(decoder, concepts, plan, shards_of(out))
+    if rank.leads and not resume:
+        _require_new(units)
+    start = time.monotonic()
+    total = sum(unit.n_cells * len(unit.concept.evaluation) for unit in units)
+    with tqdm(
+        total=total // rank.count, unit="cell", desc=decoder.name, disable=not rank.leads
+    ) as bar:
+        for unit in units:
+            with held(unit.folder) if rank.leads else nullcontext():
+                _collect_unit(unit, rank, bar)
+    if rank.leads:
+        write_cube(out, report=report)
+        report(f"{decoder.name}: {total} cells in {time.monotonic() - start:.0f} s")
+
+
+def shards_of(out: Path) -> Path:
+    """The folder of the shards that the cube `out` is made from."""
+    return out.with_name(f"{out.name.removesuffix('.nc')}.shards")
+
+
+def write_cube(out: Path, *, report: Report = print) -> None:
+    """The cube `out`, `<out>.vectors.nc` and `<out>.manifest.json` from the shards beside it."""
+    folder, stem = shards_of(out), out.name.removesuffix(".nc")
+    if not folder.is_dir():
+        raise FileNotFoundError(f"{folder}: no such folder; nothing was collected for {out}")
+    with held(folder, patience=PATIENCE):
+        cube, vectors = consolidate(folder)
+        beside = out.with_name(f"{stem}.vectors.nc")
+        manifest = {
+            "content_sha256": {
+                out.name: save_cube(cube, out),
+                beside.name: netcdf.save(vectors, beside),
+            },
+            "attributes": {k: v for k, v in cube.attrs.items() if k != netcdf.DIGEST},
+            "shards": {
+                str(path.relative_to(folder)): netcdf.load(path).attrs["key"]
+                for path in sorted(folder.glob("*/*/*.nc"))
+            },
+        }
+        text = json.dumps(manifest, indent=1, sort_keys=True) + "\n"
+        out.with_name(f"{stem}.manifest.json").write_text(text)
+    report(f"wrote {out}\n\n{cube.steercube}")
+
+
+def _units(
+    decoder: Decoder, concepts: Mapping[str, Concept], plan: Plan, folder: Path
+) -> list[Unit]:
+    readout = readout_of(decoder.tokenizer)
+    cut = [
+        replace(
+            concept,
+            train=concept.train[: plan.n_pairs],
+            evaluation=concept.evaluation[: plan.n_items],
+        )
+        for concept in concepts.values()
+    ]
+    return [
+        Unit(decoder, readout, concept, plan, folder / decoder.name / concept.name)
+        for concept in cut
+    ]
+
+
+def _require_new(units: Iterable[Unit]) -> None:
+    held_already = [unit.folder for unit in units if any(unit.folder.glob("*.nc"))]
+    raise_if_any(
+        [f"{folder} holds shards of an earlier run" for folder in held_already],
+        what="starting anew (go on with --resume, delete them, or change --out)",
+    )
+
+
+def _collect_unit(unit: Unit, rank: Rank, bar: Any) -> None:
+    """Every shard of the unit that is this process's and is not there yet."""
+    bar.set_postfix_str(f"{unit.concept.name}, vectors")
+    if not rank.leads:
+        _wait_for([unit.vectors_path])
+    vectors = unit.vectors()
+    bar.set_postfix_str(unit.concept.name)
+    own = list(unit.chunks)[rank.index :: rank.count]
+    pending = unit.pending(own, vectors)
+    if pending:
+        unit.check(vectors)
+    bar.update(unit.n_cells * sum(len(chunk) for chunk in own if chunk not in pending))
+    for chunk in pending:
+        unit.samples(chunk, vectors, progress=bar.update)
+    if rank.leads:
+        _wait_for(unit.chunks.values())
+
+
+def _wait_for(paths: Iterable[Path], *, patience: float = PATIENCE) -> None:
+    """Until other processes of the launch have made them; its launcher stops all if one fails."""
+    until = time.monotonic() + patience
+    while missing := [path for path in paths if not path.exists()]:
+        if time.monotonic() > until:
+            raise TimeoutError(f"{missing[0]} was not made by another process in {patience:.0f} s")
+        time.sleep(0.2)

@@ -1,0 +1,160 @@
+"""Steering vectors by Contrastive Activation Addition (Rimsky et al. 2023, arXiv:2312.06681).
+
+    v_L = mean over pairs of (h_L at the matching letter - h_L at the other letter)
+
+h_L is the residual stream after block L, at the token of the answer letter, after the same prompt.
+Beside the vector stand two controls of the same norm, to read an effect against: a random
+direction, and the vector of the same pairs with their sides shuffled.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+import xarray as xr
+
+from steercube.collect.decoder import Decoder
+from steercube.collect.hooks import record
+from steercube.collect.readout import Prompt, Readout
+from steercube.collect.sweep import Run, forward, prepare
+from steercube.concepts import Question
+
+CONVENTIONS = {
+    "same": "vector read at the output of block L, added at its output",
+    "study": "vector read at the input of block L, added at its output",
+}
+"""Where a vector is read and added; the study's is off by one block."""
+DIRECTIONS = ("concept", "random", "shuffled")
+N_SPLITS = 100
+
+
+def vectors(
+    decoder: Decoder,
+    readout: Readout,
+    pairs: Sequence[Question],
+    *,
+    convention: str,
+    rng: np.random.Generator,
+    batch_size: int = 8,
+) -> xr.Dataset:
+    """The vectors of every block and how much of a direction they are.
+
+    `vector` (direction, layer, hidden), float32, as added at strength 1. Per layer: `vector_norm`
+    |v|; `residual_norm`, the mean of |h| over both sides; `split_half_cosine`, the mean over random
+    halvings of the cosine of the halves' vectors; `pairwise_cosine`, the mean cosine of two pairs'
+    differences.
+    """
+    matching, other = letter_residuals(
+        decoder, readout, pairs, convention=convention, batch_size=batch_size
+    )
+    differences = matching - other
+    mean = differences.mean(axis=0)
+    letters = np.array([pair.matching for pair in pairs])
+    shuffled = np.tensordot(_halving_signs(letters, rng), differences, axes=1) / len(pairs)
+    random = rng.normal(size=mean.shape)
+    directions = np.stack([mean, _with_norm_of(mean, random), _with_norm_of(mean, shuffled)])
+    return xr.Dataset(
+        {
+            "vector": (("direction", "layer", "hidden"), directions.astype("float32")),
+            "vector_norm": ("layer", np.linalg.norm(mean, axis=-1)),
+            "residual_norm": (
+                "layer",
+                np.linalg.norm(np.concatenate([matching, other]), axis=-1).mean(axis=0),
+            ),
+            "split_half_cosine": ("layer", split_half_cosine(differences, letters, rng)),
+            "pairwise_cosine": ("layer", pairwise_cosine(differences)),
+        },
+        coords={"direction": list(DIRECTIONS), "layer": np.arange(decoder.n_layers)},
+    )
+
+
+@torch.inference_mode()
+def letter_residuals(
+    decoder: Decoder,
+    readout: Readout,
+    pairs: Sequence[Question],
+    *,
+    convention: str = "same",
+    batch_size: int = 8,
+) -> tuple[np.ndarray, np.ndarray]:
+    """h (pair, layer, hidden), float64, at the matching letter and at the other one.
+
+    Both letters follow the same prompt, which is run once; `batch_size` prompts at a time.
+    """
+    prompts = [readout.prompt(pair.prompt) for pair in pairs]
+    order = sorted(range(len(prompts)), key=lambda i: len(prompts[i].ids))
+    found: dict[str, dict[int, np.ndarray]] = {"matching": {}, "other": {}}
+    for start in range(0, len(order), batch_size):
+        batch = order[start : start + batch_size]
+        run = prepare(decoder, [_open_ended(prompts[i]) for i in batch], positions="answer")
+        for side, of_pair in found.items():
+            letters = [readout.token(getattr(pairs[i], side)) for i in batch]
+            rows = _residuals(decoder, run.ending_in(letters), of_input=convention == "study")
+            of_pair |= dict(zip(batch, rows, strict=True))
+    matching, other = (
+        np.stack([of_pair[i] for i in range(len(prompts))]) for of_pair in found.values()
+    )
+    return matching, other
+
+
+def _residuals(decoder: Decoder, run: Run, *, of_input: bool) -> np.ndarray:
+    """h (row, layer, hidden) at the last position of each row, float64."""
+    with record(decoder.blocks, at=run.last, of_input=of_input) as seen:
+        forward(decoder, run)
+    return torch.stack([h.double().cpu() for h in seen], dim=1).numpy()
+
+
+def _open_ended(prompt: Prompt) -> Prompt:
+    """The prompt with a place for a letter, which alone counts as the answer."""
+    return Prompt((*prompt.ids, 0), answer_start=len(prompt.ids))
+
+
+def split_half_cosine(
+    differences: np.ndarray, letters: np.ndarray, rng: np.random.Generator
+) -> np.ndarray:
+    """Cosine (layer) of the mean differences (pair, layer, hidden) of two random halves; its mean.
+
+    0 for pairs with nothing in common, near 1 for a direction that any half would find. The halves
+    hold each letter alike: else what one has of a letter too much the other has too little, and
+    the letter's direction, the largest of all, would make them opposite.
+    """
+    signs = np.stack([_halving_signs(letters, rng) for _ in range(N_SPLITS)])
+    one, two = (np.einsum("sn,nlh->slh", signs == half, differences) for half in (1, -1))
+    return _cosine(one, two).mean(axis=0)
+
+
+def pairwise_cosine(differences: np.ndarray) -> np.ndarray:
+    """Mean cosine (layer) of two different pairs' differences (pair, layer, hidden).
+
+    mean_{i != j} u_i . u_j = (|sum u|^2 - n) / (n (n - 1)), u the differences at unit length.
+    """
+    n = len(differences)
+    norms = np.linalg.norm(differences, axis=-1, keepdims=True)
+    unit = differences / np.where(norms > 0, norms, 1)
+    total = np.einsum("lh,lh->l", unit.sum(axis=0), unit.sum(axis=0))
+    return (total - np.einsum("nlh,nlh->l", unit, unit)) / (n * (n - 1))
+
+
+def _cosine(one: np.ndarray, two: np.ndarray) -> np.ndarray:
+    norms = np.linalg.norm(one, axis=-1) * np.linalg.norm(two, axis=-1)
+    return np.einsum("...h,...h->...", one, two) / np.where(norms > 0, norms, 1)
+
+
+def _with_norm_of(wanted: np.ndarray, direction: np.ndarray) -> np.ndarray:
+    norm = np.linalg.norm(direction, axis=-1, keepdims=True)
+    length = np.linalg.norm(wanted, axis=-1, keepdims=True)
+    return direction / np.where(norm > 0, norm, 1) * length
+
+
+def _halving_signs(letters: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """+1 and -1 (pair), half of each among pairs of the same letter.
+
+    As the signs of a shuffled vector they leave neither the concept nor the letter in the mean;
+    with signs drawn freely, chance would leave some of the letter's direction.
+    """
+    signs = np.empty(len(letters))
+    for letter in np.unique(letters):
+        of_letter = np.flatnonzero(letters == letter)
+        balanced = np.resize(rng.permutation([1.0, -1.0]), len(of_letter))
+        signs[of_letter] = rng.permutation(balanced)
+    return signs

@@ -1,0 +1,261 @@
+"""Concepts: contrastive pairs to read a direction from, and two-choice items to measure it with.
+
+A concept is a file `<concept>.jsonl`, one question a line:
+
+    {"id": "honesty/train/001", "split": "train", "question": "...",
+     "choices": {"A": "...", "B": "..."}, "matching": "A"}
+
+`split` is train (pairs) or eval (items); `matching` is the letter of the answer that shows the
+concept. `read_concepts` refuses what cannot be scored; `check_concepts` also reports what can be
+scored but would bias the answer (letters, lengths, questions that stand in both splits).
+"""
+
+import hashlib
+import json
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from itertools import combinations
+from pathlib import Path
+from typing import Any
+
+from steercube.cube import SCORED_LETTERS, Item
+from steercube.schema import raise_if_any
+
+FIELDS = {"id": str, "split": str, "question": str, "choices": dict, "matching": str}
+SPLITS = ("train", "eval")
+NEAR_DUPLICATE = 0.3
+"""Jaccard similarity of two questions' word trigrams from which they count as the same."""
+LENGTH_SKEW = 0.2
+"""Largest excess of items whose matching option is the longer one over those where it is not."""
+
+
+@dataclass(frozen=True)
+class Question:
+    """A two-choice question as the model sees it, and the letters of its two answers."""
+
+    id: str
+    prompt: str
+    matching: str
+    other: str
+    valid: bool = True
+
+    @property
+    def item(self) -> Item:
+        """What the cube records of it."""
+        return Item(self.id, self.matching, self.valid)
+
+
+@dataclass(frozen=True)
+class Concept:
+    """Training pairs and evaluation items of one concept; `sha256` is of their contents."""
+
+    name: str
+    train: tuple[Question, ...]
+    evaluation: tuple[Question, ...]
+    source: str
+
+    @property
+    def sha256(self) -> str:
+        """Over every question of both splits, in order."""
+        return hashlib.sha256(repr((self.train, self.evaluation)).encode()).hexdigest()
+
+
+@dataclass(frozen=True)
+class _Line:
+    """One line of a concept's file and where it stands."""
+
+    where: str
+    entry: dict[str, Any]
+
+    @property
+    def letters(self) -> tuple[str, str]:
+        matching = self.entry["matching"]
+        return matching, next(a for a in SCORED_LETTERS if a != matching)
+
+    @property
+    def words(self) -> list[str]:
+        kept = "".join(c if c.isalnum() else " " for c in self.entry["question"].lower())
+        return kept.split()
+
+
+def concept_files(source: str | Path) -> dict[str, Path]:
+    """Concept files by name: those in a folder, or the one named. Raises FileNotFoundError."""
+    source = Path(source)
+    found = sorted(source.glob("*.jsonl")) if source.is_dir() else [source]
+    if not found or not all(path.is_file() for path in found):
+        raise FileNotFoundError(f"{source}: neither a folder of <concept>.jsonl files nor one")
+    return {path.stem: path for path in found}
+
+
+def read_concepts(source: str | Path) -> dict[str, Concept]:
+    """Concepts by name, in alphabetical order.
+
+    Raises ValueError that lists, with file and line, every entry that cannot be scored: not JSON,
+    a field missing, other than two choices, a matching answer that is no scored letter, an id
+    that stands twice, a split that is empty.
+    """
+    concepts, problems = {}, []
+    for name, path in concept_files(source).items():
+        lines, found = _read_lines(path)
+        found = found or _unusable(path, lines)
+        problems += found
+        if not found:
+            concepts[name] = _concept(name, path, lines)
+    raise_if_any(problems, what=f"{source}")
+    return concepts
+
+
+def check_concepts(source: str | Path) -> dict[str, str]:
+    """A line about each concept that is sound.
+
+    Raises ValueError that lists, with file and line, whatever `read_concepts` refuses and: letters
+    out of balance, duplicates, near-duplicates across the splits, options whose length gives the
+    answer away.
+    """
+    problems: list[str] = []
+    facts = {}
+    for name, path in concept_files(source).items():
+        lines, found = _read_lines(path)
+        found = found or _unusable(path, lines) or _biased(path, lines)
+        problems += found
+        if not found:
+            n = Counter(line.entry["split"] for line in lines)
+            skew = {split: f"{_length_skew(_of(lines, split)):+.2f}" for split in SPLITS}
+            facts[name] = (
+                f"{n['train']} pairs, {n['eval']} items; matching option longer less shorter: "
+                f"train {skew['train']}, eval {skew['eval']}"
+            )
+    raise_if_any(problems, what=f"{source}")
+    return facts
+
+
+def _concept(name: str, path: Path, lines: Sequence[_Line]) -> Concept:
+    train, evaluation = (
+        tuple(_question(line) for line in _of(lines, split)) for split in ("train", "eval")
+    )
+    return Concept(name, train, evaluation, source=path.name)
+
+
+def _question(line: _Line) -> Question:
+    entry, (matching, other) = line.entry, line.letters
+    offered = "\n".join(f" ({letter}) {entry['choices'][letter]}" for letter in SCORED_LETTERS)
+    prompt = f"{entry['question']}\n\nChoices:\n{offered}"
+    return Question(entry["id"], prompt, matching, other)
+
+
+def _of(lines: Iterable[_Line], split: str) -> list[_Line]:
+    return [line for line in lines if line.entry["split"] == split]
+
+
+def _read_lines(path: Path) -> tuple[list[_Line], list[str]]:
+    lines: list[_Line] = []
+    problems: list[str] = []
+    for number, text in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
+        where = f"{path}:{number}"
+        try:
+            entry = json.loads(text)
+        except json.JSONDecodeError as error:
+            problems.append(f"{where}: is not JSON ({error})")
+            continue
+        wrong = _field_problems(entry)
+        problems += [f"{where}: {problem}" for problem in wrong]
+        if not wrong:
+            lines.append(_Line(where, entry))
+    return lines, problems
+
+
+def _field_problems(entry: Any) -> list[str]:
+    if not isinstance(entry, dict):
+        return [f"is {entry!r}, not an object with the fields {', '.join(FIELDS)}"]
+    problems = [
+        f"field {name!r} is {entry.get(name)!r}; it must be {kind.__name__}"
+        for name, kind in FIELDS.items()
+        if not isinstance(entry.get(name), kind)
+    ]
+    if problems:
+        return problems
+    if entry["split"] not in SPLITS:
+        problems.append(f"split is {entry['split']!r}; it must be one of {SPLITS}")
+    if not entry["question"].strip():
+        problems.append("question is empty")
+    if sorted(entry["choices"]) != list(SCORED_LETTERS):
+        problems.append(
+            f"offers the choices {sorted(entry['choices'])}; a question has exactly two, "
+            f"{' and '.join(SCORED_LETTERS)}"
+        )
+    elif not all(isinstance(text, str) and text.strip() for text in entry["choices"].values()):
+        problems.append("a choice is empty")
+    elif len(set(entry["choices"].values())) < len(SCORED_LETTERS):
+        problems.append("both choices say the same")
+    if entry["matching"] not in SCORED_LETTERS:
+        problems.append(
+            f"matching answer {entry['matching']!r} is not a scored letter "
+            f"({' or '.join(SCORED_LETTERS)})"
+        )
+    return problems
+
+
+def _unusable(path: Path, lines: Sequence[_Line]) -> list[str]:
+    problems = [f"{path}: has no {split} question" for split in SPLITS if not _of(lines, split)]
+    first: dict[str, _Line] = {}
+    for line in lines:
+        earlier = first.setdefault(line.entry["id"], line)
+        if earlier is not line:
+            problems.append(f"{line.where}: id {line.entry['id']!r} stands at {earlier.where} too")
+    return problems
+
+
+def _biased(path: Path, lines: Sequence[_Line]) -> list[str]:
+    problems = []
+    for split in SPLITS:
+        of_split = _of(lines, split)
+        n = Counter(line.entry["matching"] for line in of_split)
+        if abs(n["A"] - n["B"]) > 1:
+            problems.append(
+                f"{path}: {split}: the matching answer is A {n['A']} times and B {n['B']} times; "
+                "balance them within 1, or the direction is one of letters"
+            )
+        skew = _length_skew(of_split)
+        if abs(skew) > LENGTH_SKEW:
+            problems.append(
+                f"{path}: {split}: the matching option is the longer one in {skew:+.0%} of the "
+                f"questions more than it is the shorter (at most {LENGTH_SKEW:.0%}); "
+                "length gives the answer away"
+            )
+    return problems + _duplicates(lines)
+
+
+def _length_skew(lines: Sequence[_Line]) -> float:
+    """(items whose matching option is longer - items where it is shorter) / items."""
+    signs = []
+    for line in lines:
+        matching, other = (len(line.entry["choices"][letter]) for letter in line.letters)
+        signs.append((matching > other) - (matching < other))
+    return sum(signs) / len(signs)
+
+
+def _duplicates(lines: Sequence[_Line]) -> list[str]:
+    problems = []
+    trigrams = {line.where: _trigrams(line.words) for line in lines}
+    for one, two in combinations(lines, 2):
+        apart = one.entry["split"] != two.entry["split"]
+        if one.words == two.words:
+            problems.append(f"{two.where}: repeats the question of {one.where}")
+        elif (
+            apart
+            and (similarity := _jaccard(trigrams[one.where], trigrams[two.where])) >= NEAR_DUPLICATE
+        ):
+            problems.append(
+                f"{two.where}: is nearly the question of {one.where}, of the other split "
+                f"(trigram similarity {similarity:.2f}, below {NEAR_DUPLICATE} is allowed)"
+            )
+    return problems
+
+
+def _trigrams(words: Sequence[str]) -> frozenset[tuple[str, ...]]:
+    return frozenset(zip(words, words[1:], words[2:], strict=False)) or frozenset([tuple(words)])
+
+
+def _jaccard(one: frozenset[Any], two: frozenset[Any]) -> float:
+    return len(one & two) / len(one | two)

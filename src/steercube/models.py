@@ -1,0 +1,98 @@
+"""Models as data: what is known of each, and where its weights are. One TOML table a model."""
+
+import tomllib
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+from steercube.cube import Model
+from steercube.schema import raise_if_any
+
+DTYPES = ("float32", "bfloat16", "float16")
+
+
+@dataclass(frozen=True)
+class Weights:
+    """Where the weights of a model are and how to hold them.
+
+    `source` is a Hugging Face id or a folder. With `package` it is ignored: the file `gguf_file`
+    is looked for in that installed Python package. `device_map` is accelerate's: empty for one
+    device, `auto` to spread over the GPUs, the CPU's memory and the disk.
+    """
+
+    source: str
+    revision: str = "main"
+    dtype: str = "bfloat16"
+    device_map: str = ""
+    gguf_file: str = ""
+    package: str = ""
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A model's facts and its weights; `facts` is None where only the weights were named."""
+
+    name: str
+    weights: Weights
+    facts: Model | None = None
+
+
+OF_MODEL = {f.name: f.type for f in fields(Model) if f.name not in ("name", "revision")}
+OF_WEIGHTS = {f.name: f.type for f in fields(Weights) if f.name != "source"}
+
+
+def read_models(path: str | Path) -> dict[str, Entry]:
+    """Models by name, from a TOML file with one table a model.
+
+    Raises ValueError that lists every entry with missing, unknown or mistyped fields.
+    """
+    try:
+        tables = tomllib.loads(Path(path).read_text(encoding="utf-8"))
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path}: is not TOML in UTF-8 ({error})") from error
+    problems = []
+    for name, table in tables.items():
+        problems += [f"model {name!r} {problem}" for problem in _field_problems(table)]
+    raise_if_any(problems, what=str(path))
+    return {name: _entry(name, table) for name, table in tables.items()}
+
+
+def read_facts(path: str | Path) -> dict[str, Model]:
+    """The facts of `read_models` alone, as an importer of published results needs them."""
+    return {name: entry.facts for name, entry in read_models(path).items() if entry.facts}
+
+
+def _entry(name: str, table: dict[str, Any]) -> Entry:
+    facts = {field: value for field, value in table.items() if field in OF_MODEL}
+    weights = {field: value for field, value in table.items() if field in OF_WEIGHTS}
+    return Entry(name, Weights(table["hf_id"], **weights), Model(name=name, **facts))
+
+
+def find_model(name: str, models: dict[str, Entry]) -> Entry:
+    """The entry of that name, or one for the folder or the Hugging Face id that `name` is.
+
+    Raises ValueError, listing the entries, where `name` can be neither.
+    """
+    if name in models:
+        return models[name]
+    if Path(name).exists() or name.count("/") == 1:
+        return Entry(Path(name).name, Weights(name))
+    raise ValueError(
+        f"model {name!r} is none of {', '.join(models)}, nor a folder, nor a Hugging Face id "
+        "(owner/name). Give one of these, or add an entry to models.toml."
+    )
+
+
+def _field_problems(table: Any) -> list[str]:
+    if not isinstance(table, dict):
+        return [f"is {table!r}, not a table of facts"]
+    kinds: dict[str, Any] = OF_MODEL | OF_WEIGHTS
+    problems = [f"lacks {field!r}" for field in sorted(set(OF_MODEL) - set(table))]
+    for field, value in table.items():
+        if field not in kinds:
+            problems.append(f"has the unknown field {field!r}")
+        elif not isinstance(value, (int, float) if kinds[field] is float else kinds[field]):
+            problems.append(f"has {field} = {value!r}, of the wrong type")
+    if table.get("dtype", "bfloat16") not in DTYPES:
+        problems.append(f"has dtype = {table['dtype']!r}, which is none of {', '.join(DTYPES)}")
+    return problems
