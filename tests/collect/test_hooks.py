@@ -1,0 +1,69 @@
+import pytest
+import tiny
+import torch
+
+from steercube.collect.hooks import Cell, FanOut, record, steering
+
+
+def hooks_on(blocks: tuple[torch.nn.Module, ...]) -> int:
+    return sum(len(b._forward_hooks) + len(b._forward_pre_hooks) for b in blocks)
+
+
+def test_hooks_are_gone_afterwards_even_after_an_error() -> None:
+    blocks = tiny.decoder("llama").blocks
+    ids = torch.zeros(1, dtype=torch.long)
+    cell = Cell(1, 1.0, torch.ones(tiny.HIDDEN))
+    steer = torch.ones(1, 3, dtype=torch.bool)
+    for opened in (
+        lambda: record(blocks, at=ids),
+        lambda: steering(blocks[1], cell, steer),
+        lambda: FanOut([cell], steer, ids).on(blocks),
+    ):
+        with opened():
+            assert hooks_on(blocks) > 0
+        with pytest.raises(KeyError), opened():
+            raise KeyError
+        assert hooks_on(blocks) == 0
+
+
+def test_the_output_of_a_block_is_the_next_hidden_state_but_for_the_last() -> None:
+    """Hugging Face's last hidden state is taken after the final norm; the hook's is not."""
+    decoder = tiny.decoder("qwen3")
+    ids = torch.arange(12).view(2, 6)
+    with record(decoder.blocks, at=torch.tensor([5, 3])) as seen, torch.no_grad():
+        out = decoder.model(input_ids=ids, output_hidden_states=True)
+    assert len(seen) == decoder.n_layers
+    for layer, found in enumerate(seen[:-1]):
+        expected = out.hidden_states[layer + 1][[0, 1], [5, 3]]
+        torch.testing.assert_close(found, expected)
+    last = out.hidden_states[-1][[0, 1], [5, 3]]
+    assert not torch.allclose(seen[-1], last)
+    torch.testing.assert_close(decoder.model.get_decoder().norm(seen[-1]), last)
+
+
+def test_the_input_of_a_block_is_the_output_of_the_one_before() -> None:
+    decoder = tiny.decoder("gemma3")
+    at = torch.tensor([4])
+    with (
+        record(decoder.blocks, at=at) as outputs,
+        record(decoder.blocks, at=at, of_input=True) as inputs,
+        torch.no_grad(),
+    ):
+        decoder.model(input_ids=torch.arange(6)[None])
+    for output, following in zip(outputs[:-1], inputs[1:], strict=True):
+        torch.testing.assert_close(output, following)
+
+
+def test_steering_adds_where_it_is_told_to_and_in_every_row() -> None:
+    decoder = tiny.decoder("llama")
+    ids = torch.arange(12).view(2, 6)
+    steer = torch.tensor([[0, 0, 0, 1, 1, 1], [0, 0, 1, 1, 0, 0]]).bool()
+    vector = torch.randn(tiny.HIDDEN)
+    residuals: list[torch.Tensor] = []
+    decoder.blocks[3].register_forward_pre_hook(lambda module, args: residuals.append(args[0]))
+    for strength in (0.0, 2.0):
+        with steering(decoder.blocks[2], Cell(2, strength, vector), steer), torch.no_grad():
+            decoder.model(input_ids=ids)
+    added = residuals[1] - residuals[0]
+    torch.testing.assert_close(added[steer], (2 * vector).expand(5, -1), atol=1e-5, rtol=0)
+    assert (added[~steer] == 0).all()

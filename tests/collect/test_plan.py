@@ -1,0 +1,55 @@
+import pytest
+
+from steercube.collect.plan import Plan, Rank, layers_of
+
+
+def test_strength_0_is_always_swept() -> None:
+    plan = Plan(strengths=(2.0, -1.0))
+    assert plan.strengths == (-1.0, 0.0, 2.0)
+    assert plan.steered == (-1.0, 2.0)
+    assert plan.largest == 2.0
+
+
+@pytest.mark.parametrize(
+    ("selection", "layers"),
+    [
+        ("all", list(range(36))),
+        ("0.33:1.0", list(range(12, 36))),
+        ("0.5:0.6", [18, 19, 20, 21]),
+        ("3:6", [3, 4, 5, 6]),
+        ("0.33:1.0:6", [12, 18, 24, 30]),
+        ("30,2", [2, 30]),
+    ],
+)
+def test_a_selection_names_layers(selection: str, layers: list[int]) -> None:
+    assert layers_of(selection, 36) == layers
+
+
+@pytest.mark.parametrize("selection", ["", "36", "1.5:2.0", "a:b", "5:3", "-1", "1:2:x"])
+def test_a_selection_of_nothing_is_refused(selection: str) -> None:
+    with pytest.raises(ValueError, match="select none, or some that are not among the 36 blocks"):
+        layers_of(selection, 36)
+
+
+def test_every_problem_of_a_plan_is_listed() -> None:
+    with pytest.raises(ValueError, match="breaks 6 rule") as error:
+        Plan(
+            strengths=(0.0,),
+            positions="some",
+            convention="other",
+            controls=("random", "none"),
+            max_rows=1,
+            n_items=1,
+        )
+    for part in ("positions = 'some'", "convention = 'other'", "controls = 'none'", "at least 2"):
+        assert part in str(error.value)
+
+
+def test_the_rank_is_the_launchers(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("RANK", raising=False)
+    monkeypatch.delenv("WORLD_SIZE", raising=False)
+    assert Rank.of_environment() == Rank(0, 1)
+    monkeypatch.setenv("RANK", "1")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert Rank.of_environment() == Rank(1, 2)
+    assert not Rank.of_environment().leads

@@ -1,0 +1,284 @@
+"""Whole collections on tiny models: the cube, resuming, killing, several processes."""
+
+import json
+import multiprocessing
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import tiny
+import torch
+import xarray as xr
+
+from steercube import netcdf
+from steercube.analysis.reduce import cells as reduce_to_cells
+from steercube.analyze import studies
+from steercube.cli import main
+from steercube.collect import sweep as sweep_module
+from steercube.collect.decoder import Decoder
+from steercube.collect.plan import Plan, Rank
+from steercube.collect.readout import readout_of
+from steercube.collect.run import collect, shards_of, write_cube
+from steercube.collect.shards import held
+from steercube.cube import open_cube
+
+CONCEPTS = {name: tiny.concept(name) for name in ("honesty", "humour")}
+PLAN = Plan(layers="1:4", strengths=(-1.0, 1.0, 2.0), controls=("random", "shuffled"), chunk=5)
+
+
+def run(folder: Path, decoder: Decoder | None = None, plan: Plan = PLAN, **options: Any) -> Path:
+    out = folder / "mine.nc"
+    concepts = options.pop("concepts", CONCEPTS)
+    collect(decoder or tiny.decoder(), concepts, plan, out, report=lambda line: None, **options)
+    return out
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return run(tmp_path_factory.mktemp("whole"))
+
+
+def test_the_cube_holds_what_the_plain_loop_gives(whole: Path) -> None:
+    cube, of_vectors = open_cube(whole), netcdf.load(whole.with_name("mine.vectors.nc"))
+    decoder = tiny.decoder()
+    readout = readout_of(decoder.tokenizer)
+    items = CONCEPTS["humour"].evaluation
+    prompts = [readout.prompt(item.prompt) for item in items]
+    answers = np.array([[readout.token(i.matching), readout.token(i.other)] for i in items])
+    at = {"model": "tiny-llama", "concept": "humour"}
+    for direction, name in {"concept": "logit_diff", "random": "logit_diff_random"}.items():
+        vector = of_vectors["vector"].sel(at).sel(direction=direction, layer=3)
+        cell = sweep_module.Cell(3, 2.0, torch.from_numpy(vector.values))
+        plain = tiny.plain_loop(decoder, prompts, answers, [cell], "all")
+        for strength, row in {0.0: plain[0], 2.0: plain[1]}.items():
+            found = cube[name].sel(at).sel(layer=3, strength=strength)
+            np.testing.assert_allclose(found, row[:, 0] - row[:, 1], atol=1e-4)
+
+
+def test_the_cube_says_what_was_done(whole: Path) -> None:
+    cube = open_cube(whole)
+    assert cube["layer"].values.tolist() == [1, 2, 3, 4]
+    assert cube["strength"].values.tolist() == [-1, 0, 1, 2]
+    assert (cube["cell_status"] == 2).all()
+    assert (cube["rows_touched"] == 12 * 3 * 3).all()
+    assert (cube["added_over_residual"] > 0).all()
+    for name in ("vector_norm", "residual_norm", "split_half_cosine", "pairwise_cosine"):
+        assert cube[name].notnull().all()
+    unsteered = cube.sel(strength=0.0)
+    xr.testing.assert_allclose(unsteered["logit_diff"], unsteered["logit_diff_shuffled"])
+    assert json.loads(cube.attrs["inputs_sha256"]) == {n: c.sha256 for n, c in CONCEPTS.items()}
+    manifest = json.loads(whole.with_name("mine.manifest.json").read_text())
+    assert manifest["content_sha256"]["mine.nc"] == cube.attrs["content_sha256"]
+    assert len(manifest["shards"]) == 2 * 4
+
+
+def test_the_cube_can_be_analysed(whole: Path) -> None:
+    assert studies(whole.parent) == ["mine"]
+    found = reduce_to_cells(open_cube(whole), n_resamples=50)
+    assert found["estimate"].sel(estimand="cohens_d").notnull().all()
+
+
+def test_a_finished_run_is_not_repeated(whole: Path, tmp_path: Path) -> None:
+    shutil.copytree(whole.parent, tmp_path / "copy")
+    before = {p: p.stat().st_mtime_ns for p in (tmp_path / "copy").rglob("samples-*.nc")}
+    decoder = tiny.decoder()
+    decoder.blocks[0].register_forward_hook(lambda *_: pytest.fail("the model was run"))
+    out = run(tmp_path / "copy", decoder, resume=True)
+    assert {p: p.stat().st_mtime_ns for p in before} == before
+    assert open_cube(out).identical(open_cube(whole))
+
+
+def test_a_missing_and_a_damaged_shard_alone_are_made_again(whole: Path, tmp_path: Path) -> None:
+    shutil.copytree(whole.parent, tmp_path / "copy")
+    shards = sorted((tmp_path / "copy").rglob("samples-*.nc"))
+    shards[0].unlink()
+    shards[4].write_bytes(shards[4].read_bytes()[:-200])
+    before = {p: p.stat().st_mtime_ns for p in shards[1:] if p != shards[4]}
+    out = run(tmp_path / "copy", resume=True)
+    assert {p: p.stat().st_mtime_ns for p in before} == before
+    assert open_cube(out).identical(open_cube(whole))
+
+
+def test_without_resume_earlier_shards_are_left_alone(whole: Path) -> None:
+    with pytest.raises(ValueError, match="holds shards of an earlier run"):
+        run(whole.parent)
+
+
+def test_shards_of_other_settings_are_refused(whole: Path) -> None:
+    for other, said in (
+        (replace(PLAN, strengths=(-2.0, 2.0)), "strengths: "),
+        (replace(PLAN, positions="answer"), "positions: 'all' there, 'answer' now"),
+        (replace(PLAN, convention="study"), "convention: 'same' there, 'study' now"),
+    ):
+        with pytest.raises(ValueError, match=said):
+            run(whole.parent, plan=other, resume=True)
+    with pytest.raises(ValueError, match="dtype: 'float32' there, 'bfloat16' now"):
+        run(whole.parent, tiny.decoder(dtype=torch.bfloat16), resume=True)
+    changed = {"honesty": replace(CONCEPTS["honesty"], evaluation=CONCEPTS["humour"].evaluation)}
+    with pytest.raises(ValueError, match="items_sha256: "):
+        run(whole.parent, concepts=changed, resume=True)
+
+
+def test_models_and_concepts_meet_in_the_shards(whole: Path, tmp_path: Path) -> None:
+    """As independent jobs would: one concept at a time, then another model."""
+    for name in ("humour", "honesty"):
+        out = run(tmp_path, concepts={name: CONCEPTS[name]})
+    assert open_cube(out).identical(open_cube(whole))
+    run(tmp_path, tiny.decoder("qwen3_moe"))
+    both = open_cube(out)
+    assert both.sizes["model"] == 2
+    alone = open_cube(whole)["logit_diff"].squeeze("model", drop=True)
+    xr.testing.assert_equal(both["logit_diff"].sel(model="tiny-llama", drop=True), alone)
+
+
+def test_models_that_were_asked_other_items_make_no_cube(tmp_path: Path) -> None:
+    run(tmp_path, concepts={"honesty": CONCEPTS["honesty"]})
+    fewer = {
+        "honesty": replace(CONCEPTS["honesty"], evaluation=CONCEPTS["honesty"].evaluation[:10])
+    }
+    with pytest.raises(ValueError, match="was asked other items of 'honesty' than another model"):
+        run(tmp_path, tiny.decoder("qwen3"), concepts=fewer)
+
+
+def test_a_unit_that_is_not_finished_stays_out_of_the_cube(whole: Path, tmp_path: Path) -> None:
+    shutil.copytree(whole.parent, tmp_path / "copy")
+    next(shards_of(tmp_path / "copy" / "mine.nc").glob("*/humour/samples-0005*")).unlink()
+    write_cube(tmp_path / "copy" / "mine.nc", report=lambda line: None)
+    assert open_cube(tmp_path / "copy" / "mine.nc")["concept"].values.tolist() == ["honesty"]
+
+
+def test_hooks_that_do_nothing_are_an_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    decoder = tiny.decoder()
+    with torch.no_grad():
+        for parameter in decoder.blocks[-1].parameters():
+            parameter.zero_()
+    # Every difference between the letters is taken out of the stream before it is read.
+    for block in decoder.blocks:
+        block.register_forward_hook(lambda module, args, out: torch.zeros_like(out))
+    with pytest.raises(ValueError, match=r"tiny-llama x honesty: no logit moved at strength \+2"):
+        run(tmp_path, decoder)
+    assert not list(tmp_path.rglob("samples-*.nc"))
+
+
+def test_two_collectors_of_one_unit_do_not_mix(tmp_path: Path) -> None:
+    folder = shards_of(tmp_path / "mine.nc") / "tiny-llama" / "honesty"
+    with held(folder), pytest.raises(BlockingIOError, match=f"is held by process {os.getpid()}"):
+        run(tmp_path)
+
+
+def test_two_ranks_share_the_samples(whole: Path, tmp_path: Path) -> None:
+    """Rank 1 waits for the vectors of rank 0, and rank 0 for the samples of rank 1."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["tiny", "steercube.collect.run"])
+    ranks = [context.Process(target=run, args=(tmp_path,), kwargs={"rank": Rank(i, 2)})
+             for i in (0, 1)]  # fmt: skip
+    for process in ranks:
+        process.start()
+    for process in ranks:
+        process.join(120)
+        assert process.exitcode == 0
+    assert open_cube(tmp_path / "mine.nc").identical(open_cube(whole))
+
+
+def test_a_run_killed_at_20_moments_ends_in_the_same_cube(whole: Path, tmp_path: Path) -> None:
+    """SIGKILL, resume, SIGKILL, ... ; no shard that was finished is ever made again."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["tiny", "steercube.collect.run"])
+    rng = np.random.default_rng(4)
+    n_killed, n_finished, folder = 0, 0, tmp_path / "0"
+    folder.mkdir()
+    while n_killed < 20 or n_finished == 0:
+        shards = {p: p.stat().st_mtime_ns for p in folder.rglob("samples-*.nc")}
+        process = context.Process(target=run, args=(folder,), kwargs={"resume": True})
+        process.start()
+        process.join(float(rng.uniform(0.05, 2.0)) if n_killed < 20 else 120)
+        if process.is_alive():
+            os.kill(process.pid, signal.SIGKILL)
+            process.join()
+            n_killed += 1
+        else:
+            assert process.exitcode == 0
+            assert open_cube(folder / "mine.nc").identical(open_cube(whole))
+            n_finished += 1
+        assert all(p.stat().st_mtime_ns == made for p, made in shards.items())
+        if not process.exitcode:
+            folder = tmp_path / str(n_finished)
+            folder.mkdir()
+
+
+def test_accelerate_launches_two_processes(whole: Path, tmp_path: Path) -> None:
+    """The README's command, on a saved model; the result is that of a single process."""
+    model = tiny.save("llama", tmp_path / "tiny-llama")
+    concepts = tmp_path / "concepts"
+    concepts.mkdir()
+    for name, concept in CONCEPTS.items():
+        lines = [
+            {
+                "id": q.id,
+                "split": split,
+                "question": q.prompt.split("\n")[0],
+                "choices": {"A": "yes", "B": "no"},
+                "matching": q.matching,
+            }
+            for split, questions in (("train", concept.train), ("eval", concept.evaluation))
+            for q in questions
+        ]
+        (concepts / f"{name}.jsonl").write_text("".join(json.dumps(x) + "\n" for x in lines))
+    arguments = [
+        *("collect", "--model", str(model), "--dtype", "float32", "--models", "data/models.toml"),
+        *("--concepts", str(concepts), "--layers", "1:4", "--strengths=-1,1,2", "--chunk", "5"),
+        *("--controls", "random,shuffled", "--out"),
+    ]
+    assert main([*arguments, str(tmp_path / "one.nc")]) == 0
+    single = open_cube(tmp_path / "one.nc")
+    launched = subprocess.run(
+        [sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_processes", "2",
+         "--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no",
+         "-m", "steercube", *arguments, str(tmp_path / "two.nc")],
+        capture_output=True, text=True, timeout=300,
+    )  # fmt: skip
+    assert launched.returncode == 0, launched.stderr[-2000:]
+    merged = open_cube(tmp_path / "two.nc")
+    # A launcher gives each process fewer threads, so sums are rounded otherwise.
+    assert merged.attrs.keys() == single.attrs.keys()
+    xr.testing.assert_allclose(merged, single, atol=1e-4)
+    xr.testing.assert_allclose(
+        merged["logit_diff"].drop_vars(["hf_id", "revision"]),
+        open_cube(whole)["logit_diff"].drop_vars(["hf_id", "revision"]),
+        atol=1e-4,
+    )
+
+
+def test_the_command_line_says_what_is_wrong(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = str(tmp_path / "mine.nc")
+    base = ["collect", "--models", "data/models.toml", "--out", out]
+    for arguments, said in (
+        ([*base, "--model", "9B"], "model '9B' is none of 0.6B"),
+        ([*base, "--model", "8B", "--concepts", "sloth"], "--concepts sloth: none of coordination"),
+        ([*base, "--model", "8B", "--dtype", "int4"], "--dtype int4: is none of"),
+        ([*base, "--model", "8B", "--positions", "some"], "positions = 'some' is none of"),
+        ([*base[:-1], str(tmp_path), "--model", "8B"], "name a .nc file"),
+        (["consolidate", "--out", out], "nothing was collected"),
+        (["check-concepts", str(tmp_path)], "neither a folder"),
+    ):
+        assert main(arguments) == 2
+        assert said in capsys.readouterr().err
+
+
+def test_the_bar_counts_cells(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run(tmp_path)
+    bar = capsys.readouterr().err
+    n_cells = 2 * 12 * (1 + 3 * 4 * 3)
+    assert f"{n_cells}/{n_cells}" in bar
+    assert "cell/s" in bar

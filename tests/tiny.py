@@ -1,0 +1,147 @@
+"""Tiny random models of several architectures, tokenizers of two kinds, and the plain loop."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from tokenizers import AddedToken, Tokenizer, decoders, pre_tokenizers
+from tokenizers.models import BPE
+from transformers import AutoModelForCausalLM as Auto
+from transformers import (
+    Gemma3TextConfig,
+    LlamaConfig,
+    MistralConfig,
+    PreTrainedTokenizerFast,
+    Qwen2Config,
+    Qwen3Config,
+    Qwen3MoeConfig,
+)
+
+from steercube.collect.decoder import Decoder, decoder_of
+from steercube.collect.hooks import Cell
+from steercube.collect.readout import Prompt
+from steercube.concepts import Concept, Question
+
+HIDDEN = 32
+SHAPE: dict[str, Any] = {
+    "hidden_size": HIDDEN,
+    "intermediate_size": 48,
+    "num_hidden_layers": 5,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 8,
+    "max_position_embeddings": 512,
+}
+EXPERTS = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 24}
+ALTERNATING = ["sliding_attention", "sliding_attention", "full_attention"] * 2
+CONFIGS: dict[str, Any] = {
+    "llama": lambda **shape: LlamaConfig(**shape),
+    "qwen3": lambda **shape: Qwen3Config(**shape),
+    "qwen3_moe": lambda **shape: Qwen3MoeConfig(**shape, **EXPERTS),
+    # Windows shorter than the prompts, so that what they hide matters.
+    "gemma3": lambda **shape: Gemma3TextConfig(
+        **shape, sliding_window=8, query_pre_attn_scalar=8, layer_types=ALTERNATING[:5]
+    ),
+    "mistral": lambda **shape: MistralConfig(**shape, sliding_window=8),
+    "qwen2": lambda **shape: Qwen2Config(**shape),
+}
+ARCHITECTURES = tuple(CONFIGS)
+
+CHAT = (
+    "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n"
+    "{% if enable_thinking is defined and not enable_thinking %}<think>\n\n</think>\n\n{% endif %}"
+    "{% endif %}"
+)
+
+
+def tokenizer(*, letters_joined: bool = False, chat: bool = True) -> PreTrainedTokenizerFast:
+    """One token a byte; with `letters_joined`, also `(A` and `(B` as in Qwen3's vocabulary."""
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    merges = [("(", "A"), ("(", "B")] if letters_joined else []
+    words = [*alphabet, *("".join(pair) for pair in merges)]
+    core = Tokenizer(BPE(vocab={word: i for i, word in enumerate(words)}, merges=merges))
+    core.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    core.decoder = decoders.ByteLevel()
+    core.add_special_tokens([AddedToken(t, special=True) for t in ("<|im_start|>", "<|im_end|>")])
+    found = PreTrainedTokenizerFast(tokenizer_object=core)
+    found.chat_template = CHAT if chat else None
+    return found
+
+
+def model(kind: str, *, seed: int = 0, dtype: torch.dtype = torch.float32) -> Any:
+    """A random model of five blocks, its weights large enough that steering moves its logits."""
+    torch.manual_seed(seed)
+    made = Auto.from_config(CONFIGS[kind](**SHAPE, vocab_size=300), dtype=dtype)
+    for parameter in made.parameters():
+        if parameter.ndim > 1:
+            parameter.data.normal_(0, 0.25)
+    return made
+
+
+def decoder(kind: str = "llama", **options: Any) -> Decoder:
+    joined = options.pop("letters_joined", False)
+    return decoder_of(model(kind, **options), tokenizer(letters_joined=joined), name=f"tiny-{kind}")
+
+
+def save(kind: str, folder: Path) -> Path:
+    """The model and its tokenizer as a folder that any user could point at."""
+    model(kind).save_pretrained(folder)
+    tokenizer().save_pretrained(folder)
+    return folder
+
+
+def concept(name: str = "honesty", *, n_pairs: int = 8, n_items: int = 12) -> Concept:
+    def question(split: str, i: int) -> Question:
+        letter = "AB"[i % 2]
+        text = f"{name} {split} {i} {'why ' * (i % 5)}?\n\nChoices:\n (A) yes\n (B) no"
+        return Question(f"{name}/{split}/{i:03d}", text, letter, "BA"[i % 2])
+
+    return Concept(
+        name,
+        tuple(question("train", i) for i in range(n_pairs)),
+        tuple(question("eval", i) for i in range(n_items)),
+        source="tests",
+    )
+
+
+def prompts(rng: np.random.Generator, *, n: int = 6, vocabulary: int = 300) -> list[Prompt]:
+    """Random ids of unequal lengths, some of them longer than the windows."""
+    made = []
+    for _ in range(n):
+        length = int(rng.integers(9, 31))
+        ids = tuple(rng.integers(0, vocabulary, length).tolist())
+        made.append(Prompt(ids, answer_start=length - int(rng.integers(1, 5))))
+    return made
+
+
+def plain_loop(
+    of: Decoder,
+    prompts: Sequence[Prompt],
+    answers: np.ndarray,
+    cells: Sequence[Cell],
+    positions: str,
+) -> np.ndarray:
+    """(1 + cells, prompt, answer): one unpadded full forward for each cell and prompt."""
+    blocks = of.model.get_decoder().layers
+    out = np.zeros((1 + len(cells), *answers.shape))
+    for row, cell in enumerate([None, *cells]):
+        for column, prompt in enumerate(prompts):
+            start = 0 if positions == "all" else prompt.answer_start
+
+            def add(
+                _module: Any, _args: Any, hidden: Any, cell: Any = cell, start: int = start
+            ) -> Any:
+                hidden = hidden.clone()
+                hidden[:, start:] += cell.strength * cell.vector
+                return hidden
+
+            handle = blocks[cell.layer].register_forward_hook(add) if cell else None
+            with torch.no_grad():
+                logits = of.model(input_ids=torch.tensor([prompt.ids])).logits[0, -1]
+            if handle:
+                handle.remove()
+            out[row, column] = logits.log_softmax(-1)[answers[column]].numpy()
+    return out
