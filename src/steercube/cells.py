@@ -16,7 +16,13 @@ import numpy as np
 import xarray as xr
 
 from steercube import netcdf
-from steercube.cube import CELL, MODEL_VARIABLES, RATE_VARIABLES
+from steercube.cube import (
+    CELL,
+    MODEL_VARIABLES,
+    RATE_VARIABLES,
+    RECEIPT_VARIABLES,
+    VECTOR_VARIABLES,
+)
 from steercube.schema import (
     Variable,
     attribute_violations,
@@ -102,7 +108,26 @@ GENERATION_VARIABLES = RATE_VARIABLES | {
         (*CELL, "strength"), "f", "share of valid responses", "1", required=False
     ),
 }
-VARIABLES = COORDINATES | LAYER_VARIABLES | SELECTED_VARIABLES | GENERATION_VARIABLES
+CONTROL_VARIABLES = {
+    "estimate_random": Variable(
+        ("estimand", *CELL), "f", "estimate for a random direction of equal norm", required=False
+    ),
+    "estimate_shuffled": Variable(
+        ("estimand", *CELL), "f", "estimate for the shuffled pairs' vector", required=False
+    ),
+}
+OF_THE_VECTOR = VECTOR_VARIABLES | {
+    "added_over_residual": RECEIPT_VARIABLES["added_over_residual"],
+}
+"""What the cells take over from the cube as it is."""
+VARIABLES = (
+    COORDINATES
+    | LAYER_VARIABLES
+    | SELECTED_VARIABLES
+    | GENERATION_VARIABLES
+    | CONTROL_VARIABLES
+    | OF_THE_VECTOR
+)
 ATTRIBUTES = {
     "cells_version": "which contract this is",
     "cube_sha256": "content of the cube that they were reduced from",

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -31,9 +32,11 @@ from steercube.analysis.resample import (
     select_layer,
 )
 from steercube.cells import (
+    CONTROL_VARIABLES,
     COORDINATES,
     GENERATION_VARIABLES,
     LAYER_VARIABLES,
+    OF_THE_VECTOR,
     REASONS,
     SCHEMA_VERSION,
     SELECTED_VARIABLES,
@@ -76,6 +79,9 @@ def cells(
         )
     out = out.assign_coords(_coordinates(cube))
     _reduce_generation(out, cube)
+    for name, variable in OF_THE_VECTOR.items():
+        if name in cube:
+            out[name] = cube[name].transpose(*variable.dims)
     return out.assign_attrs(_provenance(cube, n_resamples, seed, confidence_level))
 
 
@@ -141,6 +147,7 @@ def _reduce_concept(
             cell = {"model": model, "concept": concept}
             _describe_strengths(out, run, cell)
             _describe_layers(out, run, cell)
+            _describe_controls(out, cube, run, cell)
             _select_among_valid(out, run, cell)
             runs[model] = run
     if n_items < MIN_ITEMS:
@@ -203,6 +210,26 @@ def _describe_layers(out: xr.Dataset, run: _Run, cell: Mapping[str, str]) -> Non
     out["estimate"].loc[where] = np.where(has_value, value, np.nan)
     out["standard_error"].loc[where] = np.where(reason == REASONS["defined"], se, np.nan)
     out["reason"].loc[where] = reason
+
+
+def _describe_controls(
+    out: xr.Dataset, cube: xr.Dataset, run: _Run, cell: Mapping[str, str]
+) -> None:
+    """Every estimand of the control directions, where the vector itself has it."""
+    where = {**cell, "layer": run.layers}
+    for name, variable in CONTROL_VARIABLES.items():
+        swept = f"logit_diff_{name.removeprefix('estimate_')}"
+        if swept not in cube:
+            continue
+        if name not in out:
+            out[name] = variable.full(out.sizes)
+        layers = cube[swept].sel(model=cell["model"], layer=run.layers)
+        values = layers.transpose("layer", "strength", "sample").values.astype(float)
+        samples = replace(run.samples, values=values)
+        everyone = np.ones(len(samples.letter))
+        found = np.stack([f(samples, everyone).value for f in ESTIMANDS.values()])
+        has_value = out["estimate"].loc[where].notnull().values & np.isfinite(found)
+        out[name].loc[where] = np.where(has_value, found, np.nan)
 
 
 _WITHOUT_VALUE = [REASONS[name] for name in ("too_few_items", "no_baseline", "one_letter")]

@@ -38,7 +38,7 @@ from steercube.analysis.depth import (
 )
 from steercube.analysis.effects import ESTIMANDS
 from steercube.analysis.sensitivity import sensitivity
-from steercube.cells import REASONS
+from steercube.cells import CONTROL_VARIABLES, OF_THE_VECTOR, REASONS
 from steercube.results import Estimate
 
 AVERAGED = ("delta", "cohens_d", "within_letter_d", "glass_delta_negative", "glass_delta_baseline")
@@ -63,6 +63,8 @@ def conclude(cells: xr.Dataset, claims: Sequence[Claim] = ()) -> dict[str, pd.Da
         "agreement": agreement(cells),
         "sensitivity": _table(sensitivity(cells)),
     }
+    if any(name in cells for name in CONTROL_VARIABLES):
+        tables["controls"] = controls(cells)
     return tables | ({"claims": ledger(cells, claims)} if claims else {})
 
 
@@ -146,6 +148,7 @@ def layer_effects(cells: xr.Dataset) -> pd.DataFrame:
         columns |= {name: estimate, f"{name}_low": estimate - margin}
         columns[f"{name}_high"] = estimate + margin
     columns["selection_frequency"] = cells["selection_frequency"]
+    columns |= {name: cells[name] for name in OF_THE_VECTOR if name in cells}
     if "generation_rate" in cells:
         columns["generation_delta"] = generation_delta(cells)
         if "generation_valid_rate" in cells:
@@ -157,6 +160,35 @@ def layer_effects(cells: xr.Dataset) -> pd.DataFrame:
     by_size = cells["model"].values[np.argsort(cells["n_params"].values, kind="stable")]
     frame = ds.sel(model=by_size).to_dataframe(dim_order=order).reset_index()
     return frame[frame["run"]].drop(columns="run").reset_index(drop=True)
+
+
+def controls(cells: xr.Dataset) -> pd.DataFrame:
+    """What the vector does beside directions of equal norm that are not the concept's.
+
+    `best_...` is at the layer of the direction's own largest delta, so that a control is selected
+    as the vector is; `..._at_vectors_layer` at the vector's. Point estimates: the interval of the
+    vector's is in `effects`.
+    """
+    rows = []
+    directions = {"concept": "estimate"} | {
+        name.removeprefix("estimate_"): name for name in CONTROL_VARIABLES if name in cells
+    }
+    chosen = cells["selected_layer"]
+    for model in swept_models(cells):
+        for concept in map(str, cells["concept"].values):
+            layer = chosen.sel(model=model, concept=concept).item()
+            for direction, name in directions.items():
+                of_layers = cells[name].sel(model=model, concept=concept).dropna("layer", how="all")
+                if np.isnan(layer) or not of_layers.sizes["layer"]:
+                    continue
+                best = of_layers["layer"][int(of_layers.sel(estimand="delta").argmax("layer"))]
+                row = {"model": model, "concept": concept, "direction": direction}
+                for estimand in ("delta", "cohens_d"):
+                    of_estimand = of_layers.sel(estimand=estimand)
+                    row[f"{estimand}_at_vectors_layer"] = of_estimand.sel(layer=layer).item()
+                    row[f"best_{estimand}"] = of_estimand.sel(layer=best).item()
+                rows.append(row | {"vectors_layer": int(layer), "best_layer": int(best)})
+    return pd.DataFrame(rows)
 
 
 def models(cells: xr.Dataset) -> pd.DataFrame:
