@@ -109,3 +109,11 @@ SIX_MODELS = (
     make_model("f", "rl", n_params=235e9, n_active_params=22e9, n_layers=20, architecture="moe"),
 )
 """As many of each training, architecture and size as the study has."""
+
+
+def with_controls(cube: xr.Dataset, rng: np.random.Generator) -> xr.Dataset:
+    """The cube with a random control that moves nothing on average, strength 0 as it is."""
+    values = cube["logit_diff"]
+    noise = values.copy(data=rng.normal(scale=0.05, size=values.shape).astype("float32"))
+    still = values.sel(strength=0.0, drop=True) + noise.where(cube["strength"] != 0, 0)
+    return cube.assign(logit_diff_random=still.transpose(*values.dims))

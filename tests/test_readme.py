@@ -7,8 +7,14 @@ import pandas as pd
 import pytest
 from builders import ROOT
 
+from steercube.cli import parser
+from steercube.concepts import read_concepts
+from steercube.models import read_models
+from steercube.netcdf import load
+
 README = (ROOT / "README.md").read_text()
 TEXT = " ".join(README.split())
+COMMANDS = [line for line in README.splitlines() if "steercube collect --" in line]
 
 
 @pytest.fixture(scope="module")
@@ -51,10 +57,38 @@ def test_every_file_and_command_it_names_exists() -> None:
         assert name in README
         assert (ROOT / name).exists()
     sessions = (ROOT / "noxfile.py").read_text()
-    for session in ("analyze", "tests", "import-study"):
+    models = read_models(ROOT / "data" / "models.toml")
+    for session in ("analyze", "tests", "import-study", "collect-smollm2", "collect-8b"):
         assert f"nox -s {session}" in README
-        assert f"def {session.replace('-', '_')}(" in sessions
+        made = session.removeprefix("collect-") in {name.lower() for name in models}
+        assert made or f"def {session.replace('-', '_')}(" in sessions
     assert len(README.splitlines()) < 120
+
+
+@pytest.mark.parametrize("line", COMMANDS, ids=lambda line: line[:60])
+def test_every_collect_command_is_understood(line: str) -> None:
+    arguments = line[line.index("steercube collect") :].split("#")[0].strip(" '\n").split()
+    assert parser().parse_args(arguments[1:]).out
+
+
+def test_a_sweep_that_hardly_steers_is_called_so() -> None:
+    effects = pd.read_csv(ROOT / "paper" / "smollm2" / "tables" / "effects.csv")
+    controls = pd.read_csv(ROOT / "paper" / "smollm2" / "tables" / "controls.csv")
+    text = " ".join((ROOT / "data" / "README.md").read_text().split())
+    assert f"from -1 to +1 is {effects['delta'].max():.3f} nat" in text
+    best = controls.pivot_table(index="concept", columns="direction", values="best_delta")
+    assert (best["concept"] < 2 * best.max(axis="columns")).all()
+    layers = pd.read_csv(ROOT / "paper" / "smollm2" / "tables" / "layer_effects.csv")
+    assert abs(layers["split_half_cosine"]).max() < 0.4
+
+
+def test_the_shipped_sweep_is_the_one_of_its_manifest() -> None:
+    manifest = json.loads((ROOT / "data" / "smollm2.manifest.json").read_text())
+    for name, sha in manifest["content_sha256"].items():
+        assert load(ROOT / "data" / name).attrs["content_sha256"] == sha
+    concepts = read_concepts(ROOT / "data" / "concepts")
+    asked = json.loads(manifest["attributes"]["inputs_sha256"])
+    assert asked == {name: concept.sha256 for name, concept in concepts.items()}
 
 
 def test_the_pins_meet_the_declared_ranges() -> None:

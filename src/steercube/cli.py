@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command. Exit code 0, or 2 with one message for input that cannot be used."""
-    options = _parser().parse_args(arguments)
+    options = parser().parse_args(arguments)
     try:
         options.run(options)
     except (ValueError, OSError) as error:
@@ -25,18 +25,22 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"steercube: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print("steercube: interrupted; earlier results are as they were", file=sys.stderr)
+        print(
+            "steercube: interrupted; what was finished is kept (collect goes on with --resume)",
+            file=sys.stderr,
+        )
         return 130
     return 0
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+def parser() -> argparse.ArgumentParser:
+    """Every command and its options."""
+    top = argparse.ArgumentParser(
         prog="steercube", description="Steering sweeps: cube, cells, conclusions."
     )
-    parser.add_argument("--version", action="version", version=__version__)
-    parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
-    commands = parser.add_subparsers(required=True, metavar="command")
+    top.add_argument("--version", action="version", version=__version__)
+    top.add_argument("--debug", action="store_true", help="show the traceback of an error")
+    commands = top.add_subparsers(required=True, metavar="command")
 
     analyze = commands.add_parser(
         "analyze", help="every study in the data folder to tables, numbers and figures"
@@ -77,7 +81,7 @@ def _parser() -> argparse.ArgumentParser:
     show = commands.add_parser("show", help="what a cube or a cells file holds")
     show.add_argument("file")
     show.set_defaults(run=_show)
-    return parser
+    return top
 
 
 QUICK: dict[str, Any] = {"n_pairs": 16, "n_items": 10, "layers": "0.33:1.0:4", "chunk": 10}

@@ -13,13 +13,14 @@ from builders import (
     make_cube,
     make_model,
     needs_study,
+    with_controls,
 )
 
 from steercube.analysis.effects import ESTIMANDS, Samples
 from steercube.analysis.reduce import MIN_ITEMS
 from steercube.analysis.reduce import cells as reduce_to_cells
-from steercube.cells import REASONS, check_cells, compare_cells
-from steercube.cube import STATUS, check_cube
+from steercube.cells import REASONS, check_cells, compare_cells, open_cells
+from steercube.cube import STATUS, check_cube, open_cube
 from steercube.models import read_facts
 from steercube.study import study_cube, study_files
 
@@ -248,6 +249,28 @@ def test_responses_become_rates(cube: xr.Dataset) -> None:
     at = {"model": "small", "concept": "honesty", "layer": 4, "strength": 1.0}
     assert cells["response_valid_rate"].sel(at) == pytest.approx(0.5)
     assert cells["response_match_rate"].sel(at) == pytest.approx(0.5)
+
+
+def test_a_control_is_reduced_as_the_vector_is(cube: xr.Dataset, rng: np.random.Generator) -> None:
+    own = cube.assign(logit_diff_random=cube["logit_diff"])
+    found = reduce_to_cells(own, n_resamples=2)
+    np.testing.assert_allclose(found["estimate_random"], found["estimate"])
+    assert "estimate_shuffled" not in found
+    still = reduce_to_cells(with_controls(cube, rng), n_resamples=2)
+    best = still["selected_estimate"].sel(estimand="delta")
+    assert (abs(still["estimate_random"].sel(estimand="delta")).max("layer") < best / 3).all()
+
+
+def test_what_is_known_of_the_vector_is_taken_over(cube: xr.Dataset) -> None:
+    known = cube["depth"].expand_dims(concept=cube["concept"]).drop_vars("depth")
+    found = reduce_to_cells(cube.assign(split_half_cosine=known), n_resamples=2)
+    assert found["split_half_cosine"].dims == ("model", "concept", "layer")
+
+
+def test_the_committed_cells_of_smollm2_are_those_of_its_cube() -> None:
+    committed = open_cells(ROOT / "data" / "smollm2.cells.nc")
+    rebuilt = reduce_to_cells(open_cube(ROOT / "data" / "smollm2.nc"))
+    assert not compare_cells(rebuilt, committed)
 
 
 @needs_study

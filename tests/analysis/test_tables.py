@@ -2,7 +2,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import xarray as xr
-from builders import make_cube
+from builders import make_cube, with_controls
 
 from steercube.analysis.reduce import cells as reduce_to_cells
 from steercube.analysis.tables import conclude
@@ -29,6 +29,20 @@ def test_effects_hold_the_columns_a_reader_expects(cells: xr.Dataset) -> None:
     assert row["optimism"] == float(at["selected_optimism"])
     assert row["corrected"] == pytest.approx(row["cohens_d"] - row["optimism"])
     assert row["depth"] == pytest.approx(row["layer"] / float(at["n_layers"]))
+
+
+def test_controls_stand_beside_the_vector(cube: xr.Dataset, rng: np.random.Generator) -> None:
+    cells = reduce_to_cells(with_controls(cube, rng), n_resamples=20)
+    tables = conclude(cells)
+    controls, effects = tables["controls"], tables["effects"]
+    assert set(controls["direction"]) == {"concept", "random"}
+    vector = controls[controls["direction"] == "concept"].reset_index()
+    np.testing.assert_allclose(vector["best_delta"], effects["delta"])
+    np.testing.assert_allclose(vector["delta_at_vectors_layer"], effects["delta"])
+    assert (vector["best_layer"] == effects["layer"]).all()
+    control = controls[controls["direction"] == "random"].reset_index()
+    assert (control["best_delta"] >= control["delta_at_vectors_layer"]).all()
+    assert (control["best_delta"] < vector["best_delta"] / 3).all()
 
 
 def test_names_are_as_in_the_studys_files(study_tables: dict[str, pd.DataFrame]) -> None:

@@ -138,6 +138,13 @@ def test_models_and_concepts_meet_in_the_shards(whole: Path, tmp_path: Path) -> 
     xr.testing.assert_equal(both["logit_diff"].sel(model="tiny-llama", drop=True), alone)
 
 
+def test_a_cube_whose_shards_are_gone_is_not_replaced(whole: Path, tmp_path: Path) -> None:
+    shutil.copy(whole, tmp_path / "mine.nc")
+    with pytest.raises(ValueError, match="tiny-llama x humour has no shards here"):
+        run(tmp_path, concepts={"honesty": CONCEPTS["honesty"]})
+    assert open_cube(run(tmp_path)).identical(open_cube(whole))
+
+
 def test_models_that_were_asked_other_items_make_no_cube(tmp_path: Path) -> None:
     run(tmp_path, concepts={"honesty": CONCEPTS["honesty"]})
     fewer = {

@@ -16,7 +16,7 @@ from steercube.collect.readout import readout_of
 from steercube.collect.shards import consolidate, held
 from steercube.collect.unit import Unit
 from steercube.concepts import Concept
-from steercube.cube import save_cube
+from steercube.cube import STATUS, open_cube, save_cube
 from steercube.schema import raise_if_any
 
 Report = Callable[[str], None]
@@ -45,6 +45,8 @@ def collect(
     rank = rank or Rank.of_environment()
     out = Path(out)
     units = _units(decoder, concepts, plan, shards_of(out))
+    if rank.leads:
+        _require_nothing_lost(out, units)
     if rank.leads and not resume:
         _require_new(units)
     start = time.monotonic()
@@ -98,6 +100,23 @@ def _units(
         Unit(decoder, readout, concept, plan, folder / decoder.name / concept.name)
         for concept in cut
     ]
+
+
+def _require_nothing_lost(out: Path, units: Iterable[Unit]) -> None:
+    """Refuse to replace a cube that holds what neither the shards nor this run can make again."""
+    if not out.exists():
+        return
+    held_there = open_cube(out)["cell_status"] == STATUS["complete"]
+    made = {path.parent for path in shards_of(out).glob("*/*/vectors.nc")}
+    made |= {unit.folder for unit in units}
+    lost = [
+        f"{model} x {concept} has no shards here"
+        for model in held_there["model"].values
+        for concept in held_there["concept"].values
+        if held_there.sel(model=model, concept=concept).any()
+        and shards_of(out) / str(model) / str(concept) not in made
+    ]
+    raise_if_any(lost, what=f"replacing {out} (move it away, or choose another --out)")
 
 
 def _require_new(units: Iterable[Unit]) -> None:
