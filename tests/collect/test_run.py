@@ -126,6 +126,13 @@ def test_shards_of_other_settings_are_refused(whole: Path) -> None:
         run(whole.parent, concepts=changed, resume=True)
 
 
+def test_other_chunks_or_items_are_refused(whole: Path) -> None:
+    with pytest.raises(ValueError, match=r"samples-0000-0004\.nc is not one of them"):
+        run(whole.parent, plan=replace(PLAN, chunk=4), resume=True)
+    with pytest.raises(ValueError, match=r"samples-0010-0011\.nc is not one of them"):
+        run(whole.parent, plan=replace(PLAN, n_items=10), resume=True)
+
+
 def test_models_and_concepts_meet_in_the_shards(whole: Path, tmp_path: Path) -> None:
     """As independent jobs would: one concept at a time, then another model."""
     for name in ("humour", "honesty"):

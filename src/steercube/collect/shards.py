@@ -82,7 +82,7 @@ def held(folder: Path, *, patience: float = 0.0) -> Iterator[None]:
     try:
         lock.acquire()
     except filelock.Timeout:
-        holder = json.loads(note.read_text()) if note.exists() else {}
+        holder = _noted(note)
         raise BlockingIOError(
             f"{folder} is held by process {holder.get('pid', '?')} on {holder.get('host', '?')} "
             f"since {holder.get('since', '?')}. Wait for it, or collect another concept or model."
@@ -101,6 +101,14 @@ def held(folder: Path, *, patience: float = 0.0) -> Iterator[None]:
     finally:
         note.unlink(missing_ok=True)
         lock.release()
+
+
+def _noted(note: Path) -> dict[str, Any]:
+    """Who holds a folder, as far as it has been written down."""
+    try:
+        return dict(json.loads(note.read_text()))
+    except (FileNotFoundError, ValueError):
+        return {}
 
 
 def consolidate(folder: Path) -> tuple[xr.Dataset, xr.Dataset]:
@@ -125,7 +133,8 @@ def _unit(folder: Path) -> tuple[xr.Dataset, xr.Dataset] | None:
     """The vectors and all samples of one model x concept, or None while some are missing."""
     of_vectors = netcdf.load(folder / "vectors.nc")
     shards = [netcdf.load(path) for path in sorted(folder.glob("samples-*.nc"))]
-    if sum(shard.sizes["sample"] for shard in shards) < _said(of_vectors, "n_items"):
+    held_there = sorted(int(label) for shard in shards for label in shard["sample"])
+    if not shards or held_there != list(range(_said(shards[0], "n_items"))):
         return None
     samples = xr.concat(
         [shard.drop_vars(RECEIPTS) for shard in shards], dim="sample", combine_attrs="override"

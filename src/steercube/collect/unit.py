@@ -22,6 +22,7 @@ from steercube.collect.shards import find_shard, save_shard
 from steercube.collect.sweep import POSITIONS, Swept, check_against_plain_loop, sweep
 from steercube.collect.vectors import CONVENTIONS, vectors
 from steercube.concepts import Concept, Question
+from steercube.schema import raise_if_any
 from steercube.streams import stream
 
 ROWS_AT_ONCE = {"cpu": 96, "cuda": 1024}
@@ -81,7 +82,16 @@ class Unit:
         return found
 
     def pending(self, chunks: Sequence[range], of_vectors: xr.Dataset) -> list[range]:
-        """Those of `chunks` without a sound shard of these settings."""
+        """Those of `chunks` without a sound shard of these settings.
+
+        Raises ValueError for shards of these settings' kind that are cut into other chunks.
+        """
+        strays = set(self.folder.glob("samples-*.nc")) - set(self.chunks.values())
+        raise_if_any(
+            [f"{path} is not one of them" for path in sorted(strays)],
+            what=f"shards of {self.plan.chunk} out of {len(self.concept.evaluation)} samples each "
+            "(use the earlier --chunk and --items, another --out, or delete them)",
+        )
         return [
             chunk
             for chunk in chunks
@@ -97,7 +107,7 @@ class Unit:
             self._answers(questions),
             self.cells(of_vectors),
             positions=self.plan.positions,
-            max_rows=self.plan.max_rows or ROWS_AT_ONCE[self.decoder.device.type],
+            max_rows=self.plan.max_rows or ROWS_AT_ONCE.get(self.decoder.device.type, 96),
             progress=progress,
         )
         made = self._labelled(swept, questions, chunk)
@@ -166,6 +176,7 @@ class Unit:
             "layers": self.layers,
             "positions": self.plan.positions,
             "controls": list(self.plan.controls),
+            "n_items": len(self.concept.evaluation),
         }
 
     @property
