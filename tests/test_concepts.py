@@ -121,6 +121,7 @@ UNUSABLE: dict[str, tuple[Spoil, str]] = {
         lambda e: e[5].update(id=e[0]["id"]),
         r":6: id 'honesty/train/0' stands at .*:1 too",
     ),
+    "an empty id": (lambda e: e[0].update(id=""), r":1: id is empty"),
     "an empty split": (lambda e: e.__delitem__(slice(8, None)), r"has no eval question"),
 }
 BIASED: dict[str, tuple[Spoil, str]] = {
@@ -178,6 +179,26 @@ def test_every_problem_is_listed_at_once(tmp_path: Path) -> None:
         read_concepts(path)
     assert "jsonl:17: is not JSON" in str(error.value)
     assert "jsonl:18: is [], not an object" in str(error.value)
+
+
+def test_an_id_is_one_items_in_all_files(tmp_path: Path) -> None:
+    write(tmp_path, lines())
+    (tmp_path / "humour.jsonl").write_text((tmp_path / "honesty.jsonl").read_text())
+    with pytest.raises(
+        ValueError, match=r"humour.jsonl:1: id 'honesty/train/0' stands at .*honesty"
+    ):
+        read_concepts(tmp_path)
+
+
+def test_a_line_ends_at_its_newline_alone(tmp_path: Path) -> None:
+    entries = lines()
+    entries[0]["question"] = "Would you\u2028say so?"
+    path = tmp_path / "honesty.jsonl"
+    path.write_text("".join(json.dumps(e, ensure_ascii=False) + "\n" for e in entries), "utf-8")
+    assert "\u2028" in read_concepts(path)["honesty"].train[0].prompt
+    path.write_bytes(b"\xff")
+    with pytest.raises(ValueError, match=r"honesty\.jsonl: is not text in UTF-8"):
+        read_concepts(path)
 
 
 def test_a_folder_without_concepts_is_named(tmp_path: Path) -> None:

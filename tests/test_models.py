@@ -52,6 +52,18 @@ def test_a_hub_id_or_a_folder_needs_no_entry(tmp_path: Path) -> None:
         find_model("8b", {})
 
 
+def test_the_folder_one_is_in_has_a_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert find_model(".", {}).name == tmp_path.name
+
+
+def test_an_unknown_training_is_refused(tmp_path: Path) -> None:
+    toml = (ROOT / "data" / "models.toml").read_text().replace('"distilled"', '"distiled"', 1)
+    (tmp_path / "models.toml").write_text(toml)
+    with pytest.raises(ValueError, match="training = 'distiled', which is none of distilled"):
+        read_models(tmp_path / "models.toml")
+
+
 def test_an_unknown_dtype_is_refused(tmp_path: Path) -> None:
     toml = (ROOT / "data" / "models.toml").read_text().replace('"bfloat16"', '"int4"', 1)
     (tmp_path / "models.toml").write_text(toml)

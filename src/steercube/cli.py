@@ -128,7 +128,10 @@ def _add_collect(commands: Any) -> None:
 
 
 def _numbers(text: str) -> tuple[float, ...]:
-    return tuple(float(number) for number in text.split(","))
+    try:
+        return tuple(float(number) for number in text.split(","))
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r}: write numbers as -1,0,1") from None
 
 
 def _names(text: str) -> tuple[str, ...]:
@@ -160,7 +163,8 @@ def _import_study(options: argparse.Namespace) -> None:
 def _collect(options: argparse.Namespace) -> None:
     from steercube.models import DTYPES, find_model, read_models
 
-    entry = find_model(options.model, read_models(options.models))
+    entries = read_models(options.models) if Path(options.models).exists() else {}
+    entry = find_model(options.model, entries)
     given = {"revision": options.revision, "dtype": options.dtype, "device_map": options.device_map}
     if options.dtype not in (None, *DTYPES):
         raise ValueError(f"--dtype {options.dtype}: is none of {', '.join(DTYPES)}")
@@ -207,9 +211,9 @@ def _chosen_concepts(options: argparse.Namespace) -> "dict[str, Concept]":
         return of_set(wanted)
     concepts = of_set(options.concept_set)
     unknown = sorted(set(_names(wanted)) - set(concepts))
-    if unknown:
+    if unknown or not _names(wanted):
         raise ValueError(
-            f"--concepts {','.join(unknown)}: none of {', '.join(concepts)} "
+            f"--concepts {','.join(unknown) or wanted}: none of {', '.join(concepts)} "
             f"(the set {options.concept_set}), nor a set: study, a folder or a file"
         )
     return {name: concepts[name] for name in _names(wanted)}

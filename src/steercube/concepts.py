@@ -114,9 +114,10 @@ def read_concepts(source: str | Path) -> dict[str, Concept]:
     that stands twice, a split that is empty.
     """
     concepts, problems = {}, []
+    ids: dict[str, _Line] = {}
     for name, path in concept_files(source).items():
         lines, found = _read_lines(path)
-        found = found or _unusable(path, lines)
+        found = found or _unusable(path, lines, ids)
         problems += found
         if not found:
             concepts[name] = _concept(name, path, lines)
@@ -133,9 +134,10 @@ def check_concepts(source: str | Path) -> dict[str, str]:
     """
     problems: list[str] = []
     facts = {}
+    ids: dict[str, _Line] = {}
     for name, path in concept_files(source).items():
         lines, found = _read_lines(path)
-        found = found or _unusable(path, lines) or _biased(path, lines)
+        found = found or _unusable(path, lines, ids) or _biased(path, lines)
         problems += found
         if not found:
             n = Counter(line.entry["split"] for line in lines)
@@ -169,7 +171,11 @@ def _of(lines: Iterable[_Line], split: str) -> list[_Line]:
 def _read_lines(path: Path) -> tuple[list[_Line], list[str]]:
     lines: list[_Line] = []
     problems: list[str] = []
-    for number, text in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
+    try:
+        texts = path.read_text(encoding="utf-8").removesuffix("\n").split("\n")
+    except UnicodeDecodeError as error:
+        return [], [f"{path}: is not text in UTF-8 ({error})"]
+    for number, text in enumerate(texts, start=1):
         where = f"{path}:{number}"
         try:
             entry = json.loads(text)
@@ -195,8 +201,7 @@ def _field_problems(entry: Any) -> list[str]:
         return problems
     if entry["split"] not in SPLITS:
         problems.append(f"split is {entry['split']!r}; it must be one of {SPLITS}")
-    if not entry["question"].strip():
-        problems.append("question is empty")
+    problems += [f"{name} is empty" for name in ("id", "question") if not entry[name].strip()]
     if sorted(entry["choices"]) != list(SCORED_LETTERS):
         problems.append(
             f"offers the choices {sorted(entry['choices'])}; a question has exactly two, "
@@ -214,11 +219,11 @@ def _field_problems(entry: Any) -> list[str]:
     return problems
 
 
-def _unusable(path: Path, lines: Sequence[_Line]) -> list[str]:
+def _unusable(path: Path, lines: Sequence[_Line], ids: dict[str, _Line]) -> list[str]:
+    """`ids` are those of the files before; this one's are added, for an id is one item's only."""
     problems = [f"{path}: has no {split} question" for split in SPLITS if not _of(lines, split)]
-    first: dict[str, _Line] = {}
     for line in lines:
-        earlier = first.setdefault(line.entry["id"], line)
+        earlier = ids.setdefault(line.entry["id"], line)
         if earlier is not line:
             problems.append(f"{line.where}: id {line.entry['id']!r} stands at {earlier.where} too")
     return problems

@@ -5,10 +5,11 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from steercube.cube import Model
+from steercube.cube import ARCHITECTURES, TRAININGS, Model
 from steercube.schema import raise_if_any
 
 DTYPES = ("float32", "bfloat16", "float16")
+ALLOWED = {"dtype": DTYPES, "training": TRAININGS, "architecture": ARCHITECTURES}
 
 
 @dataclass(frozen=True)
@@ -76,7 +77,7 @@ def find_model(name: str, models: dict[str, Entry]) -> Entry:
     if name in models:
         return models[name]
     if Path(name).exists() or name.count("/") == 1:
-        return Entry(Path(name).name, Weights(name))
+        return Entry(Path(name).resolve().name, Weights(name))
     raise ValueError(
         f"model {name!r} is none of {', '.join(models)}, nor a folder, nor a Hugging Face id "
         "(owner/name). Give one of these, or add an entry to models.toml."
@@ -93,6 +94,9 @@ def _field_problems(table: Any) -> list[str]:
             problems.append(f"has the unknown field {field!r}")
         elif not isinstance(value, (int, float) if kinds[field] is float else kinds[field]):
             problems.append(f"has {field} = {value!r}, of the wrong type")
-    if table.get("dtype", "bfloat16") not in DTYPES:
-        problems.append(f"has dtype = {table['dtype']!r}, which is none of {', '.join(DTYPES)}")
+    for field, allowed in ALLOWED.items():
+        if field in table and table[field] not in allowed:
+            problems.append(
+                f"has {field} = {table[field]!r}, which is none of {', '.join(allowed)}"
+            )
     return problems

@@ -1,3 +1,4 @@
+import json
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -51,6 +52,54 @@ def test_the_fingerprint_follows_the_weights(tmp_path: Path) -> None:
     assert load(entry).revision != first
 
 
+def test_the_fingerprint_follows_config_and_tokenizer_too(tmp_path: Path) -> None:
+    folder = tiny.save("llama", tmp_path / "m")
+    entry = Entry("m", Weights(str(folder), dtype="float32"))
+    first = load(entry).revision
+    config = json.loads((folder / "config.json").read_text())
+    config["rms_norm_eps"] = 1e-2
+    (folder / "config.json").write_text(json.dumps(config))
+    assert load(entry).revision != first
+
+
+def test_weights_that_a_file_lacks_are_not_made_up(tmp_path: Path) -> None:
+    """transformers would fill them at random."""
+    folder = tiny.save("llama", tmp_path / "m")
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"num_hidden_layers": 6}))
+    with pytest.raises(ValueError, match=r"lack 9 of the model's, model\.layers\.5"):
+        load(Entry("m", Weights(str(folder))))
+    (folder / "config.json").write_text(json.dumps(config | {"vocab_size": 301}))
+    with pytest.raises(ValueError, match=r"m: "):
+        load(Entry("m", Weights(str(folder))))
+
+
+def test_damaged_weights_and_folders_without_a_model_are_named(tmp_path: Path) -> None:
+    folder = tiny.save("llama", tmp_path / "m")
+    weights = (folder / "model.safetensors").read_bytes()
+    (folder / "model.safetensors").write_bytes(weights[: len(weights) // 2])
+    with pytest.raises(ValueError, match="m: cannot be loaded as a model"):
+        load(Entry("m", Weights(str(folder))))
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(ValueError, match="empty: cannot be loaded as a model"):
+        load(Entry("m", Weights(str(tmp_path / "empty"))))
+
+
+def test_each_process_of_a_launch_has_its_own_gpu(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tiny.save("llama", tmp_path / "m")
+    for name, value in {"RANK": "1", "LOCAL_RANK": "1", "WORLD_SIZE": "2"}.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(ValueError, match="start one process, or give --device-map ''"):
+        load(Entry("m", Weights(str(folder), device_map="auto")))
+    moved: list[torch.device] = []
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.nn.Module, "to", lambda self, device: moved.append(device))
+    load(Entry("m", Weights(str(folder))))
+    assert moved == [torch.device("cuda", 1)]
+
+
 def test_an_entry_of_another_depth_is_refused() -> None:
     facts = read_models(ROOT / "data" / "models.toml")["8B"].facts
     with pytest.raises(ValueError, match="has 5 decoder blocks, and its entry says n_layers = 36"):
@@ -61,7 +110,7 @@ def test_pickled_weights_are_refused(tmp_path: Path) -> None:
     folder = tiny.save("llama", tmp_path / "m")
     (folder / "model.safetensors").unlink()
     torch.save(tiny.model("llama").state_dict(), folder / "pytorch_model.bin")
-    with pytest.raises(OSError, match="safetensors"):
+    with pytest.raises(ValueError, match=r"cannot be loaded as a model .*safetensors"):
         load(Entry("m", Weights(str(folder))))
 
 

@@ -1,6 +1,7 @@
 import pytest
 
-from steercube.collect.plan import Plan, Rank, layers_of
+from steercube.collect.plan import Plan, layers_of
+from steercube.collect.rank import Rank
 
 
 def test_strength_0_is_always_swept() -> None:
@@ -19,29 +20,32 @@ def test_strength_0_is_always_swept() -> None:
         ("3:6", [3, 4, 5, 6]),
         ("0.33:1.0:6", [12, 18, 24, 30]),
         ("30,2", [2, 30]),
+        ("0:0.1", [0, 1, 2, 3]),
     ],
 )
 def test_a_selection_names_layers(selection: str, layers: list[int]) -> None:
     assert layers_of(selection, 36) == layers
 
 
-@pytest.mark.parametrize("selection", ["", "36", "1.5:2.0", "a:b", "5:3", "-1", "1:2:x"])
+@pytest.mark.parametrize("selection", ["", "36", "1.5:2.0", "a:b", "5:3", "-1", "1:2:x", "1:2:3:4"])
 def test_a_selection_of_nothing_is_refused(selection: str) -> None:
     with pytest.raises(ValueError, match="select none, or some that are not among the 36 blocks"):
         layers_of(selection, 36)
 
 
 def test_every_problem_of_a_plan_is_listed() -> None:
-    with pytest.raises(ValueError, match="breaks 6 rule") as error:
+    with pytest.raises(ValueError, match="breaks 8 rule") as error:
         Plan(
             strengths=(0.0,),
             positions="some",
             convention="other",
             controls=("random", "none"),
             max_rows=1,
-            n_items=1,
+            n_items=0,
+            n_pairs=1,
+            seed=-1,
         )
-    for part in ("positions = 'some'", "convention = 'other'", "controls = 'none'", "at least 2"):
+    for part in ("positions = 'some'", "convention = 'other'", "controls = 'none'", "n_items = 0"):
         assert part in str(error.value)
 
 

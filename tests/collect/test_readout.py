@@ -1,6 +1,6 @@
 import pytest
 import tiny
-from tokenizers import AddedToken, Tokenizer
+from tokenizers import AddedToken, Tokenizer, processors
 from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import WhitespaceSplit
 from transformers import PreTrainedTokenizerFast
@@ -44,6 +44,51 @@ def test_a_users_text_that_the_template_strips_is_found() -> None:
     tokenizer.chat_template = tiny.CHAT.replace("m['content']", "m['content'] | trim")
     prompt = readout_of(tokenizer).prompt(f"  {CONTENT}\n")
     assert tokenizer.decode(prompt.ids[: prompt.answer_start]).endswith("(B) no")
+
+
+def test_the_users_text_is_the_last_place_where_it_stands() -> None:
+    tokenizer = tiny.tokenizer()
+    tokenizer.chat_template = f"An example: {CONTENT}\n{tiny.CHAT}"
+    prompt = readout_of(tokenizer).prompt(CONTENT)
+    after = tokenizer.decode(prompt.ids[prompt.answer_start :])
+    assert after.startswith("<|im_end|>")
+    assert CONTENT not in after
+
+
+def test_a_template_that_brings_its_bos_gets_no_second_one() -> None:
+    tokenizer = tiny.tokenizer()
+    tokenizer.add_special_tokens({"bos_token": "<|im_start|>"})
+    bos = tokenizer.bos_token_id
+    post = processors.TemplateProcessing(
+        single="<|im_start|> $A", special_tokens=[("<|im_start|>", bos)]
+    )
+    tokenizer.backend_tokenizer.post_processor = post
+    assert tokenizer("x")["input_ids"][0] == bos
+    assert readout_of(tokenizer).prompt(CONTENT).ids[:2].count(bos) == 1
+    tokenizer.chat_template = None
+    assert readout_of(tokenizer).prompt(CONTENT).ids[0] == bos
+
+
+def test_a_template_that_prints_the_date_is_the_same_tomorrow() -> None:
+    tokenizer = tiny.tokenizer()
+    asked = "{% if not date_string %}{% set date_string = strftime_now('%d %b %Y') %}{% endif %}"
+    tokenizer.chat_template = asked + "{{ date_string }} " + tiny.CHAT
+    text = tokenizer.decode(readout_of(tokenizer).prompt(CONTENT).ids)
+    assert text.startswith("12 May 2025 ")
+
+
+@pytest.mark.parametrize("template", ["{{ raise_exception('no system') }}", "{% if %}"])
+def test_a_template_that_fails_says_so(template: str) -> None:
+    tokenizer = tiny.tokenizer()
+    tokenizer.chat_template = template
+    with pytest.raises(ValueError, match="chat template cannot be rendered"):
+        readout_of(tokenizer)
+
+
+def test_of_several_named_templates_the_default_is_taken() -> None:
+    tokenizer = tiny.tokenizer()
+    tokenizer.chat_template = {"default": tiny.CHAT, "tool_use": "{{ 1 }}"}
+    assert readout_of(tokenizer).template_sha256 == readout_of(tiny.tokenizer()).template_sha256
 
 
 def test_a_template_that_changes_the_text_is_refused() -> None:

@@ -16,14 +16,17 @@ import pytest
 import tiny
 import torch
 import xarray as xr
+from tokenizers import normalizers
 
 from steercube import netcdf
 from steercube.analysis.reduce import cells as reduce_to_cells
+from steercube.analysis.tables import conclude
 from steercube.analyze import studies
 from steercube.cli import main
 from steercube.collect import sweep as sweep_module
 from steercube.collect.decoder import Decoder
-from steercube.collect.plan import Plan, Rank
+from steercube.collect.plan import Plan
+from steercube.collect.rank import Rank
 from steercube.collect.readout import readout_of
 from steercube.collect.run import collect, shards_of, write_cube
 from steercube.collect.shards import held
@@ -113,7 +116,7 @@ def test_without_resume_earlier_shards_are_left_alone(whole: Path) -> None:
 
 def test_shards_of_other_settings_are_refused(whole: Path) -> None:
     for other, said in (
-        (replace(PLAN, strengths=(-2.0, 2.0)), "strengths: "),
+        (replace(PLAN, strengths=(-2.0, 2.0)), r"strengths: \[-1"),
         (replace(PLAN, positions="answer"), "positions: 'all' there, 'answer' now"),
         (replace(PLAN, convention="study"), "convention: 'same' there, 'study' now"),
     ):
@@ -122,14 +125,61 @@ def test_shards_of_other_settings_are_refused(whole: Path) -> None:
     with pytest.raises(ValueError, match="dtype: 'float32' there, 'bfloat16' now"):
         run(whole.parent, tiny.decoder(dtype=torch.bfloat16), resume=True)
     changed = {"honesty": replace(CONCEPTS["honesty"], evaluation=CONCEPTS["humour"].evaluation)}
-    with pytest.raises(ValueError, match="items_sha256: "):
+    with pytest.raises(ValueError, match="concept_sha256: "):
         run(whole.parent, concepts=changed, resume=True)
+
+
+def test_units_of_other_settings_do_not_share_a_cube(whole: Path, tmp_path: Path) -> None:
+    """Refused before anything is run; and by `consolidate`, where two jobs ran at once."""
+    shutil.copytree(whole.parent, tmp_path / "copy")
+    third = {"pride": tiny.concept("pride")}
+    decoder = tiny.decoder()
+    decoder.blocks[0].register_forward_hook(lambda *_: pytest.fail("the model was run"))
+    for other in ({"positions": "answer"}, {"convention": "study"}, {"strengths": (-1.0, 1.0)}):
+        with pytest.raises(ValueError, match=f"{next(iter(other))} = .* in tiny-llama x honesty"):
+            run(tmp_path / "copy", decoder, replace(PLAN, **other), concepts=third)
+    apart = tmp_path / "apart"
+    apart.mkdir()
+    run(apart, plan=replace(PLAN, positions="answer"), concepts=third)
+    shutil.copytree(
+        shards_of(apart / "mine.nc") / "tiny-llama" / "pride",
+        shards_of(tmp_path / "copy" / "mine.nc") / "tiny-llama" / "pride",
+    )
+    with pytest.raises(ValueError, match="positions = 'answer' in tiny-llama x pride"):
+        write_cube(tmp_path / "copy" / "mine.nc")
+
+
+def test_concepts_with_and_without_controls_are_analysed_together(tmp_path: Path) -> None:
+    run(tmp_path, concepts={"honesty": CONCEPTS["honesty"]})
+    out = run(tmp_path, plan=replace(PLAN, controls=()), concepts={"humour": CONCEPTS["humour"]})
+    cells = reduce_to_cells(open_cube(out), n_resamples=20)
+    assert cells["estimate_random"].sel(concept="humour").isnull().all()
+    table = conclude(cells)["controls"]
+    assert set(table[table["concept"] == "humour"]["direction"]) == {"concept"}
+
+
+def test_another_tokenization_is_another_vector(tmp_path: Path) -> None:
+    run(tmp_path)
+    for path in tmp_path.rglob("samples-*.nc"):
+        path.unlink()
+    decoder = tiny.decoder()
+    decoder.tokenizer.backend_tokenizer.normalizer = normalizers.Lowercase()
+    with pytest.raises(ValueError, match="pairs_sha256: "):
+        run(tmp_path, decoder, resume=True)
+
+
+def test_what_a_kill_left_half_written_is_cleared_away(whole: Path, tmp_path: Path) -> None:
+    shutil.copytree(whole.parent, tmp_path / "copy")
+    left = shards_of(tmp_path / "copy" / "mine.nc") / "tiny-llama" / "honesty" / ".x.nc.1.part"
+    left.touch()
+    run(tmp_path / "copy", resume=True)
+    assert not left.exists()
 
 
 def test_other_chunks_or_items_are_refused(whole: Path) -> None:
     with pytest.raises(ValueError, match=r"samples-0000-0004\.nc is not one of them"):
         run(whole.parent, plan=replace(PLAN, chunk=4), resume=True)
-    with pytest.raises(ValueError, match=r"samples-0010-0011\.nc is not one of them"):
+    with pytest.raises(ValueError, match="concept_sha256: "):
         run(whole.parent, plan=replace(PLAN, n_items=10), resume=True)
 
 
@@ -157,7 +207,7 @@ def test_models_that_were_asked_other_items_make_no_cube(tmp_path: Path) -> None
     fewer = {
         "honesty": replace(CONCEPTS["honesty"], evaluation=CONCEPTS["honesty"].evaluation[:10])
     }
-    with pytest.raises(ValueError, match="was asked other items of 'honesty' than another model"):
+    with pytest.raises(ValueError, match=r"concept_sha256 = .* in tiny-llama x honesty"):
         run(tmp_path, tiny.decoder("qwen3"), concepts=fewer)
 
 
@@ -193,8 +243,15 @@ def test_two_ranks_share_the_samples(whole: Path, tmp_path: Path) -> None:
     """Rank 1 waits for the vectors of rank 0, and rank 0 for the samples of rank 1."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["tiny", "steercube.collect.run"])
-    ranks = [context.Process(target=run, args=(tmp_path,), kwargs={"rank": Rank(i, 2)})
-             for i in (0, 1)]  # fmt: skip
+    # A shard of rank 1's that was damaged since an earlier run: rank 0 has to wait for it.
+    shutil.copytree(whole.parent, tmp_path, dirs_exist_ok=True)
+    for path in tmp_path.rglob("samples-*.nc"):
+        path.unlink() if "0000" in path.name else path.write_bytes(path.read_bytes()[:-200])
+    options = {"resume": True}
+    ranks = [
+        context.Process(target=run, args=(tmp_path,), kwargs=options | {"rank": Rank(i, 2)})
+        for i in (0, 1)
+    ]
     for process in ranks:
         process.start()
     for process in ranks:
@@ -281,6 +338,7 @@ def test_the_command_line_says_what_is_wrong(
         ([*base, "--model", "9B"], "model '9B' is none of 0.6B"),
         ([*base, "--model", "8B", "--concepts", "sloth"], "--concepts sloth: none of coordination"),
         ([*base, "--model", "8B", "--dtype", "int4"], "--dtype int4: is none of"),
+        ([*base, "--model", "8B", "--concepts", ","], "--concepts ,: none of coordination"),
         ([*base, "--model", "8B", "--positions", "some"], "positions = 'some' is none of"),
         ([*base[:-1], str(tmp_path), "--model", "8B"], "name a .nc file"),
         (["consolidate", "--out", out], "nothing was collected"),

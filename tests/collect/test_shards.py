@@ -69,6 +69,14 @@ def test_the_second_in_a_folder_is_told_who_holds_it(tmp_path: Path) -> None:
         pass
 
 
+def test_a_holder_that_is_not_written_down_yet_is_no_other_error(tmp_path: Path) -> None:
+    with held(tmp_path):
+        (tmp_path / "holder.json").write_text("")
+        with pytest.raises(BlockingIOError, match=r"is held by process \? on \?"), held(tmp_path):
+            pass
+    assert not (tmp_path / "holder.json").exists()
+
+
 def test_no_shards_are_no_cube(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="holds no model x concept whose shards are all there"):
         consolidate(tmp_path)

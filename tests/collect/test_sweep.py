@@ -5,6 +5,7 @@ import pytest
 import tiny
 import torch
 
+from steercube.collect import hooks
 from steercube.collect.decoder import Decoder
 from steercube.collect.hooks import Cell, steering
 from steercube.collect.readout import Prompt
@@ -116,6 +117,9 @@ def test_receipts_count_what_was_touched(asked: tuple[list[Prompt], np.ndarray])
             assert receipt.rows == len(prompts) * len(STRENGTHS)
             assert receipt.positions == steered * len(STRENGTHS)
             assert receipt.n_prompts == len(prompts)
+    faint = [Cell(2, strength, torch.ones(tiny.HIDDEN)) for strength in (1.0, 1e-12)]
+    one_of_two = sweep(decoder, prompts, answers, faint, positions="all", max_rows=30).touched[2]
+    assert one_of_two.rows == len(prompts)
     zero = [Cell(2, 1.0, torch.zeros(tiny.HIDDEN))]
     nothing = sweep(decoder, prompts, answers, zero, positions="all", max_rows=30).touched[2]
     assert (nothing.rows, nothing.positions, nothing.ratio) == (0, 0, 0.0)
@@ -189,30 +193,61 @@ def test_another_error_is_not_taken_for_a_lack_of_memory(
         sweep(tiny.decoder("llama"), *asked, wrong_size, positions="all", max_rows=8)
 
 
+def check(
+    decoder: Decoder, asked: tuple[list[Prompt], np.ndarray], positions: str = "all"
+) -> float:
+    prompts, answers = asked
+    return check_against_plain_loop(decoder, prompts[:2], answers[:2], cells(), positions=positions)
+
+
 @pytest.mark.parametrize("positions", POSITIONS)
 def test_the_check_passes_a_model_that_works(
     positions: str, asked: tuple[list[Prompt], np.ndarray]
 ) -> None:
-    prompts, answers = asked
-    apart = check_against_plain_loop(
-        tiny.decoder("gemma3"), prompts[0], answers[0], cells(), positions=positions
-    )
-    assert apart < 1e-4
+    assert check(tiny.decoder("gemma3"), asked, positions) < 1e-4
 
 
 def test_the_check_refuses_a_model_whose_rows_see_each_other(
     asked: tuple[list[Prompt], np.ndarray],
 ) -> None:
     """As a mixture of experts of limited capacity would."""
-    decoder, (prompts, answers) = tiny.decoder("llama"), asked
-    decoder.blocks[2].register_forward_hook(lambda module, args, out: out + out.mean(0, True))
+    decoder = tiny.decoder("llama")
+    decoder.blocks[2].register_forward_hook(
+        lambda module, args, out: out + 0.01 * out.mean(0, True)
+    )
     with pytest.raises(ValueError, match="differs from the plain loop by"):
-        check_against_plain_loop(decoder, prompts[0], answers[0], cells(), positions="all")
+        check(decoder, asked)
+
+
+def test_the_check_refuses_companions_that_are_repeated_wrongly(
+    asked: tuple[list[Prompt], np.ndarray], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Seen with several prompts only: one row serves all copies by broadcasting."""
+    repeated = hooks._repeated
+
+    def in_another_order(value: Any, n_rows: int, copies: int) -> Any:
+        found = repeated(value, n_rows, copies)
+        return found.flip(0) if isinstance(found, torch.Tensor) and found is not value else found
+
+    monkeypatch.setattr(hooks, "_repeated", in_another_order)
+    with pytest.raises(ValueError, match="differs from the plain loop by"):
+        check(tiny.decoder("llama"), asked, "answer")
+
+
+def test_the_check_refuses_blocks_that_cannot_take_more_rows(
+    asked: tuple[list[Prompt], np.ndarray],
+) -> None:
+    decoder = tiny.decoder("llama")
+    decoder.blocks[2].register_forward_hook(lambda module, args, out: out + out[:2].repeat(3, 1, 1))
+    with pytest.raises(ValueError, match="its blocks cannot be run on more rows"):
+        check(decoder, asked)
 
 
 def test_in_bfloat16_it_agrees_as_far_as_rounding_goes(
     asked: tuple[list[Prompt], np.ndarray],
 ) -> None:
     decoder = tiny.decoder("qwen3", dtype=torch.bfloat16)
-    prompts, answers = asked
-    check_against_plain_loop(decoder, prompts[0], answers[0], cells(), positions="all")
+    largest = max(
+        float(decoder.model(input_ids=torch.tensor([p.ids])).logits.abs().max()) for p in asked[0]
+    )
+    assert check(decoder, asked) < 2 * torch.finfo(torch.bfloat16).eps * largest

@@ -1,5 +1,6 @@
 from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -79,6 +80,25 @@ def test_batches_do_not_change_a_vector() -> None:
     one, many = (letter_residuals(decoder, readout, PAIRS, batch_size=n) for n in (1, 7))
     np.testing.assert_allclose(one, many, atol=1e-4)
     assert one[0].dtype == np.float64
+
+
+def test_without_memory_batches_halve(monkeypatch: pytest.MonkeyPatch) -> None:
+    decoder = tiny.decoder("llama")
+    readout = readout_of(decoder.tokenizer)
+    plenty = letter_residuals(decoder, readout, PAIRS)
+    forward = decoder.blocks[0].forward
+
+    def limited(hidden_states: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
+        if len(hidden_states) > limit:
+            raise torch.OutOfMemoryError("no memory")
+        return forward(hidden_states, *args, **kwargs)
+
+    monkeypatch.setattr(decoder.blocks[0], "forward", limited)
+    limit = 3
+    np.testing.assert_allclose(letter_residuals(decoder, readout, PAIRS), plenty, atol=1e-4)
+    limit = 0
+    with pytest.raises(MemoryError, match="one training pair"):
+        letter_residuals(decoder, readout, PAIRS)
 
 
 def test_controls_have_the_vectors_norm_and_other_directions() -> None:

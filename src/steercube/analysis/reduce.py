@@ -229,6 +229,7 @@ def _describe_controls(
         everyone = np.ones(len(samples.letter))
         found = np.stack([f(samples, everyone).value for f in ESTIMANDS.values()])
         has_value = out["estimate"].loc[where].notnull().values & np.isfinite(found)
+        has_value &= np.isfinite(values).all(axis=(1, 2))
         out[name].loc[where] = np.where(has_value, found, np.nan)
 
 

@@ -178,7 +178,9 @@ def controls(cells: xr.Dataset) -> pd.DataFrame:
         for concept in map(str, cells["concept"].values):
             layer = chosen.sel(model=model, concept=concept).item()
             for direction, name in directions.items():
-                of_layers = cells[name].sel(model=model, concept=concept).dropna("layer", how="all")
+                of_layers = cells[name].sel(model=model, concept=concept)
+                has_effect = of_layers.sel(estimand="delta").notnull().values
+                of_layers = of_layers.isel(layer=np.flatnonzero(has_effect))
                 if np.isnan(layer) or not of_layers.sizes["layer"]:
                     continue
                 best = of_layers["layer"][int(of_layers.sel(estimand="delta").argmax("layer"))]

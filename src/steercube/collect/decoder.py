@@ -6,15 +6,19 @@ block, whose entry there is taken after the final norm; so it is read by a hook 
 """
 
 import hashlib
+import os
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from safetensors import SafetensorError
 from torch import nn
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from steercube.collect.rank import Rank
 from steercube.cube import Model
 from steercube.models import Entry, Weights
 
@@ -55,26 +59,31 @@ class Decoder:
 def load(entry: Entry, *, offload_folder: str | Path | None = None) -> Decoder:
     """The model of `entry` in evaluation mode, from safetensors or GGUF, no code but transformers'.
 
-    Raises ValueError for a missing package or file, for weights of another kind, for a model
-    whose blocks cannot be found or do not count `n_layers`.
+    Raises ValueError for a missing package or file, for weights of another kind, damaged or lacking
+    some of the model's, for a model whose blocks cannot be found or do not count `n_layers`.
     """
     weights = entry.weights
+    if weights.device_map and Rank.of_environment().count > 1:
+        raise ValueError(
+            f"model {entry.name!r} has device_map = {weights.device_map!r}, which spreads it over "
+            "every GPU: start one process, or give --device-map '' for one GPU a process"
+        )
     folder, options = _where(weights)
-    tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False, **options)
-    if not options.get("gguf_file"):
-        options["use_safetensors"] = True
-    placed = {"device_map": weights.device_map} if weights.device_map else {}
-    if offload_folder is not None:
-        placed["offload_folder"] = str(offload_folder)
-    model = AutoModelForCausalLM.from_pretrained(
-        folder,
-        dtype=getattr(torch, weights.dtype),
-        trust_remote_code=False,
-        **options,
-        **placed,
-    )
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False, **options)
+        model, loaded = AutoModelForCausalLM.from_pretrained(
+            folder,
+            dtype=getattr(torch, weights.dtype),
+            trust_remote_code=False,
+            output_loading_info=True,
+            **_formats(options),
+            **_placement(weights, offload_folder),
+        )
+    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
+        raise ValueError(f"{folder}: cannot be loaded as a model ({error})") from error
+    _require_every_weight(loaded, folder)
     if not weights.device_map and torch.cuda.is_available():
-        model.to(torch.device("cuda", torch.cuda.current_device()))
+        model.to(torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0))))
     return decoder_of(
         model,
         tokenizer,
@@ -82,6 +91,26 @@ def load(entry: Entry, *, offload_folder: str | Path | None = None) -> Decoder:
         revision=_revision(folder, weights, model),
         facts=entry.facts,
     )
+
+
+def _formats(options: dict[str, str]) -> dict[str, Any]:
+    """Pickled weights are never read."""
+    return options if options.get("gguf_file") else options | {"use_safetensors": True}
+
+
+def _placement(weights: Weights, offload_folder: str | Path | None) -> dict[str, Any]:
+    placed: dict[str, Any] = {"device_map": weights.device_map} if weights.device_map else {}
+    return placed | ({"offload_folder": str(offload_folder)} if offload_folder else {})
+
+
+def _require_every_weight(loaded: Any, folder: str) -> None:
+    """transformers fills what a file lacks at random, and says so in a table that scrolls by."""
+    lacking = sorted({*loaded["missing_keys"], *(str(key) for key in loaded["mismatched_keys"])})
+    if lacking:
+        raise ValueError(
+            f"{folder}: the weights lack {len(lacking)} of the model's, {', '.join(lacking[:3])} "
+            "first; they would be random numbers. Its config is another model's, or a file is lost."
+        )
 
 
 def decoder_of(
@@ -145,23 +174,25 @@ def _where(weights: Weights) -> tuple[str, dict[str, Any]]:
 
 
 def _revision(folder: str, weights: Weights, model: Any) -> str:
-    """What identifies the weights: the hub's commit, or a fingerprint of the local files."""
-    if Path(folder).is_dir():
-        pattern = weights.gguf_file or "*.safetensors"
-        return f"files:{_fingerprint(sorted(Path(folder).glob(pattern)))}"
-    return getattr(model.config, "_commit_hash", None) or weights.revision
+    """What identifies weights, config and tokenizer: the hub's commit, or a hash of the files."""
+    if not Path(folder).is_dir():
+        return getattr(model.config, "_commit_hash", None) or weights.revision
+    kinds = [weights.gguf_file] if weights.gguf_file else ["*.safetensors", "*.json", "*.jinja",
+                                                           "*.model", "*.txt"]  # fmt: skip
+    return f"files:{_fingerprint(sorted({p for kind in kinds for p in Path(folder).glob(kind)}))}"
 
 
-def _fingerprint(paths: list[Path], *, ends: int = 1 << 20) -> str:
-    """SHA-256 over names, sizes and the first and last MiB, so that 470 GB take no time."""
+def _fingerprint(paths: list[Path], *, block: int = 1 << 20, at_most: int = 256) -> str:
+    """SHA-256 over names, sizes and contents; of large files 256 blocks of a MiB, evenly spaced."""
     sha = hashlib.sha256()
     for path in paths:
         size = path.stat().st_size
+        n_blocks = -(-size // block)
         sha.update(f"{path.name} {size} ".encode())
         with path.open("rb") as file:
-            sha.update(file.read(ends))
-            file.seek(max(0, size - ends))
-            sha.update(file.read(ends))
+            for i in sorted({round(x) for x in np.linspace(0, n_blocks - 1, at_most)}):
+                file.seek(max(0, i) * block)
+                sha.update(file.read(block))
     return sha.hexdigest()
 
 

@@ -125,7 +125,7 @@ class FanOut:
             base = hidden[: len(self.last)]
             steered = [base + _added(cell, base, self.steer) for cell in cells]
             largest = max(range(len(cells)), key=lambda i: abs(cells[i].strength))
-            self.touched[layer] = _receipt(base, steered[largest], self.steer, len(cells))
+            self.touched[layer] = _receipt(base, steered, largest, self.steer)
             return torch.cat([hidden, *steered])
 
         return fan_out
@@ -135,16 +135,16 @@ class FanOut:
         return hidden[torch.arange(len(last), device=hidden.device), last][:, None]
 
 
-def _receipt(base: Tensor, steered: Tensor, steer: Tensor, n_copies: int) -> Touched:
-    """Of one steered copy, measured; the other copies differ in strength and direction alone."""
+def _receipt(base: Tensor, steered: Sequence[Tensor], largest: int, steer: Tensor) -> Touched:
+    """Measured on the rows: in how many of them, and where, a copy differs from the batch."""
     at = steer.to(base.device)
-    changed = (steered != base).any(dim=-1)
-    added, residual = ((steered - base).float().norm(dim=-1), base.float().norm(dim=-1))
-    ratio = (added / residual.clamp_min(1e-30) * at).sum(dim=-1) / at.sum(dim=-1)
+    changed = [(copy != base).any(dim=-1) for copy in steered]
+    added = (steered[largest] - base).float().norm(dim=-1)
+    ratio = added / base.float().norm(dim=-1).clamp_min(1e-30)
     return Touched(
-        rows=int(changed.any(dim=-1).sum()) * n_copies,
-        positions=int(changed.sum()) * n_copies,
-        ratio=float(ratio.mean()),
+        rows=int(sum(copy.any(dim=-1).sum() for copy in changed)),
+        positions=int(sum(copy.sum() for copy in changed)),
+        ratio=float(((ratio * at).sum(dim=-1) / at.sum(dim=-1)).mean()),
         n_prompts=len(base),
     )
 

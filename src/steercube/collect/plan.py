@@ -1,6 +1,5 @@
 """What a collection is to do: which layers and strengths, where steered, by which process."""
 
-import os
 from dataclasses import dataclass
 
 import numpy as np
@@ -51,8 +50,12 @@ class Plan:
                 "its steered copy)"
             )
         for name in ("n_pairs", "n_items"):
-            if (getattr(self, name) or 2) < 2:
-                problems.append(f"{name} = {getattr(self, name)}: at least 2")
+            if (value := getattr(self, name)) is not None and value < 2:
+                problems.append(f"{name} = {value}: at least 2")
+        if len(set(self.controls)) < len(self.controls) or self.seed < 0:
+            problems.append(
+                f"controls = {self.controls}, seed = {self.seed}: controls once, no seed below 0"
+            )
         raise_if_any(problems, what="the plan")
 
     @property
@@ -64,24 +67,6 @@ class Plan:
     def largest(self) -> float:
         """The strength of the largest size."""
         return max(self.strengths, key=abs)
-
-
-@dataclass(frozen=True)
-class Rank:
-    """This process among those of one launch, from the environment that launchers set."""
-
-    index: int = 0
-    count: int = 1
-
-    @classmethod
-    def of_environment(cls) -> "Rank":
-        """Rank 0 of 1 where nothing launched several."""
-        return cls(int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1)))
-
-    @property
-    def leads(self) -> bool:
-        """Whether this process makes what all need."""
-        return self.index == 0
 
 
 def layers_of(selection: str, n_layers: int) -> list[int]:
@@ -100,6 +85,8 @@ def layers_of(selection: str, n_layers: int) -> list[int]:
         elif ":" in selection:
             low, high, *step = selection.split(":")
             unit = n_layers if "." in low + high else 1
+            if len(step) > 1:
+                raise ValueError
             within = [layer for layer in every if float(low) <= layer / unit <= float(high)]
             chosen = within[:: int(step[0]) if step else 1]
         else:

@@ -9,7 +9,12 @@ import hashlib
 from dataclasses import dataclass
 from typing import Any
 
+from jinja2 import TemplateError
+
 from steercube.cube import SCORED_LETTERS
+
+DATE = "12 May 2025"
+"""What templates that print the date, as Llama 3's, are told: a prompt is the same tomorrow."""
 
 PROBE = "Is it so?\n\nChoices:\n (A) Yes\n (B) No"
 
@@ -44,9 +49,8 @@ class Readout:
     @property
     def template_sha256(self) -> str:
         """Of the chat template's text; of the plain rendering where there is none."""
-        return hashlib.sha256(
-            (self.tokenizer.chat_template or "plain: Answer:").encode()
-        ).hexdigest()
+        text = str(_template(self.tokenizer) or "plain: Answer:")
+        return hashlib.sha256(text.encode()).hexdigest()
 
     def token(self, letter: str) -> int:
         """The id of the token that says `letter`. Raises ValueError where it is not one token."""
@@ -88,16 +92,27 @@ def readout_of(tokenizer: Any) -> Readout:
     )
 
 
+def _template(tokenizer: Any) -> str | None:
+    """The chat template's text, or None; of several named ones, the default."""
+    return tokenizer.get_chat_template() if tokenizer.chat_template else None
+
+
 def _render(tokenizer: Any, content: str) -> str:
-    """The prompt as text; thinking is off where the template knows it."""
+    """The prompt as text; thinking is off where the template knows it, and no date moves."""
     if not tokenizer.chat_template:
         return content if content.rstrip().endswith("Answer:") else f"{content}\n\nAnswer:"
-    turn = [{"role": "user", "content": content}]
-    return str(
-        tokenizer.apply_chat_template(
-            turn, tokenize=False, add_generation_prompt=True, enable_thinking=False
+    try:
+        return str(
+            tokenizer.apply_chat_template(
+                [{"role": "user", "content": content}],
+                tokenize=False,
+                add_generation_prompt=True,
+                enable_thinking=False,
+                date_string=DATE,
+            )
         )
-    )
+    except TemplateError as error:
+        raise ValueError(f"the tokenizer's chat template cannot be rendered ({error})") from error
 
 
 def _next_token(tokenizer: Any, text: str, continuation: str) -> int | None:

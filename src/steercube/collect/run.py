@@ -2,7 +2,7 @@
 
 import json
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -11,15 +11,18 @@ from tqdm import tqdm
 
 from steercube import netcdf
 from steercube.collect.decoder import Decoder
-from steercube.collect.plan import Plan, Rank
+from steercube.collect.plan import Plan
+from steercube.collect.rank import Rank
 from steercube.collect.readout import readout_of
-from steercube.collect.shards import consolidate, held
+from steercube.collect.shards import consolidate, differences, held, other_settings
 from steercube.collect.unit import Unit
 from steercube.concepts import Concept
 from steercube.cube import STATUS, open_cube, save_cube
 from steercube.schema import raise_if_any
 
 Report = Callable[[str], None]
+ROWS_AT_ONCE = {"cpu": 96, "cuda": 1024}
+"""Default bound of the rows in a pass, by device: what its caches, or its memory, take well."""
 PATIENCE = 24 * 3600.0
 """Seconds that one process waits for what another is about to finish."""
 
@@ -47,16 +50,18 @@ def collect(
     units = _units(decoder, concepts, plan, shards_of(out))
     if rank.leads:
         _require_nothing_lost(out, units)
+        _require_one_cube(shards_of(out), units)
     if rank.leads and not resume:
         _require_new(units)
     start = time.monotonic()
     total = sum(unit.n_cells * len(unit.concept.evaluation) for unit in units)
+    max_rows = plan.max_rows or ROWS_AT_ONCE.get(decoder.device.type, ROWS_AT_ONCE["cpu"])
     with tqdm(
         total=total // rank.count, unit="cell", desc=decoder.name, disable=not rank.leads
     ) as bar:
         for unit in units:
             with held(unit.folder) if rank.leads else nullcontext():
-                _collect_unit(unit, rank, bar)
+                max_rows = _collect_unit(unit, rank, bar, max_rows=max_rows)
     if rank.leads:
         write_cube(out, report=report)
         report(f"{decoder.name}: {total} cells in {time.monotonic() - start:.0f} s")
@@ -73,7 +78,7 @@ def write_cube(out: Path, *, report: Report = print) -> None:
     if not folder.is_dir():
         raise FileNotFoundError(f"{folder}: no such folder; nothing was collected for {out}")
     with held(folder, patience=PATIENCE):
-        cube, vectors = consolidate(folder)
+        cube, vectors, keys = consolidate(folder)
         beside = out.with_name(f"{stem}.vectors.nc")
         manifest = {
             "content_sha256": {
@@ -81,13 +86,11 @@ def write_cube(out: Path, *, report: Report = print) -> None:
                 beside.name: netcdf.save(vectors, beside),
             },
             "attributes": {k: v for k, v in cube.attrs.items() if k != netcdf.DIGEST},
-            "shards": {
-                str(path.relative_to(folder)): netcdf.load(path).attrs["key"]
-                for path in sorted(folder.glob("*/*/*.nc"))
-            },
+            "shards": keys,
         }
-        text = json.dumps(manifest, indent=1, sort_keys=True) + "\n"
-        out.with_name(f"{stem}.manifest.json").write_text(text)
+        aside = out.with_name(f".{stem}.manifest.json.part")
+        aside.write_text(json.dumps(manifest, indent=1, sort_keys=True) + "\n")
+        aside.replace(out.with_name(f"{stem}.manifest.json"))
     report(f"wrote {out}\n\n{cube.steercube}")
 
 
@@ -100,6 +103,15 @@ def _units(
         Unit(decoder, readout, concept, plan, folder / decoder.name / concept.name)
         for concept in cut
     ]
+
+
+def _require_one_cube(folder: Path, units: Sequence[Unit]) -> None:
+    """Refuse at once what could not be in one cube with the shards that others left in `folder`."""
+    others = other_settings(folder, [unit.folder for unit in units])
+    problems = {
+        line for unit in units for other in others for line in differences(unit.settings, other)
+    }
+    raise_if_any(sorted(problems), what=f"one cube with the shards in {folder} (or change --out)")
 
 
 def _require_nothing_lost(out: Path, units: Iterable[Unit]) -> None:
@@ -127,28 +139,34 @@ def _require_new(units: Iterable[Unit]) -> None:
     )
 
 
-def _collect_unit(unit: Unit, rank: Rank, bar: Any) -> None:
-    """Every shard of the unit that is this process's and is not there yet."""
+def _collect_unit(unit: Unit, rank: Rank, bar: Any, *, max_rows: int) -> int:
+    """Make this process's shards that are not there yet; returns the rows that fit a pass."""
+    if rank.count == 1:
+        for left_by_a_kill in unit.folder.glob(".*.part"):
+            left_by_a_kill.unlink()
     bar.set_postfix_str(f"{unit.concept.name}, vectors")
     if not rank.leads:
-        _wait_for([unit.vectors_path])
+        _wait_until(lambda: unit.found_vectors() is not None, what=str(unit.vectors_path))
     vectors = unit.vectors()
     bar.set_postfix_str(unit.concept.name)
     own = list(unit.chunks)[rank.index :: rank.count]
     pending = unit.pending(own, vectors)
-    if pending:
-        unit.check(vectors)
+    if pending and rank.leads:
+        apart = unit.check(vectors)
+        bar.write(f"{unit.concept.name}: one pass is within {apart:.1g} nat of the plain loop")
     bar.update(unit.n_cells * sum(len(chunk) for chunk in own if chunk not in pending))
     for chunk in pending:
-        unit.samples(chunk, vectors, progress=bar.update)
+        max_rows = unit.samples(chunk, vectors, max_rows=max_rows, progress=bar.update)
     if rank.leads:
-        _wait_for(unit.chunks.values())
+        every = list(unit.chunks)
+        _wait_until(lambda: not unit.pending(every, vectors), what=f"samples in {unit.folder}")
+    return max_rows
 
 
-def _wait_for(paths: Iterable[Path], *, patience: float = PATIENCE) -> None:
-    """Until other processes of the launch have made them; its launcher stops all if one fails."""
-    until = time.monotonic() + patience
-    while missing := [path for path in paths if not path.exists()]:
+def _wait_until(made: Callable[[], bool], *, what: str) -> None:
+    """Until another process of the launch has made it; its launcher stops all if one fails."""
+    until = time.monotonic() + PATIENCE
+    while not made():
         if time.monotonic() > until:
-            raise TimeoutError(f"{missing[0]} was not made by another process in {patience:.0f} s")
-        time.sleep(0.2)
+            raise TimeoutError(f"{what}: not made by another process in {PATIENCE:.0f} s")
+        time.sleep(0.5)

@@ -25,6 +25,8 @@ from steercube.schema import raise_if_any
 
 Settings = Mapping[str, Any]
 RECEIPTS = ["rows_touched", "positions_touched", "added_over_residual"]
+ALIKE = ("strengths", "positions", "convention", "seed", "steercube")
+"""Settings that one cube has once: a unit with others is another cube's."""
 OF_VECTORS = ("vector_norm", "residual_norm", "split_half_cosine", "pairwise_cosine")
 
 
@@ -111,28 +113,68 @@ def _noted(note: Path) -> dict[str, Any]:
         return {}
 
 
-def consolidate(folder: Path) -> tuple[xr.Dataset, xr.Dataset]:
-    """The cube, and the vectors, of every (model, concept) whose shards are all there.
+def settings_of(shard: xr.Dataset) -> dict[str, Any]:
+    """The settings that a shard was made with."""
+    return dict(json.loads(shard.attrs["settings"]))
 
-    A pure function of the shards: neither the order in which they were made nor by how many
-    processes shows. Raises ValueError where none is complete, or where they are of one model or
-    concept but of different strengths or items.
+
+def differences(one: Settings, two: Settings) -> list[str]:
+    """How the settings of two units keep them out of one cube; empty where they do not.
+
+    Units of the same concept must have been asked the same questions.
+    """
+    names = [*ALIKE, *(["concept_sha256"] if one["concept"] == two["concept"] else [])]
+    return [
+        f"{name} = {two[name]!r} in {two['model']} x {two['concept']}, {one[name]!r} in "
+        f"{one['model']} x {one['concept']}"
+        for name in names
+        if one[name] != two[name]
+    ]
+
+
+def other_settings(folder: Path, own: Sequence[Path]) -> list[dict[str, Any]]:
+    """The settings of every unit in `folder` that has samples, but for those in `own`."""
+    found = {path.parent: path for path in sorted(folder.glob("*/*/samples-*.nc"))}
+    return [settings_of(netcdf.load(path)) for unit, path in found.items() if unit not in own]
+
+
+def consolidate(folder: Path) -> tuple[xr.Dataset, xr.Dataset, dict[str, str]]:
+    """The cube, the vectors, and the key of each shard, of every unit whose shards are all there.
+
+    A unit is a model x concept. A pure function of the shards: neither the order in which they were
+    made nor by how many processes shows. Raises ValueError where none is complete, or where their
+    settings keep them out of one cube.
     """
     units = [_unit(path.parent) for path in sorted(folder.glob("*/*/vectors.nc"))]
     complete = [unit for unit in units if unit is not None]
     if not complete:
         raise ValueError(f"{folder} holds no model x concept whose shards are all there")
-    cube = _frame([samples for _, samples in complete])
-    for of_vectors, samples in complete:
+    _, first, _ = complete[0]
+    raise_if_any(
+        [
+            line
+            for _, unit, _ in complete
+            for line in differences(settings_of(first), settings_of(unit))
+        ],
+        what=f"one cube of the shards in {folder}",
+    )
+    cube = _frame([samples for _, samples, _ in complete])
+    for of_vectors, samples, _ in complete:
         _fill(cube, of_vectors, samples)
     check_cube(cube, what=f"the cube from {folder}")
-    return cube, _vectors_of([of_vectors for of_vectors, _ in complete])
+    keys = {
+        str(path.relative_to(folder)): found
+        for *_, of_unit in complete
+        for path, found in of_unit.items()
+    }
+    return cube, _vectors_of([of_vectors for of_vectors, *_ in complete]), keys
 
 
-def _unit(folder: Path) -> tuple[xr.Dataset, xr.Dataset] | None:
-    """The vectors and all samples of one model x concept, or None while some are missing."""
+def _unit(folder: Path) -> tuple[xr.Dataset, xr.Dataset, dict[Path, str]] | None:
+    """Vectors, samples and keys of one model x concept, or None while some samples are missing."""
     of_vectors = netcdf.load(folder / "vectors.nc")
-    shards = [netcdf.load(path) for path in sorted(folder.glob("samples-*.nc"))]
+    found = {path: netcdf.load(path) for path in sorted(folder.glob("samples-*.nc"))}
+    shards = list(found.values())
     held_there = sorted(int(label) for shard in shards for label in shard["sample"])
     if not shards or held_there != list(range(_said(shards[0], "n_items"))):
         return None
@@ -145,27 +187,20 @@ def _unit(folder: Path) -> tuple[xr.Dataset, xr.Dataset] | None:
     totals["added_over_residual"] = (
         receipts["added_over_residual"].weighted(n_samples).mean("chunk")
     )
-    return of_vectors, samples.merge(totals)
+    keys = {folder / "vectors.nc": of_vectors.attrs["key"]}
+    keys |= {path: shard.attrs["key"] for path, shard in found.items()}
+    return of_vectors, samples.merge(totals), keys
 
 
 def _frame(units: Sequence[xr.Dataset]) -> xr.Dataset:
     """A blank cube of every model, concept, layer and strength in `units`."""
-    items: dict[str, list[Item]] = {}
-    strengths = units[0]["strength"].values.tolist()
-    problems = []
-    for unit in units:
-        concept, name = _said(unit, "concept"), _model(unit).name
-        if items.setdefault(concept, _items(unit)) != _items(unit):
-            problems.append(f"{name} was asked other items of {concept!r} than another model")
-        if unit["strength"].values.tolist() != strengths:
-            problems.append(f"{name} x {concept} has the strengths {unit['strength'].values}")
-    raise_if_any(problems, what="one cube of these shards")
+    items = {_said(unit, "concept"): _items(unit) for unit in units}
     models = {_model(unit).name: _model(unit) for unit in units}
     return blank_cube(
         sorted(models.values(), key=lambda model: model.n_params),
         dict(sorted(items.items())),
         layers=sorted({int(layer) for unit in units for layer in unit["layer"]}),
-        strengths=strengths,
+        strengths=units[0]["strength"].values.tolist(),
         attrs=_joined([_said(unit, "of_cube") for unit in units]),
     )
 

@@ -210,26 +210,34 @@ def fan_out_logprobs(decoder: Decoder, run: Run, pass_: FanOut, answers: np.ndar
 
 @torch.inference_mode()
 def check_against_plain_loop(
-    decoder: Decoder, prompt: Prompt, answers: np.ndarray, cells: Sequence[Cell], *, positions: str
+    decoder: Decoder,
+    prompts: Sequence[Prompt],
+    answers: np.ndarray,
+    cells: Sequence[Cell],
+    *,
+    positions: str,
 ) -> float:
-    """Largest difference, in nats, between one pass and a full forward for each of `cells`.
+    """Largest difference, in nats, between one pass and a full forward for each prompt and cell.
 
-    Raises ValueError where it exceeds what rounding explains, so that a model whose blocks keep
-    something that the hooks do not repeat is refused and not measured wrongly.
+    Prompts are run together and one by one. Raises ValueError where either exceeds what rounding
+    explains (4 units in the last place of the largest logit, or 1e-3): such a model's blocks are
+    given, or keep, something that the hooks do not repeat, and it would be measured wrongly.
     """
-    found = sweep(
-        decoder, [prompt], answers[None], cells, positions=positions, max_rows=1 + len(cells)
-    )
-    start = 0 if positions == "all" else prompt.answer_start
-    run, largest, tokens = _whole(decoder, [prompt], [start]), 0.0, torch.as_tensor(answers)
-    plain = []
-    for cell in cells:
-        with steering(decoder.blocks[cell.layer], cell, run.steer):
-            logits = forward(decoder, run)[0, -1].float().cpu()
-        plain.append(logits.log_softmax(-1)[tokens])
-        largest = max(largest, float(logits.abs().max()))
-    apart = float((torch.stack(plain) - torch.from_numpy(found.logprobs[1:, 0])).abs().max())
-    allowed = max(1e-3, 8 * torch.finfo(decoder.model.dtype).eps * largest)
+    plain, largest = _plain_loop(decoder, prompts, answers, cells, positions=positions)
+    apart = 0.0
+    for n_together in (len(prompts), 1):
+        max_rows = n_together * (1 + len(cells))
+        try:
+            found = sweep(
+                decoder, prompts, answers, cells, positions=positions, max_rows=max_rows
+            ).logprobs[1:]
+        except (RuntimeError, TypeError, AttributeError, IndexError) as error:
+            raise ValueError(
+                f"model {decoder.name!r}: its blocks cannot be run on more rows than the model was "
+                f"given ({type(error).__name__}: {error}). This architecture is not supported."
+            ) from error
+        apart = max(apart, float(abs(found - plain).max()))
+    allowed = max(1e-3, 4 * torch.finfo(decoder.model.dtype).eps * largest)
     if not apart <= allowed:
         raise ValueError(
             f"model {decoder.name!r}: one pass for all cells differs from the plain loop by "
@@ -237,3 +245,23 @@ def check_against_plain_loop(
             "supported; please report its name."
         )
     return apart
+
+
+def _plain_loop(
+    decoder: Decoder,
+    prompts: Sequence[Prompt],
+    answers: np.ndarray,
+    cells: Sequence[Cell],
+    *,
+    positions: str,
+) -> tuple[np.ndarray, float]:
+    """Log-probabilities (cell, prompt, answer) by full forwards; the largest logit."""
+    out, largest = np.empty((len(cells), *answers.shape)), 0.0
+    for row, cell in enumerate(cells):
+        for column, prompt in enumerate(prompts):
+            run = _whole(decoder, [prompt], [0 if positions == "all" else prompt.answer_start])
+            with steering(decoder.blocks[cell.layer], cell, run.steer):
+                logits = forward(decoder, run)[0, -1].float().cpu()
+            out[row, column] = logits.log_softmax(-1)[torch.as_tensor(answers[column])]
+            largest = max(largest, float(logits.abs().max()))
+    return out, largest

@@ -25,8 +25,6 @@ from steercube.concepts import Concept, Question
 from steercube.schema import raise_if_any
 from steercube.streams import stream
 
-ROWS_AT_ONCE = {"cpu": 96, "cuda": 1024}
-"""Default bound of the rows in a pass, by device: what its caches, or its memory, take well."""
 RECORDED_VERSIONS = ("torch", "transformers", "tokenizers", "numpy")
 
 
@@ -69,17 +67,20 @@ class Unit:
 
     def vectors(self) -> xr.Dataset:
         """The vectors, from their shard; made and saved first where there is none."""
-        settings = self._settings | {"pairs_sha256": _sha256(self.concept.train)}
-        found = find_shard(self.vectors_path, settings)
+        found = self.found_vectors()
         if found is None:
             rng = stream(f"{self.decoder.name}/{self.concept.name}", seed=self.plan.seed)
             convention = self.plan.convention
             made = vectors(
                 self.decoder, self.readout, self.concept.train, convention=convention, rng=rng
             )
-            save_shard(made, self.vectors_path, settings, **self._described)
+            save_shard(made, self.vectors_path, self._vector_settings, **self._described)
             found = netcdf.load(self.vectors_path)
         return found
+
+    def found_vectors(self) -> xr.Dataset | None:
+        """The vectors' shard, if there is a sound one of these settings."""
+        return find_shard(self.vectors_path, self._vector_settings)
 
     def pending(self, chunks: Sequence[range], of_vectors: xr.Dataset) -> list[range]:
         """Those of `chunks` without a sound shard of these settings.
@@ -98,8 +99,8 @@ class Unit:
             if find_shard(self.chunks[chunk], self._sample_settings(chunk, of_vectors)) is None
         ]
 
-    def samples(self, chunk: range, of_vectors: xr.Dataset, *, progress: Any) -> None:
-        """Sweep the samples of `chunk` and save their shard."""
+    def samples(self, chunk: range, of_vectors: xr.Dataset, *, max_rows: int, progress: Any) -> int:
+        """Sweep the samples of `chunk` and save their shard; returns the rows that fit a pass."""
         questions = self._questions(chunk)
         swept = sweep(
             self.decoder,
@@ -107,27 +108,31 @@ class Unit:
             self._answers(questions),
             self.cells(of_vectors),
             positions=self.plan.positions,
-            max_rows=self.plan.max_rows or ROWS_AT_ONCE.get(self.decoder.device.type, 96),
+            max_rows=max_rows,
             progress=progress,
         )
         made = self._labelled(swept, questions, chunk)
         self._require_movement(made)
         settings = self._sample_settings(chunk, of_vectors)
         save_shard(made, self.chunks[chunk], settings, **self._described)
+        return swept.max_rows
 
-    def check(self, of_vectors: xr.Dataset) -> None:
-        """Compare a few cells of one prompt with the plain loop; ValueError where they differ."""
+    def check(self, of_vectors: xr.Dataset) -> float:
+        """Compare some cells of two prompts with the plain loop: how far they are apart, in nats.
+
+        Raises ValueError where that is more than rounding.
+        """
         some = {self.layers[0], self.layers[len(self.layers) // 2], self.layers[-1]}
         cells = [
             cell
             for cell in self.cells(of_vectors, directions=["concept"])
             if cell.layer in some and cell.strength == self.plan.largest
         ]
-        first = range(1)
-        check_against_plain_loop(
+        two = range(min(2, len(self.concept.evaluation)))
+        return check_against_plain_loop(
             self.decoder,
-            self._prompts(first)[0],
-            self._answers(self._questions(first))[0],
+            self._prompts(two),
+            self._answers(self._questions(two)),
             cells,
             positions=self.plan.positions,
         )
@@ -153,10 +158,13 @@ class Unit:
         return np.array([[token(q.matching), token(q.other)] for q in questions])
 
     @property
-    def _settings(self) -> dict[str, Any]:
-        """What every shard's values depend on."""
+    def settings(self) -> dict[str, Any]:
+        """What the values of all its shards depend on."""
         return {
             "model": self.decoder.name,
+            "concept": self.concept.name,
+            "strengths": list(self.plan.strengths),
+            "positions": self.plan.positions,
             "revision": self.decoder.revision,
             "dtype": self.decoder.dtype,
             "chat_template_sha256": self.readout.template_sha256,
@@ -164,17 +172,22 @@ class Unit:
             "convention": self.plan.convention,
             "seed": self.plan.seed,
             "steercube": __version__,
+            "concept_sha256": self.concept.sha256,
         }
+
+    @property
+    def _vector_settings(self) -> dict[str, Any]:
+        asked = self.concept.train
+        prompts = [self.readout.prompt(pair.prompt) for pair in asked]
+        return self.settings | {"pairs_sha256": _sha256((asked, prompts, self._answers(asked)))}
 
     def _sample_settings(self, chunk: range, of_vectors: xr.Dataset) -> dict[str, Any]:
         questions = self._questions(chunk)
-        asked = (questions, self._prompts(chunk), self._answers(questions).tolist())
-        return self._settings | {
+        asked = (questions, self._prompts(chunk), self._answers(questions))
+        return self.settings | {
             "items_sha256": _sha256(asked),
             "vectors_sha256": of_vectors.attrs[netcdf.DIGEST],
-            "strengths": list(self.plan.strengths),
             "layers": self.layers,
-            "positions": self.plan.positions,
             "controls": list(self.plan.controls),
             "n_items": len(self.concept.evaluation),
         }
@@ -258,5 +271,7 @@ def _receipts(touched: Sequence[Touched]) -> dict[str, Any]:
     }
 
 
-def _sha256(value: Any) -> str:
-    return hashlib.sha256(repr(value).encode()).hexdigest()
+def _sha256(asked: tuple[Sequence[Question], Sequence[Prompt], np.ndarray]) -> str:
+    """Of questions as text and as token ids, and of the tokens of their answers."""
+    questions, prompts, answers = asked
+    return hashlib.sha256(repr((questions, prompts, answers.tolist())).encode()).hexdigest()

@@ -84,13 +84,20 @@ def letter_residuals(
     prompts = [readout.prompt(pair.prompt) for pair in pairs]
     order = sorted(range(len(prompts)), key=lambda i: len(prompts[i].ids))
     found: dict[str, dict[int, np.ndarray]] = {"matching": {}, "other": {}}
-    for start in range(0, len(order), batch_size):
-        batch = order[start : start + batch_size]
-        run = prepare(decoder, [_open_ended(prompts[i]) for i in batch], positions="answer")
-        for side, of_pair in found.items():
-            letters = [readout.token(getattr(pairs[i], side)) for i in batch]
-            rows = _residuals(decoder, run.ending_in(letters), of_input=convention == "study")
-            of_pair |= dict(zip(batch, rows, strict=True))
+    while order:
+        batch = order[:batch_size]
+        try:
+            run = prepare(decoder, [_open_ended(prompts[i]) for i in batch], positions="answer")
+            for side, of_pair in found.items():
+                letters = [readout.token(getattr(pairs[i], side)) for i in batch]
+                rows = _residuals(decoder, run.ending_in(letters), of_input=convention == "study")
+                of_pair |= dict(zip(batch, rows, strict=True))
+        except torch.OutOfMemoryError:
+            if batch_size == 1:
+                raise MemoryError("one training pair does not fit into memory") from None
+            batch_size //= 2
+            continue
+        order = order[len(batch) :]
     matching, other = (
         np.stack([of_pair[i] for i in range(len(prompts))]) for of_pair in found.values()
     )
