@@ -104,6 +104,7 @@ def bench(session: nox.Session) -> None:
     install(session, "collect")
     install_smollm2(session)
     session.run("python", "tests/bench.py", *session.posargs)
+    session.run("python", "tests/bench_gpu.py")
     folder = session.create_tmp()
     session.run("python", "tests/bench_collect.py", folder)
     theirs = f"{folder}/steering-vectors"

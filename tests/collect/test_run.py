@@ -16,6 +16,7 @@ import pytest
 import tiny
 import torch
 import xarray as xr
+from builders import STUDY, needs_study
 from tokenizers import normalizers
 
 from steercube import netcdf
@@ -24,6 +25,7 @@ from steercube.analysis.tables import conclude
 from steercube.analyze import studies
 from steercube.cli import main
 from steercube.collect import sweep as sweep_module
+from steercube.collect import unit as unit_module
 from steercube.collect.decoder import Decoder
 from steercube.collect.plan import Plan
 from steercube.collect.rank import Rank
@@ -107,6 +109,27 @@ def test_a_missing_and_a_damaged_shard_alone_are_made_again(whole: Path, tmp_pat
     out = run(tmp_path / "copy", resume=True)
     assert {p: p.stat().st_mtime_ns for p in before} == before
     assert open_cube(out).identical(open_cube(whole))
+
+
+def test_an_interrupted_run_goes_on(
+    whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    n_saved = 0
+    save = unit_module.save_shard
+
+    def interrupted(*args: Any, **kwargs: Any) -> None:
+        nonlocal n_saved
+        n_saved += 1
+        if n_saved == 3:
+            raise KeyboardInterrupt
+        save(*args, **kwargs)
+
+    monkeypatch.setattr(unit_module, "save_shard", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path)
+    monkeypatch.undo()
+    assert len(list(tmp_path.rglob("samples-*.nc"))) == 1
+    assert open_cube(run(tmp_path, resume=True)).identical(open_cube(whole))
 
 
 def test_without_resume_earlier_shards_are_left_alone(whole: Path) -> None:
@@ -327,6 +350,26 @@ def test_accelerate_launches_two_processes(whole: Path, tmp_path: Path) -> None:
         open_cube(whole)["logit_diff"].drop_vars(["hf_id", "revision"]),
         atol=1e-4,
     )
+
+
+@needs_study
+def test_the_studys_own_sets_are_collected(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("STEERCUBE_STUDY_DIR", str(STUDY))
+    model = tiny.save("qwen3", tmp_path / "tiny")
+    out = tmp_path / "mine.nc"
+    arguments = [
+        *("collect", "--model", str(model), "--dtype", "float32", "--concept-set", "study"),
+        *("--concepts", "sycophancy,corrigible", "--pairs", "6", "--items", "10"),
+        *("--layers", "2,4", "--convention", "study", "--out", str(out)),
+    ]
+    assert main(arguments) == 0
+    cube = open_cube(out)
+    assert cube["concept"].values.tolist() == ["corrigible", "sycophancy"]
+    assert (cube["cell_status"] == 2).all()
+    sycophancy = cube.sel(concept="sycophancy")
+    assert {"A", "B", "C"} <= set(sycophancy["letter"].values)
+    assert not sycophancy["item_valid"].values[sycophancy["letter"].values == "C"].any()
+    assert "read at the input of block L" in cube.attrs["layer_convention"]
 
 
 def test_the_command_line_says_what_is_wrong(

@@ -14,8 +14,9 @@ CONTROLS = DIRECTIONS[1:]
 
 @dataclass(frozen=True)
 class Plan:
-    """What is swept. `layers` is a selection (see `layers_of`); `chunk` is samples a shard.
+    """What is swept. `layers` is a selection (see `layers_of`).
 
+    `chunk` is samples a shard; with weights on disk each chunk reads them all, so make it large.
     `max_rows` bounds the rows in one pass; 0 chooses by device. The result does not depend on it.
     """
 

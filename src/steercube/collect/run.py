@@ -4,6 +4,7 @@ import json
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import nullcontext
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,8 @@ from steercube.schema import raise_if_any
 Report = Callable[[str], None]
 ROWS_AT_ONCE = {"cpu": 96, "cuda": 1024}
 """Default bound of the rows in a pass, by device: what its caches, or its memory, take well."""
+ROWS_A_PAIR = 12
+"""Rows of a sweep that one training pair counts for: it is run once and at its full length."""
 PATIENCE = 24 * 3600.0
 """Seconds that one process waits for what another is about to finish."""
 
@@ -59,12 +62,22 @@ def collect(
     with tqdm(
         total=total // rank.count, unit="cell", desc=decoder.name, disable=not rank.leads
     ) as bar:
+        progress = Progress(bar, max_rows)
         for unit in units:
             with held(unit.folder) if rank.leads else nullcontext():
-                max_rows = _collect_unit(unit, rank, bar, max_rows=max_rows)
+                _collect_unit(unit, rank, progress)
     if rank.leads:
         write_cube(out, report=report)
         report(f"{decoder.name}: {total} cells in {time.monotonic() - start:.0f} s")
+
+
+@dataclass
+class Progress:
+    """What a run carries from unit to unit: its bar, the rows that fit, whether it was checked."""
+
+    bar: Any
+    max_rows: int
+    is_checked: bool = False
 
 
 def shards_of(out: Path) -> Path:
@@ -139,28 +152,32 @@ def _require_new(units: Iterable[Unit]) -> None:
     )
 
 
-def _collect_unit(unit: Unit, rank: Rank, bar: Any, *, max_rows: int) -> int:
-    """Make this process's shards that are not there yet; returns the rows that fit a pass."""
+def _collect_unit(unit: Unit, rank: Rank, progress: Progress) -> None:
+    """Make this process's shards of the unit that are not there yet."""
+    bar = progress.bar
     if rank.count == 1:
         for left_by_a_kill in unit.folder.glob(".*.part"):
             left_by_a_kill.unlink()
     bar.set_postfix_str(f"{unit.concept.name}, vectors")
     if not rank.leads:
         _wait_until(lambda: unit.found_vectors() is not None, what=str(unit.vectors_path))
-    vectors = unit.vectors()
+    vectors = unit.vectors(batch_size=max(1, progress.max_rows // ROWS_A_PAIR))
     bar.set_postfix_str(unit.concept.name)
     own = list(unit.chunks)[rank.index :: rank.count]
     pending = unit.pending(own, vectors)
-    if pending and rank.leads:
+    if pending and not progress.is_checked:
         apart = unit.check(vectors)
-        bar.write(f"{unit.concept.name}: one pass is within {apart:.1g} nat of the plain loop")
+        progress.is_checked = True
+        if rank.leads:
+            bar.write(f"one pass for all cells is within {apart:.1g} nat of the plain loop")
     bar.update(unit.n_cells * sum(len(chunk) for chunk in own if chunk not in pending))
     for chunk in pending:
-        max_rows = unit.samples(chunk, vectors, max_rows=max_rows, progress=bar.update)
+        progress.max_rows = unit.samples(
+            chunk, vectors, max_rows=progress.max_rows, progress=bar.update
+        )
     if rank.leads:
         every = list(unit.chunks)
         _wait_until(lambda: not unit.pending(every, vectors), what=f"samples in {unit.folder}")
-    return max_rows
 
 
 def _wait_until(made: Callable[[], bool], *, what: str) -> None:

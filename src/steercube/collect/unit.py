@@ -65,14 +65,18 @@ class Unit:
         """The file of the vectors."""
         return self.folder / "vectors.nc"
 
-    def vectors(self) -> xr.Dataset:
+    def vectors(self, *, batch_size: int) -> xr.Dataset:
         """The vectors, from their shard; made and saved first where there is none."""
         found = self.found_vectors()
         if found is None:
             rng = stream(f"{self.decoder.name}/{self.concept.name}", seed=self.plan.seed)
-            convention = self.plan.convention
             made = vectors(
-                self.decoder, self.readout, self.concept.train, convention=convention, rng=rng
+                self.decoder,
+                self.readout,
+                self.concept.train,
+                convention=self.plan.convention,
+                rng=rng,
+                batch_size=batch_size,
             )
             save_shard(made, self.vectors_path, self._vector_settings, **self._described)
             found = netcdf.load(self.vectors_path)
@@ -122,7 +126,7 @@ class Unit:
 
         Raises ValueError where that is more than rounding.
         """
-        some = {self.layers[0], self.layers[len(self.layers) // 2], self.layers[-1]}
+        some = {self.layers[0], self.layers[-1]}
         cells = [
             cell
             for cell in self.cells(of_vectors, directions=["concept"])
