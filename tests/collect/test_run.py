@@ -225,13 +225,21 @@ def test_a_cube_whose_shards_are_gone_is_not_replaced(whole: Path, tmp_path: Pat
     assert open_cube(run(tmp_path)).identical(open_cube(whole))
 
 
-def test_models_that_were_asked_other_items_make_no_cube(tmp_path: Path) -> None:
-    run(tmp_path, concepts={"honesty": CONCEPTS["honesty"]})
-    fewer = {
-        "honesty": replace(CONCEPTS["honesty"], evaluation=CONCEPTS["honesty"].evaluation[:10])
-    }
-    with pytest.raises(ValueError, match=r"concept_sha256 = .* in tiny-llama x honesty"):
-        run(tmp_path, tiny.decoder("qwen3"), concepts=fewer)
+def test_models_that_were_asked_other_items_make_no_cube(whole: Path, tmp_path: Path) -> None:
+    """Whichever concept it is; refused at once, and by `consolidate` where two jobs ran at once."""
+    changed = replace(CONCEPTS["humour"], evaluation=CONCEPTS["humour"].evaluation[:10])
+    asked = CONCEPTS | {"humour": changed}
+    shutil.copytree(whole.parent, tmp_path / "copy")
+    said = r"concept_sha256 = .* in tiny-(llama|qwen3) x humour"
+    with pytest.raises(ValueError, match=said):
+        run(tmp_path / "copy", tiny.decoder("qwen3"), concepts=asked)
+    (tmp_path / "apart").mkdir()
+    alone = run(tmp_path / "apart", tiny.decoder("qwen3"), concepts=asked)
+    shutil.copytree(
+        shards_of(alone) / "tiny-qwen3", shards_of(tmp_path / "copy" / "mine.nc") / "tiny-qwen3"
+    )
+    with pytest.raises(ValueError, match=said):
+        write_cube(tmp_path / "copy" / "mine.nc")
 
 
 def test_a_unit_that_is_not_finished_stays_out_of_the_cube(whole: Path, tmp_path: Path) -> None:

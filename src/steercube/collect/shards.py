@@ -12,6 +12,7 @@ import socket
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from itertools import combinations
 from pathlib import Path
 from typing import Any
 
@@ -149,15 +150,9 @@ def consolidate(folder: Path) -> tuple[xr.Dataset, xr.Dataset, dict[str, str]]:
     complete = [unit for unit in units if unit is not None]
     if not complete:
         raise ValueError(f"{folder} holds no model x concept whose shards are all there")
-    _, first, _ = complete[0]
-    raise_if_any(
-        [
-            line
-            for _, unit, _ in complete
-            for line in differences(settings_of(first), settings_of(unit))
-        ],
-        what=f"one cube of the shards in {folder}",
-    )
+    settings = [settings_of(samples) for _, samples, _ in complete]
+    problems = {line for one, two in combinations(settings, 2) for line in differences(one, two)}
+    raise_if_any(sorted(problems), what=f"one cube of the shards in {folder}")
     cube = _frame([samples for _, samples, _ in complete])
     for of_vectors, samples, _ in complete:
         _fill(cube, of_vectors, samples)
