@@ -12,7 +12,6 @@ from steercube.analysis.resample import (
     resample_weights,
     select_and_estimate,
     select_layer,
-    stream,
     studentised_interval,
 )
 
@@ -45,15 +44,6 @@ def test_halves_are_halves_and_every_item_is_in_half_of_them(rng: np.random.Gene
     weights = half_weights(21, 4000, rng)
     assert (weights.sum(axis=1) == 10).all()
     assert weights.mean(axis=0) == pytest.approx(np.full(21, 10 / 21), abs=0.05)
-
-
-def test_streams_differ_by_name_and_seed_and_repeat() -> None:
-    def draw(name: str, seed: int) -> float:
-        return stream(name, seed=seed).random()
-
-    draws = {draw(name, seed) for name in ("items", "halves") for seed in (0, 1)}
-    assert len(draws) == 4
-    assert draw("items", 0) in draws
 
 
 def test_one_layer_has_scipys_bootstrap_distribution(rng: np.random.Generator) -> None:
