@@ -201,8 +201,11 @@ BAD_ARGUMENTS = {
         ["import-study", "--from", "nowhere"],
         "nowhere: no such folder",
     ),
-    "an output in no folder": (["import-study", "--out", "no/x.nc"], "name a file in a folder"),
-    "an output that is a folder": (["import-study", "--out", "data"], "name a file in a folder"),
+    "an output in no folder": (["import-study", "--out", "no/x.nc"], "name a .nc file in a folder"),
+    "an output that is a folder": (
+        ["import-study", "--out", "data"],
+        "name a .nc file in a folder",
+    ),
     "a folder to show": (["show", "data"], "is a folder, not a file"),
     "no list of models": (["import-study", "--models", "none.toml"], "none.toml"),
 }

@@ -21,7 +21,9 @@ from transformers import (
 
 from steercube.collect.decoder import Decoder, decoder_of
 from steercube.collect.hooks import Cell
+from steercube.collect.plan import Plan
 from steercube.collect.readout import Prompt
+from steercube.collect.run import collect
 from steercube.concepts import Concept, Question
 
 HIDDEN = 32
@@ -144,4 +146,16 @@ def plain_loop(
             if handle:
                 handle.remove()
             out[row, column] = logits.log_softmax(-1)[answers[column]].numpy()
+    return out
+
+
+CONCEPTS = {name: concept(name) for name in ("honesty", "humour")}
+PLAN = Plan(layers="1:4", strengths=(-1.0, 1.0, 2.0), controls=("random", "shuffled"), chunk=5)
+
+
+def collected(folder: Path, of: Decoder | None = None, plan: Plan = PLAN, **options: Any) -> Path:
+    """The cube `mine.nc` in `folder`; here, because a process of its own can import this module."""
+    out = folder / "mine.nc"
+    concepts = options.pop("concepts", CONCEPTS)
+    collect(of or decoder(), concepts, plan, out, report=lambda line: None, **options)
     return out

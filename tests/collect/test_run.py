@@ -26,23 +26,13 @@ from steercube.analyze import studies
 from steercube.cli import main
 from steercube.collect import sweep as sweep_module
 from steercube.collect import unit as unit_module
-from steercube.collect.decoder import Decoder
-from steercube.collect.plan import Plan
 from steercube.collect.rank import Rank
 from steercube.collect.readout import readout_of
-from steercube.collect.run import collect, shards_of, write_cube
+from steercube.collect.run import shards_of, write_cube
 from steercube.collect.shards import held
 from steercube.cube import open_cube
 
-CONCEPTS = {name: tiny.concept(name) for name in ("honesty", "humour")}
-PLAN = Plan(layers="1:4", strengths=(-1.0, 1.0, 2.0), controls=("random", "shuffled"), chunk=5)
-
-
-def run(folder: Path, decoder: Decoder | None = None, plan: Plan = PLAN, **options: Any) -> Path:
-    out = folder / "mine.nc"
-    concepts = options.pop("concepts", CONCEPTS)
-    collect(decoder or tiny.decoder(), concepts, plan, out, report=lambda line: None, **options)
-    return out
+run = tiny.collected
 
 
 @pytest.fixture(scope="module")
@@ -54,7 +44,7 @@ def test_the_cube_holds_what_the_plain_loop_gives(whole: Path) -> None:
     cube, of_vectors = open_cube(whole), netcdf.load(whole.with_name("mine.vectors.nc"))
     decoder = tiny.decoder()
     readout = readout_of(decoder.tokenizer)
-    items = CONCEPTS["humour"].evaluation
+    items = tiny.CONCEPTS["humour"].evaluation
     prompts = [readout.prompt(item.prompt) for item in items]
     answers = np.array([[readout.token(i.matching), readout.token(i.other)] for i in items])
     at = {"model": "tiny-llama", "concept": "humour"}
@@ -78,7 +68,9 @@ def test_the_cube_says_what_was_done(whole: Path) -> None:
         assert cube[name].notnull().all()
     unsteered = cube.sel(strength=0.0)
     xr.testing.assert_allclose(unsteered["logit_diff"], unsteered["logit_diff_shuffled"])
-    assert json.loads(cube.attrs["inputs_sha256"]) == {n: c.sha256 for n, c in CONCEPTS.items()}
+    assert json.loads(cube.attrs["inputs_sha256"]) == {
+        n: c.sha256 for n, c in tiny.CONCEPTS.items()
+    }
     manifest = json.loads(whole.with_name("mine.manifest.json").read_text())
     assert manifest["content_sha256"]["mine.nc"] == cube.attrs["content_sha256"]
     assert len(manifest["shards"]) == 2 * 4
@@ -139,15 +131,17 @@ def test_without_resume_earlier_shards_are_left_alone(whole: Path) -> None:
 
 def test_shards_of_other_settings_are_refused(whole: Path) -> None:
     for other, said in (
-        (replace(PLAN, strengths=(-2.0, 2.0)), r"strengths: \[-1"),
-        (replace(PLAN, positions="answer"), "positions: 'all' there, 'answer' now"),
-        (replace(PLAN, convention="study"), "convention: 'same' there, 'study' now"),
+        (replace(tiny.PLAN, strengths=(-2.0, 2.0)), r"strengths: \[-1"),
+        (replace(tiny.PLAN, positions="answer"), "positions: 'all' there, 'answer' now"),
+        (replace(tiny.PLAN, convention="study"), "convention: 'same' there, 'study' now"),
     ):
         with pytest.raises(ValueError, match=said):
             run(whole.parent, plan=other, resume=True)
     with pytest.raises(ValueError, match="dtype: 'float32' there, 'bfloat16' now"):
         run(whole.parent, tiny.decoder(dtype=torch.bfloat16), resume=True)
-    changed = {"honesty": replace(CONCEPTS["honesty"], evaluation=CONCEPTS["humour"].evaluation)}
+    changed = {
+        "honesty": replace(tiny.CONCEPTS["honesty"], evaluation=tiny.CONCEPTS["humour"].evaluation)
+    }
     with pytest.raises(ValueError, match="concept_sha256: "):
         run(whole.parent, concepts=changed, resume=True)
 
@@ -160,10 +154,10 @@ def test_units_of_other_settings_do_not_share_a_cube(whole: Path, tmp_path: Path
     decoder.blocks[0].register_forward_hook(lambda *_: pytest.fail("the model was run"))
     for other in ({"positions": "answer"}, {"convention": "study"}, {"strengths": (-1.0, 1.0)}):
         with pytest.raises(ValueError, match=f"{next(iter(other))} = .* in tiny-llama x honesty"):
-            run(tmp_path / "copy", decoder, replace(PLAN, **other), concepts=third)
+            run(tmp_path / "copy", decoder, replace(tiny.PLAN, **other), concepts=third)
     apart = tmp_path / "apart"
     apart.mkdir()
-    run(apart, plan=replace(PLAN, positions="answer"), concepts=third)
+    run(apart, plan=replace(tiny.PLAN, positions="answer"), concepts=third)
     shutil.copytree(
         shards_of(apart / "mine.nc") / "tiny-llama" / "pride",
         shards_of(tmp_path / "copy" / "mine.nc") / "tiny-llama" / "pride",
@@ -173,8 +167,10 @@ def test_units_of_other_settings_do_not_share_a_cube(whole: Path, tmp_path: Path
 
 
 def test_concepts_with_and_without_controls_are_analysed_together(tmp_path: Path) -> None:
-    run(tmp_path, concepts={"honesty": CONCEPTS["honesty"]})
-    out = run(tmp_path, plan=replace(PLAN, controls=()), concepts={"humour": CONCEPTS["humour"]})
+    run(tmp_path, concepts={"honesty": tiny.CONCEPTS["honesty"]})
+    out = run(
+        tmp_path, plan=replace(tiny.PLAN, controls=()), concepts={"humour": tiny.CONCEPTS["humour"]}
+    )
     cells = reduce_to_cells(open_cube(out), n_resamples=20)
     assert cells["estimate_random"].sel(concept="humour").isnull().all()
     table = conclude(cells)["controls"]
@@ -201,15 +197,15 @@ def test_what_a_kill_left_half_written_is_cleared_away(whole: Path, tmp_path: Pa
 
 def test_other_chunks_or_items_are_refused(whole: Path) -> None:
     with pytest.raises(ValueError, match=r"samples-0000-0004\.nc is not one of them"):
-        run(whole.parent, plan=replace(PLAN, chunk=4), resume=True)
+        run(whole.parent, plan=replace(tiny.PLAN, chunk=4), resume=True)
     with pytest.raises(ValueError, match="concept_sha256: "):
-        run(whole.parent, plan=replace(PLAN, n_items=10), resume=True)
+        run(whole.parent, plan=replace(tiny.PLAN, n_items=10), resume=True)
 
 
 def test_models_and_concepts_meet_in_the_shards(whole: Path, tmp_path: Path) -> None:
     """As independent jobs would: one concept at a time, then another model."""
     for name in ("humour", "honesty"):
-        out = run(tmp_path, concepts={name: CONCEPTS[name]})
+        out = run(tmp_path, concepts={name: tiny.CONCEPTS[name]})
     assert open_cube(out).identical(open_cube(whole))
     run(tmp_path, tiny.decoder("qwen3_moe"))
     both = open_cube(out)
@@ -221,14 +217,14 @@ def test_models_and_concepts_meet_in_the_shards(whole: Path, tmp_path: Path) -> 
 def test_a_cube_whose_shards_are_gone_is_not_replaced(whole: Path, tmp_path: Path) -> None:
     shutil.copy(whole, tmp_path / "mine.nc")
     with pytest.raises(ValueError, match="tiny-llama x humour has no shards here"):
-        run(tmp_path, concepts={"honesty": CONCEPTS["honesty"]})
+        run(tmp_path, concepts={"honesty": tiny.CONCEPTS["honesty"]})
     assert open_cube(run(tmp_path)).identical(open_cube(whole))
 
 
 def test_models_that_were_asked_other_items_make_no_cube(whole: Path, tmp_path: Path) -> None:
     """Whichever concept it is; refused at once, and by `consolidate` where two jobs ran at once."""
-    changed = replace(CONCEPTS["humour"], evaluation=CONCEPTS["humour"].evaluation[:10])
-    asked = CONCEPTS | {"humour": changed}
+    changed = replace(tiny.CONCEPTS["humour"], evaluation=tiny.CONCEPTS["humour"].evaluation[:10])
+    asked = tiny.CONCEPTS | {"humour": changed}
     shutil.copytree(whole.parent, tmp_path / "copy")
     said = r"concept_sha256 = .* in tiny-(llama|qwen3) x humour"
     with pytest.raises(ValueError, match=said):
@@ -322,7 +318,7 @@ def test_accelerate_launches_two_processes(whole: Path, tmp_path: Path) -> None:
     model = tiny.save("llama", tmp_path / "tiny-llama")
     concepts = tmp_path / "concepts"
     concepts.mkdir()
-    for name, concept in CONCEPTS.items():
+    for name, concept in tiny.CONCEPTS.items():
         lines = [
             {
                 "id": q.id,
