@@ -19,7 +19,7 @@ MODELS = nox.project.load_toml("data/models.toml")
 
 # A sweep of the published study's kind, with its own pairs and items; all its models share a cube.
 LIKE_THE_STUDY = ["--concept-set", "study", "--out", "data/qwen3-collected.nc"]
-# Vectors added after the user's turn only: with both controls that takes 12 min, and with them
+# Vectors added after the user's turn only: with both controls that takes 15 min, and with them
 # added everywhere more than an hour.
 SMALL = [
     *("--positions", "answer", "--strengths=-2,-1,0,1,2", "--controls", "random,shuffled"),
@@ -52,7 +52,7 @@ def lint(session: nox.Session) -> None:
 
 @nox.session
 def tests(session: nox.Session) -> None:
-    """The test suite, doctests included (about 12 min on two cores, no GPU)."""
+    """The test suite, doctests included (about 8 min on two cores, no GPU)."""
     install(session, "stats", "collect", groups=("test",))
     install_smollm2(session)
     session.run("pytest", *session.posargs)
@@ -89,7 +89,7 @@ def collecting(model: str, n_params: float) -> Callable[[nox.Session], None]:
 
     needs = f"GPU memory {2e-9 * n_params:.0f} GB for the weights and some for the rows"
     if model == "smollm2":
-        needs = "13 min on two cores, no GPU; 2 min with `-- --quick`"
+        needs = "15 min on two cores, no GPU; 2 min with `-- --quick`"
     session_of_model.__doc__ = f"Vectors and sweep of {model} to a cube ({needs})."
     return session_of_model
 
@@ -100,7 +100,7 @@ for _name, _entry in MODELS.items():
 
 @nox.session
 def bench(session: nox.Session) -> None:
-    """Seconds of the analysis's stages, and of a cell of the sweep by several loops (10 min)."""
+    """Seconds of the analysis's stages, and of a cell of the sweep by several loops (6 min)."""
     install(session, "collect")
     install_smollm2(session)
     session.run("python", "tests/bench.py", *session.posargs)
