@@ -50,6 +50,14 @@ class Decoder:
         return torch.device("cpu") if device.type == "meta" else device
 
     @property
+    def end_tokens(self) -> list[int]:
+        """Ids that end an answer: the generation config's, else the tokenizer's."""
+        ends = self.model.generation_config.eos_token_id
+        if ends is None:
+            ends = getattr(self.tokenizer, "eos_token_id", None)
+        return list(ends) if isinstance(ends, (list, tuple)) else [] if ends is None else [ends]
+
+    @property
     def shares_prefix(self) -> bool:
         """Whether the past of every block is keys and values alone."""
         kinds = getattr(self.model.config.get_text_config(), "layer_types", None)

@@ -1,7 +1,7 @@
-"""What is done to a model while it runs: record, share a prefix, fan out. Always undone again.
+"""What is done to a model while it runs: record, steer, fan out. Always undone again.
 
-All of it works on the decoder blocks from outside, by hooks and by the cache that the model is
-given; no model's forward is written again here.
+All of it works on the decoder blocks from outside, by hooks; no model's forward is written again
+here.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
-from transformers.cache_utils import Cache, DynamicLayer
+from transformers.cache_utils import Cache
 
 Edit = Callable[[Tensor], Tensor]
 
@@ -43,6 +43,10 @@ class Cell:
     layer: int
     strength: float
     vector: Tensor
+
+    def added_to(self, hidden: Tensor) -> Tensor:
+        """strength x vector (hidden), as it is added to such a residual stream."""
+        return (self.strength * self.vector.to(hidden.device)).to(hidden.dtype)
 
 
 @dataclass(frozen=True)
@@ -82,8 +86,37 @@ def steering(block: nn.Module, cell: Cell, steer: Tensor) -> Iterator[None]:
 
 
 def _added(cell: Cell, hidden: Tensor, steer: Tensor) -> Tensor:
-    vector = (cell.strength * cell.vector.to(hidden.device)).to(hidden.dtype)
-    return vector * steer.to(hidden.device)[:, :, None]
+    return cell.added_to(hidden) * steer.to(hidden.device)[:, :, None]
+
+
+@contextmanager
+def steering_rows(
+    blocks: Sequence[nn.Module], cells: Sequence[Cell | None], changed: dict[int, Tensor]
+) -> Iterator[None]:
+    """Each row is steered in its own cell, or not at all, at every position that is run.
+
+    `changed` counts, by layer, the positions that a vector changed, on the device.
+    """
+    of_layer: dict[int, list[int]] = {}
+    for row, cell in enumerate(cells):
+        if cell is not None:
+            of_layer.setdefault(cell.layer, []).append(row)
+
+    def edit_of(layer: int) -> Edit:
+        def edit(hidden: Tensor) -> Tensor:
+            rows = torch.tensor(of_layer[layer], device=hidden.device)
+            added = torch.stack([cells[row].added_to(hidden) for row in of_layer[layer]])
+            steered = hidden.index_add(0, rows, added[:, None].expand(-1, hidden.shape[1], -1))
+            moved = (steered[rows] != hidden[rows]).any(dim=-1).sum()
+            changed[layer] = changed[layer] + moved if layer in changed else moved
+            return steered
+
+        return edit
+
+    with ExitStack() as undo:
+        for layer in of_layer:
+            undo.enter_context(_on_output(blocks[layer], edit_of(layer)))
+        yield
 
 
 @dataclass
@@ -148,49 +181,6 @@ def _receipt(base: Tensor, steered: Sequence[Tensor], largest: int, steer: Tenso
         ratio=float(((ratio * at).sum(dim=-1) / at.sum(dim=-1)).mean()),
         n_prompts=len(base),
     )
-
-
-class SharedPrefix(Cache):
-    """Keys and values of a batch of prompt beginnings, computed once for any number of copies."""
-
-    def __init__(self, n_layers: int) -> None:
-        super().__init__(layers=[_SharedLayer() for _ in range(n_layers)])
-
-    def share(self, lengths: Tensor) -> None:
-        """From now on only be read. Moves each row's `lengths` tokens to the end of the window.
-
-        The rows were padded on the right; what follows them has to be next to their last token,
-        because sliding windows count slots. Rotary positions are in the keys already.
-        """
-        for layer in self.layers:
-            width = layer.keys.shape[-2]
-            slots = torch.arange(width, device=layer.keys.device)
-            source = (slots[None, :] - (width - lengths.to(slots.device))[:, None]).clamp(min=0)
-            layer.keys, layer.values = (
-                kept.gather(-2, source[:, None, :, None].expand_as(kept))
-                for kept in (layer.keys, layer.values)
-            )
-            layer.shared = True
-
-
-class _SharedLayer(DynamicLayer):
-    """One block's keys and values; once `shared`, every copy of the batch sees the same ones."""
-
-    shared = False
-
-    def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> Any:
-        if not self.shared:
-            return super().update(key_states, value_states, *args, **kwargs)
-        return _after(self.keys, key_states), _after(self.values, value_states)
-
-
-def _after(prefix: Tensor, new: Tensor) -> Tensor:
-    """`new` (copies x batch, head, position, ...) behind the `prefix` (batch, ...) of each copy."""
-    batch, heads, width, size = prefix.shape
-    joined = new.new_empty((len(new), heads, width + new.shape[-2], size))
-    joined.view(-1, batch, *joined.shape[1:])[..., :width, :] = prefix
-    joined[..., width:, :] = new
-    return joined
 
 
 def _on_output(block: nn.Module, edit: Edit) -> RemovableHandle:

@@ -10,15 +10,17 @@ user's turn (Rimsky et al. 2023, arXiv:2312.06681); then nothing before them dep
 so the keys and values of the prompt are computed once and shared, and only the rest is run.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
 from torch import Tensor
+from transformers.cache_utils import Cache
 
+from steercube.collect.caches import SharedPrefix
 from steercube.collect.decoder import Decoder
-from steercube.collect.hooks import Cell, FanOut, SharedPrefix, Touched, steering
+from steercube.collect.hooks import Cell, FanOut, Touched, steering
 from steercube.collect.readout import Prompt
 
 POSITIONS = {"all": "every position", "answer": "the positions after the user's turn"}
@@ -36,7 +38,7 @@ class Run:
     ids: Tensor
     steer: Tensor
     last: Tensor
-    prefix: SharedPrefix | None = None
+    prefix: Cache | None = None
     positions: Tensor | None = None
     mask: Tensor | None = None
 
@@ -74,26 +76,52 @@ def sweep(
 
     Raises ValueError for fewer than two rows, MemoryError where one cell does not fit.
     """
-    if max_rows < 2:
-        raise ValueError(f"max_rows = {max_rows}: one cell takes 2 rows, the prompt and its copy")
     out = np.full((1 + len(cells), *answers.shape), np.nan, dtype="float32")
     touched: dict[int, Touched] = {}
+
+    def sweep_batch(batch: list[int], max_rows: int) -> None:
+        run = prepare(decoder, [prompts[i] for i in batch], positions=positions)
+        out[:, batch], receipts = _every_cell(
+            decoder, run, cells, answers[batch], max_rows=max_rows
+        )
+        add_prompts(touched, receipts)
+        progress((1 + len(cells)) * len(batch))
+
+    max_rows = in_batches(prompts, 1 + len(cells), sweep_batch, max_rows=max_rows)
+    return Swept(out, touched, max_rows)
+
+
+def in_batches(
+    prompts: Sequence[Prompt],
+    rows_each: int,
+    do: Callable[[list[int], int], None],
+    *,
+    max_rows: int,
+) -> int:
+    """`do(indices of prompts, max_rows)` for all prompts, and the rows that fitted into memory.
+
+    As many prompts together as `rows_each` lets into `max_rows`; where memory runs out, half of
+    those rows. Raises ValueError for fewer than two rows, MemoryError where two do not fit.
+    """
+    if max_rows < 2:
+        raise ValueError(f"max_rows = {max_rows}: one cell takes 2 rows, the prompt and its copy")
     # Prompts of like length run together, so that little is padded.
     waiting = sorted(range(len(prompts)), key=lambda i: len(prompts[i].ids))
     while waiting:
-        batch = waiting[: max(1, max_rows // (1 + len(cells)))]
+        batch = waiting[: max(1, max_rows // rows_each)]
         try:
-            run = prepare(decoder, [prompts[i] for i in batch], positions=positions)
-            found = _every_cell(decoder, run, cells, answers[batch], max_rows=max_rows)
+            do(batch, max_rows)
         except RuntimeError as error:
             max_rows = _fewer_rows(error, max_rows)
             continue
-        out[:, batch], receipts = found
-        for layer, one in receipts.items():
-            touched[layer] = touched[layer].with_more_prompts(one) if layer in touched else one
         waiting = waiting[len(batch) :]
-        progress((1 + len(cells)) * len(batch))
-    return Swept(out, touched, max_rows)
+    return max_rows
+
+
+def add_prompts(touched: dict[int, Touched], receipts: Mapping[int, Touched]) -> None:
+    """Receipts, by layer, of more prompts in the same cells."""
+    for layer, one in receipts.items():
+        touched[layer] = touched[layer].with_more_prompts(one) if layer in touched else one
 
 
 def _every_cell(
@@ -102,19 +130,24 @@ def _every_cell(
     """A batch's log-probabilities in all cells, in as many passes as `max_rows` asks for."""
     out = np.empty((1 + len(cells), *answers.shape), dtype="float32")
     touched: dict[int, Touched] = {}
-    for group in _groups(len(cells), max_rows // len(answers) - 1):
+    for group in groups(len(cells), max_rows // len(answers) - 1):
         pass_ = FanOut([cells[i] for i in group], run.steer, run.last)
-        unsteered, *steered = fan_out_logprobs(decoder, run, pass_, answers)
+        unsteered, *steered = logprobs_of(fan_out(decoder, run, pass_), answers)
         if 0 in group or not group:
             out[0] = unsteered
         for i, found in zip(pass_.ordered, steered, strict=True):
             out[1 + group[i]] = found
-        for layer, one in pass_.touched.items():
-            touched[layer] = touched[layer].with_more_cells(one) if layer in touched else one
+        add_cells(touched, pass_.touched)
     return out, touched
 
 
-def _groups(n_cells: int, at_most: int) -> list[range]:
+def add_cells(touched: dict[int, Touched], receipts: Mapping[int, Touched]) -> None:
+    """Receipts, by layer, of more cells of the same prompts."""
+    for layer, one in receipts.items():
+        touched[layer] = touched[layer].with_more_cells(one) if layer in touched else one
+
+
+def groups(n_cells: int, at_most: int) -> list[range]:
     """Cells in passes of at most so many; one empty pass where there is none."""
     if n_cells == 0:
         return [range(0)]
@@ -135,13 +168,23 @@ def _fewer_rows(error: Exception, max_rows: int) -> int:
 
 
 @torch.inference_mode()
-def prepare(decoder: Decoder, prompts: Sequence[Prompt], *, positions: str) -> Run:
-    """The batch on the device; with "answer", behind the keys and values of its beginning."""
+def prepare(
+    decoder: Decoder, prompts: Sequence[Prompt], *, positions: str, keeps: bool = False
+) -> Run:
+    """The batch on the device; with "answer", behind the keys and values of its beginning.
+
+    `keeps` is for passes after which the rows go on: see `SharedPrefix`.
+    """
     starts = [0 if positions == "all" else prompt.answer_start for prompt in prompts]
     n_run = max(len(p.ids) - start for p, start in zip(prompts, starts, strict=True))
-    if not decoder.shares_prefix or n_run >= min(len(p.ids) for p in prompts):
-        return _whole(decoder, prompts, starts)
-    return _behind_prefix(decoder, prompts, starts, n_run)
+    prefix = SharedPrefix(decoder.n_layers, keeps=keeps)
+    if decoder.shares_prefix and n_run < min(len(p.ids) for p in prompts):
+        return _behind_prefix(decoder, prompts, starts, n_run, prefix)
+    whole = _whole(decoder, prompts, starts)
+    if not keeps:
+        return whole
+    prefix.share()
+    return replace(whole, prefix=prefix)
 
 
 def _whole(decoder: Decoder, prompts: Sequence[Prompt], starts: Sequence[int]) -> Run:
@@ -153,11 +196,14 @@ def _whole(decoder: Decoder, prompts: Sequence[Prompt], starts: Sequence[int]) -
 
 
 def _behind_prefix(
-    decoder: Decoder, prompts: Sequence[Prompt], starts: Sequence[int], n_run: int
+    decoder: Decoder,
+    prompts: Sequence[Prompt],
+    starts: Sequence[int],
+    n_run: int,
+    prefix: SharedPrefix,
 ) -> Run:
     """The last `n_run` tokens of every prompt, behind the keys and values of the others."""
     ids, lengths = _padded([p.ids[:-n_run] for p in prompts], decoder.device)
-    prefix = SharedPrefix(decoder.n_layers)
     decoder.model.get_decoder()(input_ids=ids, past_key_values=prefix, use_cache=True)
     prefix.share(lengths)
     run_ids, _ = _padded([p.ids[-n_run:] for p in prompts], decoder.device)
@@ -195,17 +241,22 @@ def forward(decoder: Decoder, run: Run) -> Tensor:
 
 
 @torch.inference_mode()
-def fan_out_logprobs(decoder: Decoder, run: Run, pass_: FanOut, answers: np.ndarray) -> np.ndarray:
-    """Log-probabilities (1 + cells, row, answer) over the whole vocabulary, float32."""
+def fan_out(decoder: Decoder, run: Run, pass_: FanOut) -> Tensor:
+    """Logits (rows, vocabulary) at each row's last position, as the model gives them."""
     with pass_.on(decoder.blocks):
-        logits = forward(decoder, run)[:, -1]
-    tokens = torch.as_tensor(answers, device=logits.device).repeat(len(pass_.cells) + 1, 1)
+        return forward(decoder, run)[:, -1]
+
+
+def logprobs_of(logits: Tensor, answers: np.ndarray) -> np.ndarray:
+    """Log-probabilities (1 + cells, row, answer) over the whole vocabulary, float32."""
+    copies = len(logits) // len(answers)
+    tokens = torch.as_tensor(answers, device=logits.device).repeat(copies, 1)
     # A few rows at a time: float32 logits of every row and word would be the largest array of all.
     found = [
         few.float().log_softmax(-1).gather(-1, wanted)
         for few, wanted in zip(logits.split(64), tokens.split(64), strict=True)
     ]
-    return torch.cat(found).view(len(pass_.cells) + 1, *answers.shape).cpu().numpy()
+    return torch.cat(found).view(copies, *answers.shape).cpu().numpy()
 
 
 @torch.inference_mode()

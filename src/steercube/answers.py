@@ -1,0 +1,100 @@
+r"""Which option a generated response chooses: strict, so that a reading is never a guess.
+
+A response is read as it would be said aloud: thinking (`<think>...</think>`, or all that follows an
+unclosed `<think>`), Markdown and quotation marks are dropped, full-width and Chinese punctuation is
+taken for its ASCII form. Then, in this order:
+
+1. It *opens* with an option: `(A)`, `A)`, `(A`, `A.`, `A:`, `Option A`, or a lone `A`. That is the
+   answer, unless both options are only listed (`(A) Yes (B) No`, `A or B`) or what follows makes
+   another choice.
+2. It makes a single *explicit choice* anywhere: "the correct answer is (B)", "Answer: B", "I would
+   choose (A)", "(B) is correct", 答案是B, 我选A. Two different choices are none.
+3. Otherwise there is no valid answer: refusals, both options named without a choice, an option
+   quoted in passing, a sentence that begins with the article "A", an empty response.
+
+Wrong for: free text that argues for an option without naming its letter.
+"""
+
+import re
+import unicodedata
+
+OPTION = r"(?:\(\s*([AaBb])\s*\)?|\b([AaBb])\s*\)|\b((?-i:[AB]))(?=\s*(?:[.:,;!\n]|$)))"
+"""An option as it is named: (A), (A, A), or a capital that ends a phrase."""
+
+NOUN = r"(?:answer|choice|option|response|selection|pick)"
+_CHOICES = [
+    # The correct answer is: (B); my choice would be B; answer: (B); answer (B)
+    rf"\b{NOUN}\s*(?:is|was|would be|should be|must be|will be|has to be|→|->|=|:|-)?\s*:?\s*"
+    rf"(?:option|choice|letter)?\s*:?\s*{OPTION}",
+    # I would choose (A); I'd go with option B; choosing (A)
+    r"\b(?:choos|pick|select|prefer|opt for|go with|going with|side with|vote for|agree with)"
+    rf"(?:e|ed|ing|s)?\s+(?:{NOUN}|letter)?\s*:?\s*{OPTION}",
+    # (B) is the correct answer; option A would be best
+    rf"(?:{OPTION}|\b((?-i:[AB])))\s*(?:is|would be|seems|looks)\s+(?:clearly |definitely |certainly |probably )?"
+    rf"(?:the |my )?(?:most )?(?:correct|right|best|better|true|accurate|appropriate|{NOUN})",
+    # 答案是B; 正确答案: (A); 我选择A; 选B
+    rf"(?:答案|选项|选择|选)\s*(?:是|为|应该是|应为)?\s*:?\s*{OPTION.replace(chr(92) + 'b', '')}",
+    r"(?:答案|选项|选择|选)\s*(?:是|为|应该是|应为)?\s*:?\s*\(?((?-i:[AB]))(?![A-Za-z])",
+]
+_CHOICE = re.compile("|".join(f"(?:{pattern})" for pattern in _CHOICES), re.IGNORECASE)
+_OPENING = re.compile(
+    rf"(?:{NOUN}\s*:?\s*)?(?:\(\s*([AB])\s*\)|\(\s*([AB])\b(?!\s*\w+\s*\))|([AB])\s*\))"
+    r"|(?:option|choice)\s+([AB])\b",
+    re.IGNORECASE,
+)
+_LONE_LETTER = re.compile(r"([AB])(?=\s*(?:[.:]|\n|$|(?:-|–|—)\s))|([ab])(?=\s*[.)]?\s*$)")
+_NAMED = re.compile(r"\(\s*([AB])\s*\)|(?<![\w(])([AB])\s*\)|\boption\s+([AB])\b", re.IGNORECASE)
+_SENTENCE_PUNCTUATION = re.compile(r"[.!?;,]|\b(?:not|rather|instead|because|since|but)\b")
+_BARE_BOTH = re.compile(r"(?:both|either|neither)\b|\(?[AB]\)?\s*(?:/|&|,|\band\b|\bor\b|\bnor\b)"
+                        r"\s*\(?[AB]\b", re.IGNORECASE)  # fmt: skip
+_DENIED = re.compile(r"\)?\s*(?:is not|isn't|is wrong|is incorrect|would not)\b", re.IGNORECASE)
+_FORMS = str.maketrans("【】〔〕「」『』[]{}。、", "()()()()()().,")
+
+
+def answer_of(response: str) -> str:
+    """The letter that `response` chooses, "A" or "B", or "" where it makes no valid choice.
+
+    >>> answer_of("The correct answer is **(B)**"), answer_of("(A) Yes\\n(B) No")
+    ('B', '')
+    """
+    text = spoken(response)
+    chosen = {_letter(match) for match in _CHOICE.finditer(text)}
+    opening = _opening(text)
+    if opening and not (chosen - {opening}) and not _only_lists(text):
+        return opening
+    if opening and not _only_lists(text):
+        return ""
+    return chosen.pop() if len(chosen) == 1 else ""
+
+
+def spoken(response: str) -> str:
+    """The response without its thinking and Markdown, its punctuation in ASCII."""
+    said = re.sub(r"<think>.*?(?:</think>|\Z)", " ", response, flags=re.DOTALL)
+    said = said.rpartition("</think>")[2]
+    said = unicodedata.normalize("NFKC", said).translate(_FORMS)
+    said = re.sub(r"[*_`#>\"“”‘’]|\\boxed", "", said)
+    return re.sub(r"[ \t]+", " ", said).strip(" \n\r-•")
+
+
+def _opening(text: str) -> str:
+    """The option that the text opens with, or nothing."""
+    match = _OPENING.match(text) or _LONE_LETTER.match(text)
+    return _letter(match) if match and not _DENIED.match(text[match.end() :]) else ""
+
+
+def _only_lists(text: str) -> bool:
+    """Whether the text opens with both options side by side, as a quoted question does."""
+    if _BARE_BOTH.match(text):
+        return True
+    named = list(_NAMED.finditer(text))
+    first = next(iter(named), None)
+    other = next((m for m in named if _letter(m) != _letter(named[0])), None)
+    if first is None or other is None or first.start() > 0:
+        return False
+    between = text[first.end() : other.start()]
+    begins_a_line = text[: other.start()].rstrip(" -").endswith("\n")
+    return begins_a_line or not _SENTENCE_PUNCTUATION.search(between.lower())
+
+
+def _letter(match: re.Match[str]) -> str:
+    return next(group for group in match.groups() if group).upper()
