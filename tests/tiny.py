@@ -150,7 +150,16 @@ def plain_loop(
 
 
 CONCEPTS = {name: concept(name) for name in ("honesty", "humour")}
-PLAN = Plan(layers="1:4", strengths=(-1.0, 1.0, 2.0), controls=("random", "shuffled"), chunk=5)
+PLAN = Plan(
+    layers="1:4",
+    strengths=(-1.0, 1.0, 2.0),
+    controls=("random", "shuffled"),
+    chunk=5,
+    outcomes=("logit", "generation"),
+    generation_layers="2:3",
+    generation_samples=8,
+    max_new_tokens=5,
+)
 
 
 def collected(folder: Path, of: Decoder | None = None, plan: Plan = PLAN, **options: Any) -> Path:

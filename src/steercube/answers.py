@@ -30,8 +30,9 @@ _CHOICES = [
     r"\b(?:choos|pick|select|prefer|opt for|go with|going with|side with|vote for|agree with)"
     rf"(?:e|ed|ing|s)?\s+(?:{NOUN}|letter)?\s*:?\s*{OPTION}",
     # (B) is the correct answer; option A would be best
-    rf"(?:{OPTION}|\b((?-i:[AB])))\s*(?:is|would be|seems|looks)\s+(?:clearly |definitely |certainly |probably )?"
-    rf"(?:the |my )?(?:most )?(?:correct|right|best|better|true|accurate|appropriate|{NOUN})",
+    rf"(?:{OPTION}|\b((?-i:[AB])))\s*(?:is|would be|seems|looks)\s+"
+    rf"(?:clearly |definitely |certainly |probably )?(?:the |my )?(?:most )?"
+    rf"(?:correct|right|best|better|true|accurate|appropriate|{NOUN})",
     # 答案是B; 正确答案: (A); 我选择A; 选B
     rf"(?:答案|选项|选择|选)\s*(?:是|为|应该是|应为)?\s*:?\s*{OPTION.replace(chr(92) + 'b', '')}",
     r"(?:答案|选项|选择|选)\s*(?:是|为|应该是|应为)?\s*:?\s*\(?((?-i:[AB]))(?![A-Za-z])",

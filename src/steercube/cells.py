@@ -107,6 +107,72 @@ GENERATION_VARIABLES = RATE_VARIABLES | {
     "response_valid_rate": Variable(
         (*CELL, "strength"), "f", "share of valid responses", "1", required=False
     ),
+    "n_responses": Variable((*CELL, "strength"), "f", "responses", "1", required=False),
+    "published_response_match_rate": Variable(
+        (*CELL, "strength"),
+        "f",
+        "share of matching among valid responses, as the study read them",
+        "1",
+        required=False,
+    ),
+    "responses_read_alike": Variable(
+        ("model", "concept"),
+        "f",
+        "share of responses that the study and answer_of read alike",
+        "1",
+        required=False,
+    ),
+}
+"""`generation_rate` is the published one, else that of the responses."""
+CURVE_VARIABLES = {
+    "logit_reliability": Variable(
+        ("model", "concept"),
+        "f",
+        "split-half reliability of the logit curve, over the layers of the generation curve",
+        "1",
+        required=False,
+    ),
+    "response_reliability": Variable(
+        ("model", "concept"), "f", "the same of the responses' curve", "1", required=False
+    ),
+    "response_r": Variable(
+        ("model", "concept"), "f", "r of the logit and the responses' curve", "1", required=False
+    ),
+    "response_r_low": Variable(
+        ("model", "concept"), "f", "lower end of its interval over items", "1", required=False
+    ),
+    "response_r_high": Variable(
+        ("model", "concept"), "f", "upper end of its interval over items", "1", required=False
+    ),
+    "response_z_error": Variable(
+        ("model", "concept"), "f", "error of its Fisher z over items", "1", required=False
+    ),
+    "n_response_items": Variable(
+        ("model", "concept"), "f", "items with responses", "1", required=False
+    ),
+    "best_response_layer": Variable(
+        ("model", "concept"), "f", "layer with the largest delta of the responses", required=False
+    ),
+    "best_response_delta": Variable(
+        ("model", "concept"), "f", "that delta (apparent)", "1", required=False
+    ),
+    "best_response_null": Variable(
+        ("model", "concept"),
+        "f",
+        "its expectation with +1 and -1 exchanged for random items",
+        "1",
+        required=False,
+    ),
+    "best_response_p": Variable(
+        ("model", "concept"), "f", "share of such exchanges that reach it", "1", required=False
+    ),
+    "best_response_split_half": Variable(
+        ("model", "concept"),
+        "f",
+        "selected on one half of the items, estimated on the other half",
+        "1",
+        required=False,
+    ),
 }
 CONTROL_VARIABLES = {
     "estimate_random": Variable(
@@ -117,7 +183,7 @@ CONTROL_VARIABLES = {
     ),
 }
 OF_THE_VECTOR = VECTOR_VARIABLES | {
-    "added_over_residual": RECEIPT_VARIABLES["added_over_residual"],
+    name: RECEIPT_VARIABLES[name] for name in ("added_over_residual", "generation_logit_apart")
 }
 """What the cells take over from the cube as it is."""
 VARIABLES = (
@@ -125,6 +191,7 @@ VARIABLES = (
     | LAYER_VARIABLES
     | SELECTED_VARIABLES
     | GENERATION_VARIABLES
+    | CURVE_VARIABLES
     | CONTROL_VARIABLES
     | OF_THE_VECTOR
 )

@@ -4,7 +4,7 @@ import argparse
 import os
 import sys
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -84,7 +84,10 @@ def parser() -> argparse.ArgumentParser:
     return top
 
 
-QUICK: dict[str, Any] = {"n_pairs": 16, "n_items": 10, "layers": "0.33:1.0:4", "chunk": 10}
+QUICK: dict[str, Any] = {
+    **{"n_pairs": 16, "n_items": 10, "layers": "0.33:1.0:4", "chunk": 10},
+    **{"generation_samples": 4, "max_new_tokens": 16},
+}
 """What `collect --quick` sweeps, where nothing else is asked for."""
 
 
@@ -108,7 +111,7 @@ def _add_collect(commands: Any) -> None:
     )
     add("--concept-set", default="data/concepts", help="the set that names are looked up in")
     add("--out", required=True, help="the cube to write; shards lie beside it")
-    add("--strengths", type=_numbers, help="as --strengths=-2,-1,0,1,2")
+    add("--strengths", type=_numbers, help="as --strengths=-2,-1,0,1,2 (default: -1,0,1)")
     add("--layers", help="all, 12,18,24, 12:24, or depths (default: 0.33:1.0)")
     add("--positions", help="all (default), or answer: only those after the user's turn")
     add("--convention", help="same (default), or study: read at a block's input")
@@ -120,6 +123,13 @@ def _add_collect(commands: Any) -> None:
         type=int,
         help="items a shard (default: 20), which is what a killed run loses at most",
     )
+    add("--outcomes", type=_names, help="logit (default), generation, or both with a comma")
+    add("--generation-layers", help="layers to generate at (default: those of --layers)")
+    add("--generation-strengths", type=_numbers, help="strengths to generate at (default: all)")
+    add("--generation-samples", type=int, help="generate for the first so many items only")
+    add("--max-new-tokens", type=int, help="length of a response at most (default: 32)")
+    add("--temperature", type=float, help="0 (default) for the likeliest tokens")
+    add("--repeats", type=int, help="responses a cell and item, at a temperature (default: 1)")
     add("--max-rows", type=int, help="rows in one pass (default: by device)")
     add("--seed", type=int, help="of the controls and of the halvings")
     add("--resume", action="store_true", help="go on with the shards that are there")
@@ -181,10 +191,7 @@ def _collect(options: argparse.Namespace) -> None:
             f"collecting needs more packages ({error}); "
             "install them with `pip install -c constraints.txt -e '.[collect]'`"
         ) from error
-    named = ("strengths", "layers", "positions", "convention", "controls", "chunk", "max_rows")
-    asked: dict[str, Any] = {
-        name: getattr(options, name) for name in (*named, "n_pairs", "n_items", "seed")
-    }
+    asked: dict[str, Any] = {field.name: getattr(options, field.name) for field in fields(Plan)}
     plan = Plan(**quick | {name: value for name, value in asked.items() if value is not None})
     decoder = load(replace(entry, weights=weights), offload_folder=options.offload)
     out = Path(options.out)

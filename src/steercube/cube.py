@@ -74,12 +74,32 @@ SAMPLE_VARIABLES = {
         dtype="float32",
     ),
     "generation_match": Variable(
-        DIMS, "f", "generated answer matches (1, 0)", "1", required=False, dtype="float32"
+        DIMS,
+        "f",
+        "share of the item's valid generated answers that match",
+        "1",
+        required=False,
+        dtype="float32",
     ),
     "generation_valid": Variable(
-        DIMS, "f", "generated answer is valid (1, 0)", "1", required=False, dtype="float32"
+        DIMS,
+        "f",
+        "share of the item's generated answers that are valid",
+        "1",
+        required=False,
+        dtype="float32",
+    ),
+    "published_match": Variable(
+        DIMS, "f", "generation_match as published", "1", required=False, dtype="float32"
+    ),
+    "published_valid": Variable(
+        DIMS, "f", "generation_valid as published", "1", required=False, dtype="float32"
     ),
 }
+ANSWER_VARIABLES = (
+    *("generation_match", "generation_valid"),
+    *("published_match", "published_valid"),
+)
 RATE_VARIABLES = {
     "generation_rate": Variable(
         (*CELL, "strength"),
@@ -95,6 +115,7 @@ RATE_VARIABLES = {
         ("model", "concept"), "f", "prompts behind each generation rate", "1", required=False
     ),
 }
+RATES = ("generation_rate", "generation_valid_rate")
 STATUS_VARIABLES = {
     "cell_status": Variable(
         CELL, "i", "what became of the logit sweep here", flags=STATUS, dtype="int8"
@@ -120,15 +141,39 @@ RECEIPT_VARIABLES = {
     "added_over_residual": Variable(
         CELL, "f", "|added| / |residual| at the largest strength, as measured", "1", required=False
     ),
+    "generation_positions_touched": Variable(
+        CELL,
+        "f",
+        "positions that a vector changed while answers were generated",
+        "1",
+        required=False,
+    ),
+    "generation_logit_apart": Variable(
+        CELL,
+        "f",
+        "largest difference of the first generated position's logit difference from the sweep's",
+        "nat",
+        required=False,
+    ),
 }
 RESPONSE_VARIABLES = {
     "response_text": Variable(("response",), "U", "generated response", required=False),
     "response_model": Variable(("response",), "U", "its model", required=False),
     "response_concept": Variable(("response",), "U", "its concept", required=False),
-    "response_layer": Variable(("response",), "i", "its layer", required=False),
+    "response_layer": Variable(
+        ("response",), "i", "its layer; -1 where one unsteered response serves all", required=False
+    ),
     "response_strength": Variable(("response",), "f", "its strength", required=False),
     "response_sample": Variable(("response",), "i", "its sample", required=False),
+    "response_repeat": Variable(
+        ("response",), "i", "which of the cell's responses to the item", required=False
+    ),
+    "response_finished": Variable(
+        ("response",), "b", "it ended by itself, not at the limit of tokens", required=False
+    ),
 }
+UNSTEERED = -1
+"""`response_layer` of a response without steering that stands for every layer."""
 COORDINATES = MODEL_VARIABLES | ITEM_VARIABLES
 VARIABLES = (
     COORDINATES
@@ -355,10 +400,7 @@ def _sample_problems(cube: xr.Dataset) -> list[str]:
     apart = abs(cube["logit_diff"] - (cube["logprob_matching"] - cube["logprob_other"]))
     if (apart.where(finite) > 1e-4).any() or (apart.isnull() & finite).any():
         problems.append("'logit_diff' is not logprob_matching - logprob_other (to 1e-4 nat)")
-    for name in ("generation_match", "generation_valid"):
-        if name in cube and not cube[name].isin([0, 1]).where(cube[name].notnull(), True).all():
-            problems.append(f"{name!r} must be 1, 0 or NaN")
-    for name in ("generation_rate", "generation_valid_rate"):
+    for name in (*ANSWER_VARIABLES, *RATES):
         if name in cube and ((cube[name] < 0) | (cube[name] > 1)).any():
             problems.append(f"{name!r} must lie in [0, 1]")
     return problems
@@ -440,9 +482,15 @@ def _missing(array: xr.DataArray, name: str, cube: xr.Dataset, over: xr.Dataset)
 
 
 def _merge_responses(left: xr.Dataset, right: xr.Dataset) -> xr.Dataset:
-    held = [cube[list(RESPONSE_VARIABLES)] for cube in (left, right) if "response_text" in cube]
-    bare = [part.drop_vars(set(part.coords)) for part in held]
-    return xr.concat(bare, dim="response") if bare else xr.Dataset()
+    held = [
+        cube[[name for name in RESPONSE_VARIABLES if name in cube]].reset_coords(drop=True)
+        for cube in (left, right)
+        if "response_text" in cube
+    ]
+    told_by_both = [name for name in RESPONSE_VARIABLES if all(name in part for part in held)]
+    return (
+        xr.concat([part[told_by_both] for part in held], dim="response") if held else xr.Dataset()
+    )
 
 
 def _merge_attrs(left: xr.Dataset, right: xr.Dataset) -> dict[str, Any]:
@@ -485,7 +533,16 @@ def summarise_cube(cube: xr.Dataset) -> str:
         lines.append(f"  {concept:<28}{n_items:>6}{int(of_concept['item_valid'].sum()):>7}")
     lines += ["", *(_missing_lines(cube) or ["  no model x concept is missing"])]
     if "response_text" in cube:
-        lines.append(f"  {cube.sizes['response']} generated responses with their text")
+        valid = cube["generation_valid"].mean() if "generation_valid" in cube else np.nan
+        lines.append(
+            f"  {cube.sizes['response']} generated responses with their text, {float(valid):.0%} "
+            "of them with a valid answer"
+        )
+    if "generation_logit_apart" in cube:
+        lines.append(
+            "  the first generated position is within "
+            f"{float(cube['generation_logit_apart'].max()):.1g} nat of the logit sweep"
+        )
     return "\n".join(lines)
 
 

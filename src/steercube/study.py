@@ -18,8 +18,10 @@ import requests
 import xarray as xr
 
 from steercube import __version__
+from steercube.answers import answer_of
 from steercube.concepts import Concept, Question
 from steercube.cube import (
+    ANSWER_VARIABLES,
     RATE_VARIABLES,
     RESPONSE_VARIABLES,
     SAMPLE_VARIABLES,
@@ -297,7 +299,10 @@ def read_rates(path: Path, model: Model) -> pd.DataFrame:
 
 
 def read_responses(path: Path, model: Model, prompts: list[dict[str, str]]) -> pd.DataFrame:
-    """Rows of one generation sweep with its responses, `valid` and `match` 1, 0 or NaN; checked."""
+    """Rows of one generation sweep with its responses, checked.
+
+    Validity and match (1, 0 or NaN) of each, as published and as `answer_of` reads its text.
+    """
     frame = _read_csv(path, RESPONSE_COLUMNS, keep_default_na=False)
     problems = _grid_problems(frame, model, len(prompts))
     known = frame["prompt_idx"].between(0, len(prompts) - 1)
@@ -312,7 +317,14 @@ def read_responses(path: Path, model: Model, prompts: list[dict[str, str]]) -> p
     match = frame["matches_behavior"].astype(str).map({"True": 1.0, "False": 0.0}).where(valid == 1)
     problems += _rows((valid == 1) & match.isna(), "a valid answer neither matches nor does not")
     raise_if_any(problems, what=str(path))
-    return frame.assign(valid=valid, match=match)
+    answer = frame["generation"].map(answer_of)
+    matches = (answer == frame["matching_answer"].str.strip("()")).astype(float)
+    return frame.assign(
+        published_valid=valid,
+        published_match=match,
+        generation_valid=(answer != "").astype(float),
+        generation_match=matches.where(answer != ""),
+    )
 
 
 def _read_csv(path: Path, columns: list[str], **options: Any) -> pd.DataFrame:
@@ -384,20 +396,19 @@ def _fill_rates(cube: xr.Dataset, frame: pd.DataFrame, *, model: str, concept: s
 
 
 def _fill_responses(cube: xr.Dataset, read: Mapping[str, pd.DataFrame]) -> xr.Dataset:
-    names = {"generation_match": "match", "generation_valid": "valid"}
-    for name in names:
+    for name in ANSWER_VARIABLES:
         cube[name] = SAMPLE_VARIABLES[name].full(cube.sizes)
     tables = []
     for model, frame in read.items():
-        rows = frame.assign(
-            sample=frame["prompt_idx"], **{name: frame[c] for name, c in names.items()}
-        )
-        _put(cube, rows, list(names), model=model, concept=CONCEPT_OF_RESPONSES)
+        rows = frame.assign(sample=frame["prompt_idx"])
+        _put(cube, rows, list(ANSWER_VARIABLES), model=model, concept=CONCEPT_OF_RESPONSES)
         tables.append(rows.assign(model=model, concept=CONCEPT_OF_RESPONSES))
     table = pd.concat(tables).rename(columns={"generation": "text"})
+    told = {f"response_{column}": table[column].to_numpy() for column in table}
     return cube.assign(
         {
-            name: ("response", table[name.removeprefix("response_")].to_numpy(), variable.attrs)
+            name: ("response", told[name], variable.attrs)
             for name, variable in RESPONSE_VARIABLES.items()
+            if name in told
         }
     )

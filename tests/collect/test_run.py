@@ -24,8 +24,8 @@ from steercube.analysis.reduce import cells as reduce_to_cells
 from steercube.analysis.tables import conclude
 from steercube.analyze import studies
 from steercube.cli import main
+from steercube.collect import outcomes as outcomes_module
 from steercube.collect import sweep as sweep_module
-from steercube.collect import unit as unit_module
 from steercube.collect.rank import Rank
 from steercube.collect.readout import readout_of
 from steercube.collect.run import shards_of, write_cube
@@ -73,7 +73,7 @@ def test_the_cube_says_what_was_done(whole: Path) -> None:
     }
     manifest = json.loads(whole.with_name("mine.manifest.json").read_text())
     assert manifest["content_sha256"]["mine.nc"] == cube.attrs["content_sha256"]
-    assert len(manifest["shards"]) == 2 * 4
+    assert len(manifest["shards"]) == 2 * (1 + 3 + 2)
 
 
 def test_the_cube_can_be_analysed(whole: Path) -> None:
@@ -107,16 +107,16 @@ def test_an_interrupted_run_goes_on(
     whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     n_saved = 0
-    save = unit_module.save_shard
+    save = outcomes_module.save_shard
 
     def interrupted(*args: Any, **kwargs: Any) -> None:
         nonlocal n_saved
         n_saved += 1
-        if n_saved == 3:
+        if n_saved == 2:
             raise KeyboardInterrupt
         save(*args, **kwargs)
 
-    monkeypatch.setattr(unit_module, "save_shard", interrupted)
+    monkeypatch.setattr(outcomes_module, "save_shard", interrupted)
     with pytest.raises(KeyboardInterrupt):
         run(tmp_path)
     monkeypatch.undo()

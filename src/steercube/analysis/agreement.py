@@ -1,40 +1,87 @@
 r"""Do logits and generated answers agree on which layers steer?
 
-The published measure pools the layers of all models into one correlation. Neighbouring layers
-are nearly the same observation, so its n says nothing; the interval here is over models, one
-correlation each.
+The published measure (`pooled_agreement`) pools the layers of all models into one correlation.
+Neighbouring layers are nearly the same observation, so its n says nothing. Here the unit is a
+model's pair of curves:
+
+- `curve_agreement`, one model: r with its error over items where every answer is known, else over
+  blocks of layers;
+- `model_agreement`, all models: Fisher's z pooled with random effects, interval by Hartung & Knapp;
+  `agreement_by_blocks`: models and blocks of their layers resampled;
+- `shift_test`: is the alignment more than two smooth curves have by chance?
+- `matched_minus_mismatched`: is it about this concept, or would another's logits do as well?
+- `disattenuated`: what r would be without the noise of either curve;
+- `best_generation`: the largest change of generated answers, beside what noise alone reaches;
+- `agreement_against_effect`, `agreement_effect_correlation`: does agreement rise with the effect?
 """
 
 from collections.abc import Sequence
+from importlib.util import find_spec
 
 import numpy as np
+import pandas as pd
 import xarray as xr
+from statsmodels.stats.meta_analysis import combine_effects
 
-from steercube.analysis.averages import ONE_MODEL, best_effects, level_of, t_margin
+from steercube.analysis.averages import (
+    ONE_MODEL,
+    best_effects,
+    level_of,
+    t_margin,
+    t_quantile,
+)
+from steercube.analysis.curves import (
+    block_length,
+    block_resamples,
+    circular_shift_p,
+    correlation,
+    fisher_z,
+    scaled,
+    second_difference_reliability,
+)
 from steercube.analysis.effects import BASELINE, NEGATIVE, POSITIVE
 from steercube.results import Estimate
+from steercube.streams import stream
 
 Curves = dict[str, tuple[np.ndarray, np.ndarray]]
+N_RESAMPLES = 4_000
+"""Resamples of models, layers and shifts; the error of an end of an interval is then about 1%."""
+MIN_LAYERS = 4
+NO_CURVES = "no model has varying logits and generations here"
 
 
-def generation_delta(cells: xr.Dataset) -> xr.DataArray:
+def generation_delta(cells: xr.Dataset, rate: str = "generation_rate") -> xr.DataArray:
     """Generation rate at +1 minus that at -1, without the dimension strength."""
-    rate = cells["generation_rate"]
-    return rate.sel(strength=POSITIVE) - rate.sel(strength=NEGATIVE)
+    return cells[rate].sel(strength=POSITIVE) - cells[rate].sel(strength=NEGATIVE)
 
 
-def layer_curves(cells: xr.Dataset, *, concept: str, models: Sequence[str] | None) -> Curves:
+def is_counted(cells: xr.Dataset, model: str, concept: str) -> bool:
+    """Whether the generation rate was counted from responses that are all in the cube."""
+    if "response_match_rate" not in cells:
+        return False
+    at = {"model": model, "concept": concept}
+    rate, counted = (cells[n].sel(at) for n in ("generation_rate", "response_match_rate"))
+    return bool(counted.notnull().any() and rate.equals(counted.rename(rate.name)))
+
+
+def layer_curves(
+    cells: xr.Dataset,
+    *,
+    concept: str,
+    models: Sequence[str] | None,
+    rate: str = "generation_rate",
+) -> Curves:
     """(logit delta, generation delta) over the layers where a model has both, by model."""
-    if "generation_rate" not in cells or concept not in cells["concept"]:
+    if rate not in cells or concept not in cells["concept"]:
         return {}
     order = ("model", "layer")
-    of_concept = cells[["estimate", "generation_rate"]].sel(concept=concept)
+    of_concept = cells[["estimate", rate]].sel(concept=concept)
     logit = of_concept["estimate"].sel(estimand="delta").transpose(*order).values
-    generation = generation_delta(of_concept).transpose(*order).values
+    generation = generation_delta(of_concept, rate).transpose(*order).values
     curves = {}
     for model, *pair in zip(map(str, cells["model"].values), logit, generation, strict=True):
         both = np.isfinite(pair).all(axis=0)
-        if (models is None or model in models) and both.sum() > 3:
+        if (models is None or model in models) and both.sum() >= MIN_LAYERS:
             curves[model] = (pair[0][both], pair[1][both])
     return curves
 
@@ -43,15 +90,6 @@ def shaped_curves(cells: xr.Dataset, *, concept: str, models: Sequence[str] | No
     """Those of `layer_curves` that vary in both measures: a flat one has no shape to agree with."""
     curves = layer_curves(cells, concept=concept, models=models)
     return {m: pair for m, pair in curves.items() if all(np.ptp(curve) > 0 for curve in pair)}
-
-
-def scaled(curve: np.ndarray) -> np.ndarray:
-    """The curve mapped to [0, 1] by its own minimum and maximum.
-
-    >>> scaled(np.array([2.0, 4.0, 3.0])).tolist()
-    [0.0, 1.0, 0.5]
-    """
-    return (curve - curve.min()) / np.ptp(curve)
 
 
 def pooled_agreement(
@@ -64,7 +102,7 @@ def pooled_agreement(
     """
     curves = shaped_curves(cells, concept=concept, models=models)
     if not curves:
-        return Estimate.undefined("no model has varying logits and generations here")
+        return Estimate.undefined(NO_CURVES)
     logit, generation = (
         np.concatenate([scaled(pair[i]) for pair in curves.values()]) for i in (0, 1)
     )
@@ -93,24 +131,151 @@ def _rows_of_each(curves: Curves) -> list[np.ndarray]:
     return np.split(np.arange(ends[-1]), ends[:-1])
 
 
+def curve_agreement(cells: xr.Dataset, *, concept: str, model: str) -> Estimate:
+    """Pearson r of one model's two curves over its layers.
+
+    Where every answer is in the cube, over the items that have one, and the interval is over those
+    items, drawn alike for both curves; else it is over blocks of layers: z plus and minus t times
+    the error of z in resamples of `block_resamples`. `p_value` is of `circular_shift_p`.
+    """
+    if is_counted(cells, model, concept):
+        return response_agreement(cells, concept=concept, model=model)
+    curves = shaped_curves(cells, concept=concept, models=[model])
+    if model not in curves:
+        return Estimate.undefined(NO_CURVES)
+    return _agreement_over_blocks(cells, concept, model, curves[model])
+
+
+def _agreement_over_blocks(
+    cells: xr.Dataset, concept: str, model: str, pair: tuple[np.ndarray, np.ndarray]
+) -> Estimate:
+    n_layers = len(pair[0])
+    z = float(fisher_z(correlation(*pair)))
+    # As many observations as blocks are laid end to end, so as many less one degrees of freedom.
+    df = -(-n_layers // block_length(n_layers)) - 1
+    margin = t_quantile(level_of(cells), df) * _block_z(cells, concept, model, pair).std(ddof=1)
+    return Estimate(
+        float(np.tanh(z)),
+        low=float(np.tanh(z - margin)),
+        high=float(np.tanh(z + margin)),
+        over="blocks of layers",
+        n=n_layers,
+        p_value=_one_shift_test(pair),
+    )
+
+
+def _one_shift_test(pair: tuple[np.ndarray, np.ndarray]) -> float:
+    """Exact for one model, so nothing is drawn."""
+    return circular_shift_p([pair], 0, np.random.default_rng(0))
+
+
+def response_agreement(cells: xr.Dataset, *, concept: str, model: str) -> Estimate:
+    """r of the logit curve with the curve counted from the responses, its interval over items."""
+    at = {"model": model, "concept": concept}
+    if "response_r" not in cells or cells["response_r"].sel(at).isnull():
+        return Estimate.undefined("the answers of single items are not known, or have no shape")
+    curves = layer_curves(cells, concept=concept, models=[model], rate="response_match_rate")
+    return Estimate(
+        float(cells["response_r"].sel(at)),
+        low=float(cells["response_r_low"].sel(at)),
+        high=float(cells["response_r_high"].sel(at)),
+        over="items",
+        n=int(cells["n_response_items"].sel(at)),
+        p_value=_one_shift_test(curves[model]),
+    )
+
+
+def _block_z(
+    cells: xr.Dataset, concept: str, model: str, pair: tuple[np.ndarray, np.ndarray]
+) -> np.ndarray:
+    """Fisher's z of the curves in resampled blocks of layers, alike whichever others are there."""
+    rng = stream(f"blocks of {model}/{concept}", seed=cells.attrs["seed"])
+    layers = block_resamples(len(pair[0]), N_RESAMPLES, rng)
+    star = fisher_z(correlation(pair[0][layers], pair[1][layers]))
+    return star[np.isfinite(star)]
+
+
+def _z_of_models(
+    cells: xr.Dataset, concept: str, models: Sequence[str] | None
+) -> tuple[list[str], np.ndarray, np.ndarray]:
+    """Models, Fisher's z of each, and its error within the model."""
+    names, z, error = [], [], []
+    for model, pair in shaped_curves(cells, concept=concept, models=models).items():
+        if is_counted(cells, model, concept):
+            at = {"model": model, "concept": concept}
+            own = float(fisher_z(cells["response_r"].sel(at).values))
+            own_error = float(cells["response_z_error"].sel(at))
+        else:
+            own = float(fisher_z(correlation(*pair)))
+            own_error = float(_block_z(cells, concept, model, pair).std(ddof=1))
+        if np.isfinite(own) and own_error > 0:
+            names.append(model)
+            z.append(own)
+            error.append(own_error)
+    return names, np.array(z), np.array(error)
+
+
 def model_agreement(
     cells: xr.Dataset, *, concept: str, models: Sequence[str] | None = None
 ) -> Estimate:
-    """Mean over models of each one's own correlation, through Fisher's z, t over models."""
-    r = np.array(list(correlations(cells, concept=concept, models=models).values()))
-    if not len(r):
-        return Estimate.undefined("no model has varying logits and generations here")
-    z = np.arctanh(r)
-    margin = t_margin(z, level_of(cells))
+    r"""Correlation of the two curves in a model of this kind: Fisher's z with random effects.
+
+    $z_m = \zeta + u_m + e_m$, the error of $e_m$ over items or blocks of layers, the variance of
+    $u_m$ by Paule & Mandel; the interval is Hartung & Knapp's, t with n_models - 1 degrees of
+    freedom, never narrower than without their factor (Röver et al. 2015). One model has the
+    interval of `curve_agreement`, about itself alone. `p_value` is that of `shift_test`.
+    """
+    names, z, error = _z_of_models(cells, concept, models)
+    if not len(z):
+        return Estimate.undefined(NO_CURVES)
+    if len(z) == 1:
+        return curve_agreement(cells, concept=concept, model=names[0])
+    pooled = combine_effects(z, error**2, method_re="iterated", use_t=True)
+    mean = float(pooled.mean_effect_re)
+    widened = max(1.0, float(pooled.scale_hksj_re))
+    margin = t_quantile(level_of(cells), len(z) - 1) * float(pooled.sd_eff_w_re) * widened**0.5
+    r = np.tanh(z)
+    return Estimate(
+        float(np.tanh(mean)),
+        low=float(np.tanh(mean - margin)),
+        high=float(np.tanh(mean + margin)),
+        over="models",
+        n=len(z),
+        p_value=shift_test(cells, concept=concept, models=models),
+        span=(float(r.min()), float(r.max())),
+    )
+
+
+def agreement_by_blocks(
+    cells: xr.Dataset, *, concept: str, models: Sequence[str] | None = None
+) -> Estimate:
+    """Mean r of models (through z); models, and blocks of their layers, drawn with replacement."""
+    curves = shaped_curves(cells, concept=concept, models=models)
+    if len(curves) < 2:
+        return Estimate.undefined(ONE_MODEL if curves else NO_CURVES)
+    z = np.array([float(fisher_z(correlation(*pair))) for pair in curves.values()])
+    rng = stream(f"models and blocks of {concept}", seed=cells.attrs["seed"])
+    stars = np.stack(
+        [rng.choice(_block_z(cells, concept, m, pair), N_RESAMPLES) for m, pair in curves.items()]
+    )
+    drawn = rng.integers(0, len(z), (len(z), N_RESAMPLES))
+    mean = stars[drawn, np.arange(N_RESAMPLES)].mean(axis=0)
+    tail = (1 - level_of(cells)) / 2
+    low, high = np.tanh(np.quantile(mean, [tail, 1 - tail]))
     return Estimate(
         float(np.tanh(z.mean())),
-        low=float(np.tanh(z.mean() - margin)),
-        high=float(np.tanh(z.mean() + margin)),
-        over="models",
-        n=len(r),
-        span=(float(r.min()), float(r.max())),
-        reason="" if len(r) > 1 else ONE_MODEL,
+        low=float(low),
+        high=float(high),
+        over="models and blocks of layers",
+        n=len(z),
     )
+
+
+def shift_test(cells: xr.Dataset, *, concept: str, models: Sequence[str] | None = None) -> float:
+    """Two-sided p of the models' mean z against circular shifts of their curves."""
+    curves = shaped_curves(cells, concept=concept, models=models)
+    rng = stream(f"shifts of {concept}", seed=cells.attrs["seed"])
+    return circular_shift_p(list(curves.values()), N_RESAMPLES, rng) if curves else np.nan
 
 
 def correlations(
@@ -118,7 +283,91 @@ def correlations(
 ) -> dict[str, float]:
     """Pearson r of the two layer curves, by model."""
     curves = shaped_curves(cells, concept=concept, models=models)
-    return {model: float(np.corrcoef(*pair)[0, 1]) for model, pair in curves.items()}
+    return {model: float(correlation(*pair)) for model, pair in curves.items()}
+
+
+def matched_minus_mismatched(
+    cells: xr.Dataset, *, concept: str, models: Sequence[str] | None = None
+) -> Estimate:
+    """r of a concept's generation curve with its own logits, minus its mean r with others' logits.
+
+    Within each model, over the layers that both concepts have; then a t interval over models. What
+    every concept's curves share (where in the network anything steers) cancels.
+    """
+    differences = []
+    for model, (_, generation) in shaped_curves(cells, concept=concept, models=models).items():
+        of_model = cells.sel(model=model)
+        delta = of_model["estimate"].sel(estimand="delta").transpose("concept", "layer")
+        own = np.isfinite(generation_delta(of_model).sel(concept=concept).values)
+        own &= np.isfinite(delta.sel(concept=concept).values)
+        r = {
+            str(other): float(correlation(logit[own], generation))
+            for other, logit in zip(delta["concept"].values, delta.values, strict=True)
+            if np.isfinite(logit[own]).all()
+        }
+        matched = r.pop(concept)
+        if r and np.isfinite([matched, *r.values()]).all():
+            differences.append(matched - np.mean(list(r.values())))
+    if not differences:
+        return Estimate.undefined("no model has another concept's logits at these layers")
+    values = np.array(differences)
+    mean, margin = float(values.mean()), t_margin(values, level_of(cells))
+    return Estimate(
+        mean,
+        low=mean - margin,
+        high=mean + margin,
+        over="models",
+        n=len(values),
+        span=(float(values.min()), float(values.max())),
+        reason="" if len(values) > 1 else ONE_MODEL,
+    )
+
+
+def reliabilities(cells: xr.Dataset, *, concept: str, model: str) -> dict[str, Estimate]:
+    """Of the logit curve and of the generation curve: the share of their variance that repeats.
+
+    Split-half over items where a curve's items are known, else from second differences over layers;
+    `over` says which.
+    """
+    at = {"model": model, "concept": concept}
+    pair = shaped_curves(cells, concept=concept, models=[model]).get(model)
+    if pair is None:
+        return {name: Estimate.undefined(NO_CURVES) for name in ("logit", "generation")}
+    counted = is_counted(cells, model, concept)
+    found = {}
+    for name, curve, held, has_items in (
+        ("logit", pair[0], "logit_reliability", True),
+        ("generation", pair[1], "response_reliability", counted),
+    ):
+        of_items = float(cells[held].sel(at)) if held in cells and has_items else np.nan
+        known = np.isfinite(of_items)
+        found[name] = Estimate(
+            of_items if known else second_difference_reliability(curve),
+            over="items (split-half)" if known else "second differences",
+            n=len(curve),
+            reason="a reliability is given without an interval",
+        )
+    return found
+
+
+def disattenuated(cells: xr.Dataset, *, concept: str, model: str) -> Estimate:
+    r"""r without the noise of either curve: $r / \sqrt{\rho_x \rho_y}$ (Spearman 1904).
+
+    The ends of r's interval are divided alike, taking the reliabilities for known, and cut to
+    [-1, 1]; the value is not cut, so that one beyond 1 shows a reliability that is too small.
+    """
+    own = curve_agreement(cells, concept=concept, model=model)
+    reliable = [e.value for e in reliabilities(cells, concept=concept, model=model).values()]
+    if not np.isfinite([own.value, *reliable]).all():
+        return Estimate.undefined(own.reason or "a reliability is not known")
+    if min(reliable) <= 0.05:
+        return Estimate.undefined(
+            f"a curve's reliability is {min(reliable):.2f}: nothing of it repeats, so nothing can "
+            "be divided by it"
+        )
+    share = float(np.sqrt(reliable[0] * reliable[1]))
+    low, high = np.clip([own.low / share, own.high / share], -1, 1)
+    return Estimate(own.value / share, low=float(low), high=float(high), over=own.over, n=own.n)
 
 
 def best_generation(
@@ -127,13 +376,20 @@ def best_generation(
     """Mean over models of the largest generation delta over layers, t over models.
 
     `expected_under_null` is what that maximum would average if steering did nothing: rates of
-    few answers, maximised over many layers, hold much noise.
+    few answers, maximised over many layers, hold much noise. `corrected` is the mean of what one
+    half of the items shows at the layer that the other half selects, where items are known.
     """
     curves = layer_curves(cells, concept=concept, models=models)
     if not curves:
         return Estimate.undefined("no generation sweep of this concept")
     best = np.array([generation.max() for _, generation in curves.values()])
     null = [expected_maximum(cells, concept=concept, model=model) for model in curves]
+    halves = [
+        float(cells["best_response_split_half"].sel(model=m, concept=concept))
+        if is_counted(cells, m, concept)
+        else np.nan
+        for m in curves
+    ]
     mean, margin = float(best.mean()), t_margin(best, level_of(cells))
     return Estimate(
         mean,
@@ -141,21 +397,45 @@ def best_generation(
         high=mean + margin,
         over="models",
         n=len(best),
+        corrected=float(np.mean(halves)),
         span=(float(best.min()), float(best.max())),
         expected_under_null=float(np.mean([x for x in null if np.isfinite(x)] or [np.nan])),
         reason="" if len(best) > 1 else ONE_MODEL,
     )
 
 
+def best_response(cells: xr.Dataset, *, concept: str, model: str) -> Estimate:
+    """Largest delta of the responses over layers, beside its null and its cross-validated value.
+
+    `p_value` and `expected_under_null` exchange +1 and -1 for random items, at all layers together;
+    `corrected` is one half's value at the layer that the other half selects.
+    """
+    at = {"model": model, "concept": concept}
+    if "best_response_delta" not in cells or cells["best_response_delta"].sel(at).isnull():
+        return Estimate.undefined("the answers of single items are not known")
+    name = "best_response_{}".format
+    return Estimate(
+        float(cells[name("delta")].sel(at)),
+        n=int(cells["n_response_items"].sel(at)),
+        corrected=float(cells[name("split_half")].sel(at)),
+        p_value=float(cells[name("p")].sel(at)),
+        expected_under_null=float(cells[name("null")].sel(at)),
+        reason="one maximum over layers has no interval of its own",
+    )
+
+
 def expected_maximum(cells: xr.Dataset, *, concept: str, model: str) -> float:
     """Expected largest generation delta over layers if nothing were added at either strength.
 
-    The sweep measured its unsteered rate anew at every layer, so differences of two of those
-    rates are what noise alone does to a delta. With F their distribution over all ordered pairs
-    and L layers, the largest of L such differences has the distribution F^L. That is the noise of
-    sampling answers again; a useless direction of the same norm would do more, so it is a lower
-    bound. NaN where fewer than two baselines were measured, so that nothing is known of them.
+    From the items where their answers are known (see `best_response`). Where only rates are, the
+    sweep measured its unsteered rate anew at every layer, so differences of two of those are what
+    noise alone does to a delta. With F their distribution over all ordered pairs and L layers, the
+    largest of L such differences has the distribution F^L. That is the noise of sampling answers
+    again; a useless direction of the same norm would do more, so it is a lower bound. NaN where
+    fewer than two baselines were measured, so that nothing is known of them.
     """
+    if is_counted(cells, model, concept):
+        return best_response(cells, concept=concept, model=model).expected_under_null
     if BASELINE not in cells["strength"]:
         return np.nan
     baseline = cells["generation_rate"].sel(model=model, concept=concept, strength=BASELINE).values
@@ -169,6 +449,65 @@ def expected_maximum(cells: xr.Dataset, *, concept: str, model: str) -> float:
     return float(differences @ np.diff(cumulative, prepend=0.0))
 
 
+def published_against_responses(cells: xr.Dataset, *, concept: str, model: str) -> Estimate:
+    """r of the published generation curve with that counted from the responses, over layers."""
+    published, counted = (
+        layer_curves(cells, concept=concept, models=[model], rate=rate).get(model)
+        for rate in ("generation_rate", "response_match_rate")
+    )
+    if published is None or counted is None or is_counted(cells, model, concept):
+        return Estimate.undefined("this concept has no published rates beside its responses")
+    at = {"model": model, "concept": concept}
+    rates = ("generation_rate", "response_match_rate")
+    both = cells[list(rates)].sel(at)
+    pair = [generation_delta(both, rate).values for rate in rates]
+    known = np.isfinite(pair).all(axis=0)
+    curves = (pair[0][known], pair[1][known])
+    return _agreement_over_blocks(cells, f"{concept} twice", model, curves)
+
+
+def published_reading_agreement(cells: xr.Dataset, *, concept: str, model: str) -> Estimate:
+    """r of the logit curve with that of the responses as the study read them, over blocks."""
+    rate = "published_response_match_rate"
+    curves = layer_curves(cells, concept=concept, models=[model], rate=rate)
+    if model not in curves:
+        return Estimate.undefined("no other reading of these responses was published")
+    return _agreement_over_blocks(cells, f"{concept} as published", model, curves[model])
+
+
+def repeated_measures(
+    cells: xr.Dataset, *, concept: str, models: Sequence[str] | None = None
+) -> Estimate:
+    """Repeated-measures correlation over layers within models, by pingouin: a cross-check.
+
+    It takes the layers for independent, so its interval and p are far too good. Source: Bakdash &
+    Marusich 2017.
+    """
+    if find_spec("pingouin") is None:
+        return Estimate.undefined("pingouin is not installed (the extra `stats` brings it)")
+    curves = shaped_curves(cells, concept=concept, models=models)
+    if len(curves) < 3:
+        return Estimate.undefined("pingouin's rm_corr needs three models" if curves else NO_CURVES)
+    import pingouin
+
+    rows = pd.concat(
+        pd.DataFrame({"model": model, "logit": logit, "generation": generation})
+        for model, (logit, generation) in curves.items()
+    )
+    found = pingouin.rm_corr(rows, x="logit", y="generation", subject="model").iloc[0]
+    # Releases of pingouin differ in how they spell CI95% and p-val; the order is theirs since 0.3.
+    r, _, p_value, (low, high), _ = found
+    return Estimate(
+        float(r),
+        low=float(low),
+        high=float(high),
+        over="layers, taken as independent",
+        n=len(rows),
+        p_value=float(p_value),
+        reason="neighbouring layers are not independent; a cross-check of r alone",
+    )
+
+
 def agreement_against_effect(
     cells: xr.Dataset,
     *,
@@ -180,22 +519,69 @@ def agreement_against_effect(
 
     One least-squares slope a model (change of r per unit of effect), averaged, t over models.
     """
-    effects = best_effects(cells, estimand, concepts=concepts)
-    of_concept = {
-        str(c): correlations(cells, concept=str(c), models=models)
-        for c in effects["concept"].values
-    }
+    table = _agreement_and_effect(cells, estimand, concepts, models)
     slopes = []
-    for model in effects["model"].values:
-        pairs = [
-            (float(effects.sel(model=model, concept=c)), of_model[model])
-            for c, of_model in of_concept.items()
-            if model in of_model
-        ]
-        if len(pairs) > 2:
-            slopes.append(float(np.polyfit([d for d, _ in pairs], [r for _, r in pairs], 1)[0]))
+    for _, of_model in table.groupby("model", sort=False):
+        if len(of_model) > 2:
+            slopes.append(float(np.polyfit(of_model["effect"], of_model["r"], 1)[0]))
     if len(slopes) < 2:
         return Estimate.undefined("needs two models with three concepts in both measures")
     values = np.array(slopes)
     mean, margin = float(values.mean()), t_margin(values, level_of(cells))
     return Estimate(mean, low=mean - margin, high=mean + margin, over="models", n=len(values))
+
+
+def agreement_effect_correlation(
+    cells: xr.Dataset,
+    *,
+    estimand: str,
+    concepts: Sequence[str] | None = None,
+    models: Sequence[str] | None = None,
+) -> Estimate:
+    """Correlation of r with the effect over (model, concept).
+
+    Models and concepts are both drawn with replacement, because the pairs of one concept, or of one
+    model, are no independent observations (Owen 2007, the pigeonhole bootstrap). With one model, or
+    fewer than three concepts, the other alone is drawn.
+    """
+    table = _agreement_and_effect(cells, estimand, concepts, models)
+    wide = {
+        name: table.pivot_table(index="model", columns="concept", values=name).to_numpy()
+        for name in ("effect", "r")
+    }
+    if len(table) < 4:
+        return Estimate.undefined("needs four pairs of model and concept in both measures")
+    value = float(correlation(table["effect"].to_numpy(), table["r"].to_numpy()))
+    rng = stream(f"agreement and {estimand}", seed=cells.attrs["seed"])
+    n_models, n_concepts = wide["r"].shape
+    drawn = []
+    for _ in range(N_RESAMPLES // 2):
+        rows = rng.integers(0, n_models, n_models)
+        columns = rng.integers(0, n_concepts, n_concepts)
+        effect, r = (wide[name][np.ix_(rows, columns)].ravel() for name in ("effect", "r"))
+        known = np.isfinite(effect) & np.isfinite(r)
+        drawn.append(float(correlation(effect[known], r[known])) if known.sum() > 2 else np.nan)
+    star = np.array(drawn)
+    star = star[np.isfinite(star)]
+    tail = (1 - level_of(cells)) / 2
+    low, high = np.quantile(star, [tail, 1 - tail])
+    over = [name for name, n in {"models": n_models, "concepts": n_concepts}.items() if n > 1]
+    return Estimate(value, low=float(low), high=float(high), over=" and ".join(over), n=len(table))
+
+
+def _agreement_and_effect(
+    cells: xr.Dataset,
+    estimand: str,
+    concepts: Sequence[str] | None,
+    models: Sequence[str] | None,
+) -> pd.DataFrame:
+    """Columns model, concept, effect (best layer) and r, a row a (model, concept) with both."""
+    effects = best_effects(cells, estimand, concepts=concepts)
+    rows = []
+    for concept in map(str, effects["concept"].values):
+        for model, r in correlations(cells, concept=concept, models=models).items():
+            if model in effects["model"].values:
+                effect = float(effects.sel(model=model, concept=concept))
+                rows.append({"model": model, "concept": concept, "effect": effect, "r": r})
+    table = pd.DataFrame(rows, columns=["model", "concept", "effect", "r"])
+    return table[np.isfinite(table["effect"])]

@@ -31,9 +31,18 @@ from steercube.analysis.resample import (
     select_and_estimate,
     select_layer,
 )
+from steercube.analysis.responses import (
+    Answers,
+    agreement_over_items,
+    best_layer,
+    generation_curve,
+    logit_curve,
+    split_half_reliability,
+)
 from steercube.cells import (
     CONTROL_VARIABLES,
     COORDINATES,
+    CURVE_VARIABLES,
     GENERATION_VARIABLES,
     LAYER_VARIABLES,
     OF_THE_VECTOR,
@@ -46,6 +55,12 @@ from steercube.streams import SEED, stream
 
 MIN_ITEMS = 10
 """Fewest items of which a bootstrap distribution says anything; below, statistics are NaN."""
+
+MIN_LAYERS = 4
+"""Fewest layers that make a curve with a shape."""
+
+N_FLIPS = 2_000
+"""Exchanges of +1 and -1 behind the null of the best generation layer."""
 
 QUANTILES = np.round(np.linspace(0, 1, 21), 2)
 BY_LETTER = ("within_letter_d", "content_shift", "letter_shift")
@@ -78,7 +93,9 @@ def cells(
             confidence_level=confidence_level,
         )
     out = out.assign_coords(_coordinates(cube))
-    _reduce_generation(out, cube)
+    _reduce_generation(
+        out, cube, n_resamples=n_resamples, seed=seed, confidence_level=confidence_level
+    )
     for name, variable in OF_THE_VECTOR.items():
         if name in cube:
             out[name] = cube[name].transpose(*variable.dims)
@@ -312,18 +329,133 @@ def _record_covariance(out: xr.Dataset, selected: Mapping[str, SelectedCell], co
     )
 
 
-def _reduce_generation(out: xr.Dataset, cube: xr.Dataset) -> None:
-    """Rates as published, and rates counted from the responses where the cube holds them."""
+def _reduce_generation(
+    out: xr.Dataset, cube: xr.Dataset, *, n_resamples: int, seed: int, confidence_level: float
+) -> None:
+    """Rates as published or counted from the responses, and what items say of the curves."""
     for name in RATE_VARIABLES:
         if name in cube:
             out[name] = cube[name].transpose(*RATE_VARIABLES[name].dims)
     if "generation_valid" in cube:
-        rates = {
-            "response_match_rate": cube["generation_match"].mean("sample"),
-            "response_valid_rate": cube["generation_valid"].mean("sample"),
+        _count_responses(out, cube)
+    if "generation_rate" not in out:
+        return
+    for name, variable in CURVE_VARIABLES.items():
+        out[name] = variable.full(out.sizes)
+    for concept in cube["concept"].values:
+        of_concept = cube.sel(concept=concept).sortby("item_id")
+        of_concept = of_concept.isel(sample=np.flatnonzero(of_concept["item_id"] != ""))
+        for model in cube["model"].values:
+            _reduce_curves(
+                out,
+                of_concept.sel(model=model),
+                n_resamples=n_resamples,
+                rng=stream(f"curves of {concept}", seed=seed),
+                confidence_level=confidence_level,
+            )
+
+
+def _count_responses(out: xr.Dataset, cube: xr.Dataset) -> None:
+    valid = cube["generation_valid"].astype(float)
+    matching = (valid * cube["generation_match"]).fillna(0).where(valid.notnull())
+    answered = valid.notnull().any("sample")
+    n_valid = valid.sum("sample")
+    counted = {
+        "response_match_rate": matching.sum("sample") / n_valid.where(n_valid > 0),
+        "response_valid_rate": valid.mean("sample"),
+        "n_responses": valid.notnull().sum("sample").where(answered) * _repeats(cube),
+    }
+    if "published_valid" in cube:
+        counted["published_response_match_rate"] = cube["published_match"].mean("sample")
+        alike = (cube["published_valid"] == valid) & (
+            (cube["published_match"] == cube["generation_match"]) | (valid == 0)
+        )
+        every = ("layer", "strength", "sample")
+        counted["responses_read_alike"] = alike.where(valid.notnull()).mean(every)
+    for name, values in counted.items():
+        variable = GENERATION_VARIABLES[name]
+        out[name] = (
+            values.astype(float).transpose(*variable.dims).assign_attrs(variable.attrs)
+        ).reset_coords(drop=True)
+    rate = out["response_match_rate"].assign_attrs(RATE_VARIABLES["generation_rate"].attrs)
+    published = out.get("generation_rate", rate)
+    has_published = published.notnull().any(("layer", "strength"))
+    out["generation_rate"] = published.where(has_published, rate).assign_attrs(rate.attrs)
+
+
+def _repeats(cube: xr.Dataset) -> int:
+    return int(cube["response_repeat"].max()) + 1 if "response_repeat" in cube else 1
+
+
+def _reduce_curves(
+    out: xr.Dataset,
+    cube: xr.Dataset,
+    *,
+    n_resamples: int,
+    rng: np.random.Generator,
+    confidence_level: float,
+) -> None:
+    """Reliability of both curves and their agreement, for one model and concept.
+
+    Over the items that answered, or over all of them where a rate is all that is known. `rng` is of
+    the concept, so that models that answered the same items are resampled together.
+    """
+    cell = {"model": cube["model"].item(), "concept": cube["concept"].item()}
+    ends = {"strength": [NEGATIVE, POSITIVE]}
+    has_rate = out["generation_rate"].sel(cell).sel(ends).notnull().all("strength")
+    swept = np.flatnonzero((cube["cell_status"] == STATUS["complete"]) & has_rate)
+    cube = cube.isel(layer=swept)
+    answers = _answers(cube.sel(ends))
+    if answers is not None:
+        cube = cube.isel(sample=np.flatnonzero(np.isfinite(answers.valid).all(axis=(0, 1))))
+        answers = _answers(cube.sel(ends))
+    n_items = cube.sizes["sample"]
+    if len(swept) < MIN_LAYERS or n_items < MIN_ITEMS:
+        return
+    resamples = resample_weights(n_items, n_resamples, rng)
+    halves = half_weights(n_items, N_SPLITS, rng)
+    flips = rng.choice([-1.0, 1.0], (N_FLIPS, n_items))
+    values = cube["logit_diff"].transpose("strength", "layer", "sample").astype(float)
+    shift = values.sel(strength=POSITIVE).values - values.sel(strength=NEGATIVE).values
+    found = {
+        "logit_reliability": split_half_reliability(
+            logit_curve(shift, halves), logit_curve(shift, 1 - halves)
+        )
+    }
+    if answers is not None:
+        agreement = agreement_over_items(answers, shift, resamples, confidence_level)
+        found |= {
+            "n_response_items": n_items,
+            "response_r": agreement.r,
+            "response_r_low": agreement.low,
+            "response_r_high": agreement.high,
+            "response_z_error": agreement.z_error,
+            "response_reliability": split_half_reliability(
+                generation_curve(answers, halves), generation_curve(answers, 1 - halves)
+            ),
         }
-        for name, rate in rates.items():
-            out[name] = rate.astype(float).assign_attrs(GENERATION_VARIABLES[name].attrs)
+        best = best_layer(answers, halves, flips)
+        if best is not None:
+            found |= {
+                "best_response_layer": float(cube["layer"].values[best.index]),
+                "best_response_delta": best.value,
+                "best_response_null": best.expected_under_null,
+                "best_response_p": best.p_value,
+                "best_response_split_half": best.split_half,
+            }
+    for name, value in found.items():
+        out[name].loc[cell] = value
+
+
+def _answers(cube: xr.Dataset) -> Answers | None:
+    """Shares at -1 and +1 where any item has them."""
+    if "generation_valid" not in cube or not cube["generation_valid"].notnull().any():
+        return None
+    order = ("strength", "layer", "sample")
+    return Answers(
+        valid=cube["generation_valid"].transpose(*order).values.astype(float),
+        match=cube["generation_match"].transpose(*order).values.astype(float),
+    )
 
 
 def _provenance(

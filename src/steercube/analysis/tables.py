@@ -10,13 +10,25 @@ import xarray as xr
 from scipy import stats
 
 from steercube.analysis.agreement import (
+    agreement_against_effect,
+    agreement_by_blocks,
+    agreement_effect_correlation,
     best_generation,
-    correlations,
+    best_response,
+    curve_agreement,
+    disattenuated,
     expected_maximum,
     generation_delta,
+    is_counted,
     layer_curves,
+    matched_minus_mismatched,
     model_agreement,
     pooled_agreement,
+    published_against_responses,
+    published_reading_agreement,
+    reliabilities,
+    repeated_measures,
+    response_agreement,
 )
 from steercube.analysis.averages import (
     best_effects,
@@ -60,6 +72,7 @@ def conclude(cells: xr.Dataset, claims: Sequence[Claim] = ()) -> dict[str, pd.Da
         "models": models(cells),
         "concepts": concepts(cells),
         "depth": depth(cells),
+        "generation": generation(cells),
         "agreement": agreement(cells),
         "sensitivity": _table(sensitivity(cells)),
     }
@@ -262,31 +275,141 @@ def depth(cells: xr.Dataset) -> pd.DataFrame:
     return _table(rows)
 
 
+def generation(cells: xr.Dataset) -> pd.DataFrame:
+    """Generated answers of every layer and strength: how many are valid, and how many match.
+
+    Both shares with Wilson's interval over responses; a rate that was only published has neither
+    counts nor interval, and its validity is pooled over strengths. `n_matching` / `n_valid` is
+    `match_rate`. An item's repeats count as responses of their own, so with repeats the intervals
+    are too narrow.
+    """
+    tables = []
+    if "generation_valid_rate" in cells:
+        valid = cells["generation_valid_rate"]
+        rate = cells["generation_rate"].where(valid.notnull())
+        tables.append(_long("published", {"valid_rate": valid, "match_rate": rate}))
+    if "n_responses" in cells:
+        counted = {
+            "n_responses": cells["n_responses"],
+            "valid_rate": cells["response_valid_rate"],
+            "match_rate": cells["response_match_rate"],
+        }
+        tables.append(_long("counted", counted))
+    if not tables:
+        return pd.DataFrame()
+    table = pd.concat(tables).reset_index(drop=True)
+    if "n_responses" in table:
+        n_valid = (table["n_responses"] * table["valid_rate"]).round()
+        counts = {
+            "valid_rate": (n_valid, table["n_responses"]),
+            "match_rate": ((n_valid * table["match_rate"]).round(), n_valid),
+        }
+        table.insert(table.columns.get_loc("n_responses") + 1, "n_valid", n_valid)
+        for name, (count, n) in counts.items():
+            low, high = wilson(count.to_numpy(), n.to_numpy(), level_of(cells))
+            table[f"{name}_low"], table[f"{name}_high"] = low, high
+        for name in ("n_responses", "n_valid"):
+            table[name] = table[name].astype("Int64")
+    return table
+
+
+def _long(source: str, columns: Mapping[str, xr.DataArray]) -> pd.DataFrame:
+    """Columns by model, concept, layer and strength, where there is any answer."""
+    bare = {name: column.reset_coords(drop=True) for name, column in columns.items()}
+    order = ["model", "concept", "layer", "strength"]
+    frame = xr.Dataset(bare).to_dataframe(dim_order=order).reset_index()
+    frame.insert(len(order), "source", source)
+    return frame[frame["valid_rate"].notna()]
+
+
+def wilson(count: np.ndarray, n: np.ndarray, level: float) -> tuple[np.ndarray, np.ndarray]:
+    """Wilson's interval of a share, count / n; NaN where n is 0 or unknown."""
+    z = stats.norm.ppf((1 + level) / 2)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        share = count / n
+        centre = (share + z**2 / (2 * n)) / (1 + z**2 / n)
+        half = z / (1 + z**2 / n) * np.sqrt(share * (1 - share) / n + z**2 / (4 * n**2))
+    return np.clip(centre - half, 0, 1), np.clip(centre + half, 0, 1)
+
+
+PUBLISHED_METHOD = "r, layers of all models pooled (published method)"
+MEAN_R = "mean r of models"
+R_OVER_LAYERS = "r over layers"
+R_EVERY_RESPONSE = "r over layers, every response"
+EFFECTS_OF_AGREEMENT = ("cohens_d", "within_letter_d", "delta")
+"""Effects that agreement is compared with."""
+
+
 def agreement(cells: xr.Dataset) -> pd.DataFrame:
-    """Agreement of logits and generations by layer: pooled as published, and model by model."""
+    """Agreement of logits and generations by layer: as published, model by model, and pooled."""
     rows: list[tuple[Labels, Estimate]] = []
-    for concept in map(str, cells["concept"].values):
-        curves = layer_curves(cells, concept=concept, models=None)
-        if not curves:
-            continue
-        for model, r in correlations(cells, concept=concept).items():
-            labels = {"concept": concept, "model": model, "statistic": "r over layers"}
-            no_interval = "layers are autocorrelated: one curve has no interval of its own"
-            rows.append((labels, Estimate(r, n=1, reason=no_interval)))
-            best = {"concept": concept, "model": model, "statistic": "best generation delta"}
-            null = expected_maximum(cells, concept=concept, model=model)
-            largest = Estimate(
-                float(curves[model][1].max()),
-                expected_under_null=null,
-                n=1,
-                reason="one maximum over layers has no interval of its own",
-            )
-            rows.append((best, largest))
-        every = {"concept": concept, "model": "every model"}
+    concepts = [
+        str(c) for c in cells["concept"].values if layer_curves(cells, concept=str(c), models=None)
+    ]
+    for concept in concepts:
+        for model in layer_curves(cells, concept=concept, models=None):
+            labels = {"concept": concept, "model": model}
+            found = _agreement_of_model(cells, concept, model)
+            rows += [(labels | {"statistic": name}, estimate) for name, estimate in found.items()]
+        labels = {"concept": concept, "model": "every model"}
         for name, statistic in {
-            "r, layers of all models pooled (published method)": pooled_agreement,
-            "mean r of models": model_agreement,
+            PUBLISHED_METHOD: pooled_agreement,
+            MEAN_R: model_agreement,
+            "mean r, models and blocks of layers resampled": agreement_by_blocks,
+            "matched minus mismatched r": matched_minus_mismatched,
+            "repeated-measures r (pingouin)": repeated_measures,
             "mean best generation delta": best_generation,
         }.items():
-            rows.append((every | {"statistic": name}, statistic(cells, concept=concept)))
+            rows.append((labels | {"statistic": name}, statistic(cells, concept=concept)))
+    labels = {"concept": "every concept", "model": "every model"}
+    for estimand in EFFECTS_OF_AGREEMENT if concepts else ():
+        for name, of_effect in {
+            f"slope of r on {estimand}": agreement_against_effect,
+            f"correlation of r with {estimand}": agreement_effect_correlation,
+        }.items():
+            estimate = of_effect(cells, estimand=estimand)
+            rows.append((labels | {"statistic": name}, estimate))
     return _table(rows)
+
+
+def _agreement_of_model(cells: xr.Dataset, concept: str, model: str) -> dict[str, Estimate]:
+    """What one pair of curves says, by the name of the statistic; nothing that has no number."""
+    reliable = reliabilities(cells, concept=concept, model=model)
+    curves = layer_curves(cells, concept=concept, models=[model])
+    counted = is_counted(cells, model, concept)
+    found = {
+        R_OVER_LAYERS: curve_agreement(cells, concept=concept, model=model),
+        "reliability of the logit curve": reliable["logit"],
+        "reliability of the generation curve": reliable["generation"],
+        "r without noise (disattenuated)": disattenuated(cells, concept=concept, model=model),
+        "matched minus mismatched r": matched_minus_mismatched(
+            cells, concept=concept, models=[model]
+        ),
+        "best generation delta": best_response(cells, concept=concept, model=model)
+        if counted
+        else Estimate(
+            float(curves[model][1].max()),
+            expected_under_null=expected_maximum(cells, concept=concept, model=model),
+            n=1,
+            reason="one maximum over layers has no interval of its own",
+        ),
+    }
+    from_responses = response_agreement(cells, concept=concept, model=model)
+    if not counted and np.isfinite(from_responses.value):
+        alike = cells["responses_read_alike"].sel(model=model, concept=concept)
+        found |= {
+            R_EVERY_RESPONSE: from_responses,
+            f"{R_EVERY_RESPONSE} as the study read it": published_reading_agreement(
+                cells, concept=concept, model=model
+            ),
+            "best generation delta, every response": best_response(
+                cells, concept=concept, model=model
+            ),
+            "r of the published and the counted generation curve": published_against_responses(
+                cells, concept=concept, model=model
+            ),
+            "share of responses read as published": Estimate(
+                float(alike), n=int(from_responses.n), reason="a census of the responses"
+            ),
+        }
+    return found

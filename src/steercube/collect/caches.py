@@ -120,9 +120,7 @@ def _after(prefix: Tensor, new: Tensor, room: int = 0) -> Tensor:
     return joined
 
 
-def _spread(
-    new: Tensor, prefix: Tensor | None, n_rows: int, lengths: Tensor, room: int
-) -> Tensor:
+def _spread(new: Tensor, prefix: Tensor | None, n_rows: int, lengths: Tensor, room: int) -> Tensor:
     """What a pass added, for all `n_rows`, behind its prefix and before `room` empty slots."""
     batch = len(lengths)
     if (lengths < new.shape[-2]).any():

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from steercube.collect.caches import Rows, SharedPrefix
 from steercube.collect.decoder import Decoder
-from steercube.collect.hooks import Cell, FanOut, Touched, steering_rows
+from steercube.collect.hooks import Cell, FanOut, Touched, steering, steering_rows
 from steercube.collect.readout import Prompt
 from steercube.collect.sweep import (
     Progress,
@@ -33,10 +33,13 @@ from steercube.collect.sweep import (
     in_batches,
     logprobs_of,
     prepare,
+    run_whole,
 )
 
 PAD = -1
 """What stands after the last token of an answer."""
+CHECKED_TOKENS = 4
+"""Tokens that a run's check generates: enough for two steps behind a past that was moved."""
 
 
 @dataclass(frozen=True)
@@ -184,7 +187,7 @@ def _next(run: Run, past: Rows, of_prompt: np.ndarray, chosen: np.ndarray, step:
     device = run.ids.device
     prompt = torch.as_tensor(of_prompt, device=device)
     ids = torch.as_tensor(chosen, device=device)[:, None]
-    if run.mask is None:
+    if run.mask is None or run.positions is None:
         lengths, width = _n_run(run), run.ids.shape[1]
         held = torch.arange(width, device=device)[None] >= width - lengths[:, None]
     else:
@@ -222,3 +225,39 @@ def _chosen(logits: Tensor, decoding: Decoding, chances: np.ndarray | None) -> n
         wanted = chance.to(few.device)[:, None] * cumulative[:, -1:]
         drawn.append(torch.searchsorted(cumulative, wanted, right=True)[:, 0])
     return torch.cat(drawn).clamp(max=logits.shape[-1] - 1).cpu().numpy()
+
+
+@torch.inference_mode()
+def check_generation_against_plain_loop(
+    decoder: Decoder, prompts: Sequence[Prompt], cells: Sequence[Cell], *, positions: str
+) -> float:
+    """How far a few generated tokens fall short of the largest logit of a full forward, at most.
+
+    Each answer is run again behind its prompt, whole, without a cache and alone. Raises ValueError
+    where the shortfall exceeds what rounding explains (4 units in the last place of the largest
+    logit, or 1e-3): a cache or a mask of that model does not do what ours takes it to do.
+    """
+    none = np.zeros((len(prompts), 1), dtype=int)
+    found = generate(
+        decoder, prompts, none, cells, positions=positions, decoding=Decoding(CHECKED_TOKENS),
+        max_rows=len(prompts) * (1 + len(cells)),
+    )  # fmt: skip
+    short, largest = 0.0, 0.0
+    for cell, of_cell in zip(cells, found.tokens[1:], strict=True):
+        for prompt, padded in zip(prompts, of_cell, strict=True):
+            tokens = padded[padded != PAD]
+            whole = Prompt((*prompt.ids, *tokens.tolist()[:-1]), prompt.answer_start)
+            run = run_whole(decoder, [whole], positions=positions)
+            with steering(decoder.blocks[cell.layer], cell, run.steer):
+                logits = forward(decoder, run)[0, len(prompt.ids) - 1 :].float().cpu()
+            said = logits.gather(-1, torch.as_tensor(tokens)[:, None])[:, 0]
+            short = max(short, float((logits.max(-1).values - said).max()))
+            largest = max(largest, float(logits.abs().max()))
+    allowed = max(1e-3, 4 * torch.finfo(decoder.model.dtype).eps * largest)
+    if not short <= allowed:
+        raise ValueError(
+            f"model {decoder.name!r}: a generated token falls short of the plain loop's by "
+            f"{short:.3g} (at most {allowed:.3g} is rounding). Generation does not support this "
+            "architecture; collect it with --outcomes logit, and please report its name."
+        )
+    return short

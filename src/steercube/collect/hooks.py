@@ -97,15 +97,15 @@ def steering_rows(
 
     `changed` counts, by layer, the positions that a vector changed, on the device.
     """
-    of_layer: dict[int, list[int]] = {}
+    of_layer: dict[int, dict[int, Cell]] = {}
     for row, cell in enumerate(cells):
         if cell is not None:
-            of_layer.setdefault(cell.layer, []).append(row)
+            of_layer.setdefault(cell.layer, {})[row] = cell
 
     def edit_of(layer: int) -> Edit:
         def edit(hidden: Tensor) -> Tensor:
-            rows = torch.tensor(of_layer[layer], device=hidden.device)
-            added = torch.stack([cells[row].added_to(hidden) for row in of_layer[layer]])
+            rows = torch.tensor(list(of_layer[layer]), device=hidden.device)
+            added = torch.stack([cell.added_to(hidden) for cell in of_layer[layer].values()])
             steered = hidden.index_add(0, rows, added[:, None].expand(-1, hidden.shape[1], -1))
             moved = (steered[rows] != hidden[rows]).any(dim=-1).sum()
             changed[layer] = changed[layer] + moved if layer in changed else moved

@@ -10,6 +10,8 @@ from steercube.schema import raise_if_any
 from steercube.streams import SEED
 
 CONTROLS = DIRECTIONS[1:]
+OUTCOMES = ("logit", "generation")
+"""What can be measured of a cell: log-probabilities of the two answers, and what is said."""
 
 
 @dataclass(frozen=True)
@@ -18,6 +20,7 @@ class Plan:
 
     `chunk` is samples a shard; with weights on disk each chunk reads them all, so make it large.
     `max_rows` bounds the rows in one pass; 0 chooses by device. The result does not depend on it.
+    Generation takes the same layers, strengths and items, or fewer where its own are given.
     """
 
     strengths: tuple[float, ...] = (-1.0, 0.0, 1.0)
@@ -30,6 +33,13 @@ class Plan:
     chunk: int = 20
     max_rows: int = 0
     seed: int = SEED
+    outcomes: tuple[str, ...] = ("logit",)
+    generation_layers: str = ""
+    generation_strengths: tuple[float, ...] = ()
+    generation_samples: int | None = None
+    max_new_tokens: int = 32
+    temperature: float = 0.0
+    repeats: int = 1
 
     def __post_init__(self) -> None:
         """Refuse what cannot be swept. Strength 0 is always among the strengths."""
@@ -40,6 +50,7 @@ class Plan:
                 ("positions", self.positions, tuple(POSITIONS)),
                 ("convention", self.convention, tuple(CONVENTIONS)),
                 *(("controls", control, CONTROLS) for control in self.controls),
+                *(("outcomes", outcome, OUTCOMES) for outcome in self.outcomes),
             )
             if value not in allowed
         ]
@@ -50,14 +61,40 @@ class Plan:
                 f"chunk = {self.chunk}, max_rows = {self.max_rows}: at least 1 and 2 (a prompt and "
                 "its steered copy)"
             )
-        for name in ("n_pairs", "n_items"):
+        for name in ("n_pairs", "n_items", "generation_samples"):
             if (value := getattr(self, name)) is not None and value < 2:
                 problems.append(f"{name} = {value}: at least 2")
         if len(set(self.controls)) < len(self.controls) or self.seed < 0:
             problems.append(
                 f"controls = {self.controls}, seed = {self.seed}: controls once, no seed below 0"
             )
-        raise_if_any(problems, what="the plan")
+        raise_if_any([*problems, *self._generation_problems()], what="the plan")
+
+    def _generation_problems(self) -> list[str]:
+        problems = []
+        if not self.outcomes or len(set(self.outcomes)) < len(self.outcomes):
+            problems.append(f"outcomes = {self.outcomes}: one or both of {', '.join(OUTCOMES)}")
+        others = sorted(set(self.generation_strengths) - set(self.strengths))
+        if others or 0 in self.generation_strengths:
+            problems.append(
+                f"generation_strengths = {self.generation_strengths}: some of the strengths that "
+                "are swept; 0 always is"
+            )
+        if self.max_new_tokens < 1 or not 0 <= self.temperature < np.inf or self.repeats < 1:
+            problems.append(
+                f"max_new_tokens = {self.max_new_tokens}, temperature = {self.temperature}, "
+                f"repeats = {self.repeats}: at least 1, 0 and 1"
+            )
+        elif self.repeats > 1 and not self.temperature:
+            problems.append(
+                f"repeats = {self.repeats} at temperature 0: they would all be the same"
+            )
+        return problems
+
+    @property
+    def generated(self) -> tuple[float, ...]:
+        """The strengths at which something is added while an answer is generated."""
+        return tuple(sorted(self.generation_strengths)) or self.steered
 
     @property
     def steered(self) -> tuple[float, ...]:

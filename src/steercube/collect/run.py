@@ -4,14 +4,16 @@ import json
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import xarray as xr
 from tqdm import tqdm
 
 from steercube import netcdf
 from steercube.collect.decoder import Decoder
+from steercube.collect.outcomes import Outcome, chunks, outcomes_of, pending, save_chunk
 from steercube.collect.plan import Plan
 from steercube.collect.rank import Rank
 from steercube.collect.readout import readout_of
@@ -22,8 +24,12 @@ from steercube.cube import STATUS, open_cube, save_cube
 from steercube.schema import raise_if_any
 
 Report = Callable[[str], None]
-ROWS_AT_ONCE = {"cpu": 96, "cuda": 1024}
-"""Default bound of the rows in a pass, by device: what its caches, or its memory, take well."""
+ROWS_AT_ONCE = {
+    "samples": {"cpu": 96, "cuda": 1024},
+    "generations": {"cpu": 256, "cuda": 1024},
+}
+"""Default bound of the rows in a pass, by outcome and device: what its caches, or its memory, take
+well. A row that generates goes through the weights one token at a time, so more are better."""
 ROWS_A_PAIR = 12
 """Rows of a sweep that one training pair counts for: it is run once and at its full length."""
 PATIENCE = 24 * 3600.0
@@ -57,12 +63,13 @@ def collect(
     if rank.leads and not resume:
         _require_new(units)
     start = time.monotonic()
-    total = sum(unit.n_cells * len(unit.concept.evaluation) for unit in units)
-    max_rows = plan.max_rows or ROWS_AT_ONCE.get(decoder.device.type, ROWS_AT_ONCE["cpu"])
+    total = sum(o.n_cells * len(o.items) for unit in units for o in outcomes_of(unit))
     with tqdm(
         total=total // rank.count, unit="cell", desc=decoder.name, disable=not rank.leads
     ) as bar:
-        progress = Progress(bar, max_rows)
+        progress = Progress(
+            bar, {name: _rows_at_once(decoder, plan, name) for name in ROWS_AT_ONCE}
+        )
         for unit in units:
             with held(unit.folder) if rank.leads else nullcontext():
                 _collect_unit(unit, rank, progress)
@@ -71,13 +78,18 @@ def collect(
         report(f"{decoder.name}: {total} cells in {time.monotonic() - start:.0f} s")
 
 
+def _rows_at_once(decoder: Decoder, plan: Plan, outcome: str) -> int:
+    by_device = ROWS_AT_ONCE[outcome]
+    return plan.max_rows or by_device.get(decoder.device.type, by_device["cpu"])
+
+
 @dataclass
 class Progress:
-    """What a run carries from unit to unit: its bar, the rows that fit, whether it was checked."""
+    """What a run carries from unit to unit: its bar, the rows that fit, what was checked."""
 
     bar: Any
-    max_rows: int
-    is_checked: bool = False
+    max_rows: dict[str, int]
+    checked: set[str] = field(default_factory=set)
 
 
 def shards_of(out: Path) -> Path:
@@ -161,23 +173,36 @@ def _collect_unit(unit: Unit, rank: Rank, progress: Progress) -> None:
     bar.set_postfix_str(f"{unit.concept.name}, vectors")
     if not rank.leads:
         _wait_until(lambda: unit.found_vectors() is not None, what=str(unit.vectors_path))
-    vectors = unit.vectors(batch_size=max(1, progress.max_rows // ROWS_A_PAIR))
-    bar.set_postfix_str(unit.concept.name)
-    own = list(unit.chunks)[rank.index :: rank.count]
-    pending = unit.pending(own, vectors)
-    if pending and not progress.is_checked:
-        apart = unit.check(vectors)
-        progress.is_checked = True
+    vectors = unit.vectors(batch_size=max(1, progress.max_rows["samples"] // ROWS_A_PAIR))
+    for outcome in outcomes_of(unit):
+        bar.set_postfix_str(f"{unit.concept.name}, {outcome.name}")
+        _collect_outcome(outcome, vectors, rank, progress)
+
+
+def _collect_outcome(outcome: Outcome, vectors: xr.Dataset, rank: Rank, progress: Progress) -> None:
+    """Make this process's chunks of the outcome that are not there yet."""
+    every, bar = list(chunks(outcome)), progress.bar
+    own = every[rank.index :: rank.count]
+    wanted = pending(outcome, own, vectors)
+    if wanted and outcome.name not in progress.checked:
+        said = outcome.check(vectors)
+        progress.checked.add(outcome.name)
         if rank.leads:
-            bar.write(f"one pass for all cells is within {apart:.1g} nat of the plain loop")
-    bar.update(unit.n_cells * sum(len(chunk) for chunk in own if chunk not in pending))
-    for chunk in pending:
-        progress.max_rows = unit.samples(
-            chunk, vectors, max_rows=progress.max_rows, progress=bar.update
+            bar.write(said)
+    bar.update(outcome.n_cells * sum(len(chunk) for chunk in own if chunk not in wanted))
+    for chunk in wanted:
+        progress.max_rows[outcome.name] = save_chunk(
+            outcome,
+            chunk,
+            vectors,
+            max_rows=progress.max_rows[outcome.name],
+            progress=bar.update,
         )
     if rank.leads:
-        every = list(unit.chunks)
-        _wait_until(lambda: not unit.pending(every, vectors), what=f"samples in {unit.folder}")
+        _wait_until(
+            lambda: not pending(outcome, every, vectors),
+            what=f"{outcome.name} in {outcome.unit.folder}",
+        )
 
 
 def _wait_until(made: Callable[[], bool], *, what: str) -> None:

@@ -175,20 +175,26 @@ def prepare(
 
     `keeps` is for passes after which the rows go on: see `SharedPrefix`.
     """
-    starts = [0 if positions == "all" else prompt.answer_start for prompt in prompts]
+    starts = _starts(prompts, positions)
     n_run = max(len(p.ids) - start for p, start in zip(prompts, starts, strict=True))
     prefix = SharedPrefix(decoder.n_layers, keeps=keeps)
     if decoder.shares_prefix and n_run < min(len(p.ids) for p in prompts):
         return _behind_prefix(decoder, prompts, starts, n_run, prefix)
-    whole = _whole(decoder, prompts, starts)
+    whole = run_whole(decoder, prompts, positions=positions)
     if not keeps:
         return whole
     prefix.share()
     return replace(whole, prefix=prefix)
 
 
-def _whole(decoder: Decoder, prompts: Sequence[Prompt], starts: Sequence[int]) -> Run:
+def _starts(prompts: Sequence[Prompt], positions: str) -> list[int]:
+    """The first position of each prompt at which vectors are added."""
+    return [0 if positions == "all" else prompt.answer_start for prompt in prompts]
+
+
+def run_whole(decoder: Decoder, prompts: Sequence[Prompt], *, positions: str) -> Run:
     """Padding stands on the right, where causal attention never looks; so no mask is needed."""
+    starts = _starts(prompts, positions)
     ids, lengths = _padded([p.ids for p in prompts], decoder.device)
     at = torch.arange(ids.shape[1], device=ids.device)[None]
     begin = torch.tensor(starts, device=ids.device)[:, None]
@@ -310,7 +316,7 @@ def _plain_loop(
     out, largest = np.empty((len(cells), *answers.shape)), 0.0
     for row, cell in enumerate(cells):
         for column, prompt in enumerate(prompts):
-            run = _whole(decoder, [prompt], [0 if positions == "all" else prompt.answer_start])
+            run = run_whole(decoder, [prompt], positions=positions)
             with steering(decoder.blocks[cell.layer], cell, run.steer):
                 logits = forward(decoder, run)[0, -1].float().cpu()
             out[row, column] = logits.log_softmax(-1)[torch.as_tensor(answers[column])]

@@ -18,15 +18,19 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from scipy import stats
 
-from steercube.analysis.agreement import layer_curves, scaled
+from steercube.analysis.agreement import generation_delta, is_counted, layer_curves
 from steercube.analysis.averages import swept_models
 from steercube.analysis.claims import read_printed
+from steercube.analysis.curves import scaled
+from steercube.analysis.tables import MEAN_R, R_EVERY_RESPONSE, R_OVER_LAYERS
 
 TRAINING_COLOURS = {"distilled": "#0072B2", "rl": "#D55E00"}
 OTHER_COLOUR = "#555555"
 STRENGTH_COLOURS = {-1.0: "#56B4E9", 1.0: "#E69F00"}
 INTERVAL_COLOURS = {"items": "#009E73", "models": "#999999"}
 PUBLISHED_COLOUR = "#CC79A7"
+GENERATION_COLOUR = "#CC79A7"
+RESPONSES_COLOUR = "#0072B2"
 TRAINING_NAMES = {"distilled": "distilled", "rl": "full RL"}
 STYLE: dict[Any, Any] = {
     "font.family": "DejaVu Sans",
@@ -54,7 +58,7 @@ def draw(cells: xr.Dataset, tables: Mapping[str, pd.DataFrame]) -> dict[str, Fig
         curves = _curves(cells, tables["layer_effects"])
         if curves:
             figures["layer_curves_gen_vs_logit"] = layer_curves_gen_vs_logit(
-                curves, models, _mean_r(tables["agreement"])
+                curves, models, _agreements(tables["agreement"])
             )
         else:
             figures["layer_curves"] = logit_layer_curves(tables["layer_effects"], models)
@@ -237,12 +241,16 @@ def _half_violin(ax: Axes, x: float, quantiles: np.ndarray, strength: float) -> 
 
 
 class ScaledCurves(NamedTuple):
-    """Both measures over depth, scaled to [0, 1]; `margin` is the logit curve's half interval."""
+    """Both measures over depth, scaled to [0, 1]; `margin` is the logit curve's half interval.
+
+    `responses` is the curve counted from every response, where `generation` is a published one.
+    """
 
     depth: np.ndarray
     logit: np.ndarray
     margin: np.ndarray
     generation: np.ndarray
+    responses: np.ndarray | None = None
 
 
 CurvesByCell = dict[str, dict[str, ScaledCurves]]
@@ -262,20 +270,54 @@ def _curves(cells: xr.Dataset, layer_effects: pd.DataFrame) -> CurvesByCell:
                 depth=of["depth"].to_numpy(),
                 logit=scaled(delta),
                 margin=(of["delta_high"].to_numpy() - delta) / np.ptp(delta),
-                generation=scaled(of["generation_delta"].to_numpy()),
+                generation=_scaled_or_flat(of["generation_delta"].to_numpy()),
+                responses=_responses(cells, concept, model, of["layer"].to_numpy()),
             )
     return found
 
 
-def _mean_r(agreement: pd.DataFrame) -> dict[str, tuple[float, float, float]]:
-    mean = agreement[agreement["statistic"] == "mean r of models"]
-    return {row["concept"]: (row["value"], row["low"], row["high"]) for _, row in mean.iterrows()}
+def _responses(
+    cells: xr.Dataset, concept: str, model: str, layers: np.ndarray
+) -> np.ndarray | None:
+    if "response_match_rate" not in cells or is_counted(cells, model, concept):
+        return None
+    counted = generation_delta(
+        cells.sel(model=model, concept=concept, layer=layers), "response_match_rate"
+    )
+    return scaled(counted.values) if np.isfinite(counted.values).all() else None
+
+
+def _scaled_or_flat(curve: np.ndarray) -> np.ndarray:
+    """A curve that does not move stays in the middle."""
+    return scaled(curve) if np.ptp(curve) > 0 else np.full(len(curve), 0.5)
+
+
+Agreements = dict[tuple[str, str, str], Any]
+"""Rows of the table of agreement by concept, model and statistic."""
+
+
+def _agreements(agreement: pd.DataFrame) -> Agreements:
+    keys = ["concept", "model", "statistic"]
+    rows = agreement.to_dict("records")
+    return {(row[keys[0]], row[keys[1]], row[keys[2]]): row for row in rows}
+
+
+def _with_range(row: Mapping[str, Any]) -> str:
+    """r with its interval, or r alone."""
+    shown = f"{row['value']:.2f}"
+    if np.isfinite(row["low"]):
+        shown += f" [{row['low']:.2f}, {row['high']:.2f}]"
+    return shown.replace("-", "−")
 
 
 def layer_curves_gen_vs_logit(
-    curves: CurvesByCell, models: ModelLabels, mean_r: Mapping[str, tuple[float, float, float]]
+    curves: CurvesByCell, models: ModelLabels, agreements: Agreements
 ) -> Figure:
-    """Scaled delta of both measures over depth, a panel for each concept and model."""
+    """Scaled delta of both measures over depth, a panel for each concept and model.
+
+    Under each concept stands r in a model of the kind; over each panel r of its own curves, both
+    with their interval.
+    """
     columns = [model for model in models if any(model in by_model for by_model in curves.values())]
     figure, axes = _figure(
         max(5.4, 1.2 + 1.75 * len(columns)),
@@ -285,32 +327,42 @@ def layer_curves_gen_vs_logit(
         sharey=True,
         sharex=True,
     )
+    handles: dict[str, Any] = {}
     for line, (concept, by_model) in zip(axes, curves.items(), strict=True):
         for ax, model in zip(line, columns, strict=True):
             if model not in by_model:
                 ax.set_visible(False)
                 continue
-            depth, logit, margin, generation = by_model[model]
-            ax.fill_between(depth, logit - margin, logit + margin, color="black", alpha=0.15,
-                            linewidth=0, label="95% interval of the logit curve")  # fmt: skip
-            ax.plot(depth, logit, color="black", linewidth=1.5, label="logit")
-            ax.plot(depth, generation, color="#CC79A7", linewidth=1.2, marker="o", markersize=2.6,
-                    label="generation")  # fmt: skip
-            r = np.corrcoef(logit, generation)[0, 1]
-            ax.set_title(f"r = {r:.2f}".replace("-", "−"), fontsize=8.5, loc="right", pad=2)
-            ax.set_ylim(-0.08, 1.25)
-        value, low, high = mean_r[concept]
-        interval = f" [{low:.2f}, {high:.2f}]" if np.isfinite(low) else ""
-        shown = f"mean r {value:.2f}{interval}".replace("-", "−")
-        line[0].set_ylabel(f"{_name(concept)}\n{shown}", fontsize=8.5)
+            _draw_curves(ax, by_model[model])
+            r = f"r {_with_range(agreements[concept, model, R_OVER_LAYERS])}"
+            every = agreements.get((concept, model, R_EVERY_RESPONSE))
+            r += f"\nevery response {_with_range(every)}" if every else ""
+            ax.set_title(r, fontsize=7, loc="right", pad=2)
+            handles |= dict(zip(*ax.get_legend_handles_labels()[::-1], strict=True))
+        mean = agreements[concept, "every model", MEAN_R]
+        shown = f"mean r {_with_range(mean)}" if mean["n"] > 1 and len(columns) > 1 else ""
+        line[0].set_ylabel(f"{_name(concept)}\n{shown}".strip(), fontsize=8.5)
     for ax, model in zip(axes[0], columns, strict=True):
-        ax.set_title(models[model].text.replace("\n", ", "), loc="left", color=models[model].colour,
-                     fontsize=8.5, pad=14)  # fmt: skip
+        ax.annotate(models[model].text.replace("\n", ", "), (0, 1), (0, 22), fontsize=8.5,
+                    xycoords="axes fraction", textcoords="offset points",
+                    color=models[model].colour)  # fmt: skip
     figure.supxlabel("depth of the steered layer (layer / number of layers)", fontsize=9)
     figure.supylabel("delta, scaled to [0, 1] within each curve", fontsize=9)
-    handles, labels = axes[0, 0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside upper center", ncols=3, frameon=False)
+    figure.legend(handles.values(), handles.keys(), loc="outside upper center",
+                  ncols=2 if len(columns) < 3 else 4, frameon=False)  # fmt: skip
     return figure
+
+
+def _draw_curves(ax: Axes, of: ScaledCurves) -> None:
+    ax.fill_between(of.depth, of.logit - of.margin, of.logit + of.margin, color="black",
+                    alpha=0.15, linewidth=0, label="95% interval of the logit curve")  # fmt: skip
+    ax.plot(of.depth, of.logit, color="black", linewidth=1.5, label="logit")
+    ax.plot(of.depth, of.generation, color=GENERATION_COLOUR, linewidth=1.2, marker="o",
+            markersize=2.6, label="generation")  # fmt: skip
+    if of.responses is not None:
+        ax.plot(of.depth, of.responses, color=RESPONSES_COLOUR, linewidth=1.4, linestyle="--",
+                label="generation, every response read again")  # fmt: skip
+    ax.set_ylim(-0.08, 1.12)
 
 
 def logit_layer_curves(layer_effects: pd.DataFrame, models: ModelLabels) -> Figure:

@@ -1,0 +1,396 @@
+"""What is measured of a unit, chunk by chunk: log-probabilities of the answers, full responses.
+
+The two outcomes have the same parts, so that whatever runs, resumes and consolidates them need not
+know which is which: their items, the shards that those are cut into, the settings that a shard was
+made with, how to make one, and a comparison with the plain loop.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import xarray as xr
+
+from steercube import netcdf
+from steercube.collect.generate import (
+    PAD,
+    Decoding,
+    Generated,
+    check_generation_against_plain_loop,
+    generate,
+)
+from steercube.collect.hooks import Cell, Touched
+from steercube.collect.plan import layers_of
+from steercube.collect.readout import Prompt
+from steercube.collect.shards import find_shard, save_shard
+from steercube.collect.sweep import Swept, check_against_plain_loop, sweep
+from steercube.collect.unit import Unit, sha256_of
+from steercube.concepts import Question
+from steercube.cube import UNSTEERED
+from steercube.schema import raise_if_any
+from steercube.streams import stream
+
+Progress = Callable[[int], None]
+
+
+class Outcome(Protocol):
+    """One thing that is measured of a unit; `items` are indices into the concept's evaluation."""
+
+    @property
+    def unit(self) -> Unit:
+        """The model x concept that is measured."""
+
+    @property
+    def name(self) -> str:
+        """How its shards begin, one of `shards.OUTCOMES`."""
+
+    @property
+    def items(self) -> list[int]:
+        """Those that it measures."""
+
+    @property
+    def n_cells(self) -> int:
+        """Measurements of each item, the unsteered one included."""
+
+    def settings(self, items: Sequence[int], of_vectors: xr.Dataset) -> dict[str, Any]:
+        """What the values of a shard of these items depend on."""
+
+    def make(
+        self, items: Sequence[int], of_vectors: xr.Dataset, *, max_rows: int, progress: Progress
+    ) -> tuple[xr.Dataset, int]:
+        """The shard of these items, and the rows that fitted into a pass."""
+
+    def check(self, of_vectors: xr.Dataset) -> str:
+        """A comparison of a few cells with the plain loop, in words; ValueError if it fails."""
+
+
+def outcomes_of(unit: Unit) -> list[Outcome]:
+    """What the unit's plan asks for."""
+    made: dict[str, Outcome] = {"logit": LogitSweep(unit), "generation": Generation(unit)}
+    return [made[name] for name in unit.plan.outcomes]
+
+
+def chunks(outcome: Outcome) -> dict[tuple[int, ...], Path]:
+    """Items of each shard, and its file."""
+    items, size = outcome.items, outcome.unit.plan.chunk
+    cut = [tuple(items[start : start + size]) for start in range(0, len(items), size)]
+    folder, name = outcome.unit.folder, outcome.name
+    return {chunk: folder / f"{name}-{chunk[0]:04d}-{chunk[-1]:04d}.nc" for chunk in cut}
+
+
+def pending(
+    outcome: Outcome, wanted: Sequence[tuple[int, ...]], of_vectors: xr.Dataset
+) -> list[tuple[int, ...]]:
+    """Those of the chunks without a sound shard of these settings.
+
+    Raises ValueError for shards of these settings' kind that are cut into other chunks.
+    """
+    files = chunks(outcome)
+    strays = set(outcome.unit.folder.glob(f"{outcome.name}-*.nc")) - set(files.values())
+    raise_if_any(
+        [f"{path} is not one of them" for path in sorted(strays)],
+        what=f"shards of {outcome.unit.plan.chunk} out of {len(outcome.items)} samples each "
+        "(use the earlier --chunk and numbers of items, another --out, or delete them)",
+    )
+    return [
+        chunk
+        for chunk in wanted
+        if find_shard(files[chunk], outcome.settings(chunk, of_vectors)) is None
+    ]
+
+
+def save_chunk(
+    outcome: Outcome,
+    chunk: tuple[int, ...],
+    of_vectors: xr.Dataset,
+    *,
+    max_rows: int,
+    progress: Progress,
+) -> int:
+    """Measure the items of `chunk` and save their shard; returns the rows that fit a pass."""
+    made, max_rows = outcome.make(chunk, of_vectors, max_rows=max_rows, progress=progress)
+    save_shard(
+        made,
+        chunks(outcome)[chunk],
+        outcome.settings(chunk, of_vectors),
+        **outcome.unit.described,
+        samples=outcome.items,
+    )
+    return max_rows
+
+
+@dataclass(frozen=True)
+class LogitSweep:
+    """Log-probabilities of both answers in every cell, those of the controls too."""
+
+    unit: Unit
+    name = "samples"
+
+    @property
+    def items(self) -> list[int]:
+        """All of them."""
+        return list(range(len(self.unit.concept.evaluation)))
+
+    @property
+    def layers(self) -> list[int]:
+        """The layers swept."""
+        return layers_of(self.unit.plan.layers, self.unit.decoder.n_layers)
+
+    @property
+    def directions(self) -> list[str]:
+        """The vector itself, then its controls."""
+        return ["concept", *self.unit.plan.controls]
+
+    @property
+    def n_cells(self) -> int:
+        """Cells of each sample, the unsteered one included."""
+        return 1 + len(self.directions) * len(self.layers) * len(self.unit.plan.steered)
+
+    def settings(self, items: Sequence[int], of_vectors: xr.Dataset) -> dict[str, Any]:
+        """What the values of a shard depend on."""
+        questions = _questions(self.unit, items)
+        asked = (questions, self._prompts(questions), self.unit.answers(questions))
+        return self.unit.settings | {
+            "items_sha256": sha256_of(asked),
+            "vectors_sha256": of_vectors.attrs[netcdf.DIGEST],
+            "layers": self.layers,
+            "controls": list(self.unit.plan.controls),
+            "n_items": len(self.items),
+        }
+
+    def make(
+        self, items: Sequence[int], of_vectors: xr.Dataset, *, max_rows: int, progress: Progress
+    ) -> tuple[xr.Dataset, int]:
+        """Log-probabilities by direction, layer, strength and sample; the rows that fitted."""
+        questions = _questions(self.unit, items)
+        swept = sweep(
+            self.unit.decoder,
+            self._prompts(questions),
+            self.unit.answers(questions),
+            self.unit.cells(
+                of_vectors, self.layers, self.unit.plan.steered, directions=self.directions
+            ),
+            positions=self.unit.plan.positions,
+            max_rows=max_rows,
+            progress=progress,
+        )
+        made = self._labelled(swept, items)
+        self._require_movement(made)
+        return made, swept.max_rows
+
+    def check(self, of_vectors: xr.Dataset) -> str:
+        """Compare some cells of two prompts with the plain loop, and say how far they are apart.
+
+        Raises ValueError where that is more than rounding.
+        """
+        questions = _questions(self.unit, self.items[:2])
+        apart = check_against_plain_loop(
+            self.unit.decoder,
+            self._prompts(questions),
+            self.unit.answers(questions),
+            _outermost(self.unit, of_vectors, self.layers, self.unit.plan.largest),
+            positions=self.unit.plan.positions,
+        )
+        return f"one pass for all cells is within {apart:.1g} nat of the plain loop"
+
+    def _prompts(self, questions: Sequence[Question]) -> list[Prompt]:
+        return [self.unit.readout.prompt(question.prompt) for question in questions]
+
+    def _labelled(self, swept: Swept, items: Sequence[int]) -> xr.Dataset:
+        """The sweep with its labels; strength 0 stands at every layer."""
+        grid: dict[str, list[Any]] = {
+            "direction": self.directions,
+            "layer": self.layers,
+            "strength": list(self.unit.plan.steered),
+            "sample": list(items),
+            "answer": ["matching", "other"],
+        }
+        logprob = _with_unsteered(swept.logprobs, grid)
+        return xr.Dataset(
+            {
+                "logprob_matching": logprob.sel(answer="matching", drop=True),
+                "logprob_other": logprob.sel(answer="other", drop=True),
+                **_receipts(swept.touched, self.layers),
+            }
+        )
+
+    def _require_movement(self, made: xr.Dataset) -> None:
+        """Raise ValueError where the largest strength moved no logit: hooks that did nothing."""
+        largest = self.unit.plan.largest
+        diff = (made["logprob_matching"] - made["logprob_other"]).sel(direction="concept")
+        moved = abs(diff.sel(strength=largest) - diff.sel(strength=0.0))
+        if (moved != 0).any():
+            return
+        raise ValueError(
+            f"{self.unit.decoder.name} x {self.unit.concept.name}: no logit moved at strength "
+            f"{largest:+g} in any layer. |added| / |residual| was "
+            f"{float(made['added_over_residual'].max()):.3g} and "
+            f"{int(made['rows_touched'].sum())} rows were touched: the vectors are zero, too small "
+            "for the dtype, or the hooks do not reach this model. Nothing was saved of it."
+        )
+
+
+@dataclass(frozen=True)
+class Generation:
+    """What the model answers in full in every cell of the vector itself.
+
+    It is asked as a user would ask: after the opening of the assistant's turn, without the `(` that
+    the logit readout of some tokenizers puts there.
+    """
+
+    unit: Unit
+    name = "generations"
+
+    @property
+    def items(self) -> list[int]:
+        """The first so many as the plan says, matching letters in turn."""
+        concept = self.unit.concept
+        kept = concept.cut_to(n_pairs=None, n_items=self.unit.plan.generation_samples).evaluation
+        return [i for i, question in enumerate(concept.evaluation) if question in kept]
+
+    @property
+    def layers(self) -> list[int]:
+        """The layers swept."""
+        plan = self.unit.plan
+        return layers_of(plan.generation_layers or plan.layers, self.unit.decoder.n_layers)
+
+    @property
+    def n_cells(self) -> int:
+        """Responses to each sample, the unsteered ones included."""
+        return self.unit.plan.repeats * (1 + len(self.layers) * len(self.unit.plan.generated))
+
+    def settings(self, items: Sequence[int], of_vectors: xr.Dataset) -> dict[str, Any]:
+        """What the responses of a shard depend on."""
+        questions = _questions(self.unit, items)
+        plan = self.unit.plan
+        asked = (questions, self._prompts(questions), self.unit.answers(questions))
+        return self.unit.settings | {
+            "items_sha256": sha256_of(asked),
+            "vectors_sha256": of_vectors.attrs[netcdf.DIGEST],
+            "generation_layers": self.layers,
+            "generation_strengths": list(plan.generated),
+            "generation_samples": len(self.items),
+            "max_new_tokens": plan.max_new_tokens,
+            "temperature": plan.temperature,
+            "repeats": plan.repeats,
+        }
+
+    def make(
+        self, items: Sequence[int], of_vectors: xr.Dataset, *, max_rows: int, progress: Progress
+    ) -> tuple[xr.Dataset, int]:
+        """A table of responses, receipts and the first position's logits; the rows that fitted."""
+        questions = _questions(self.unit, items)
+        plan = self.unit.plan
+        run = partial(
+            generate,
+            self.unit.decoder,
+            self._prompts(questions),
+            self.unit.answers(questions),
+            self.unit.cells(of_vectors, self.layers, plan.generated),
+            positions=plan.positions,
+            decoding=Decoding(plan.max_new_tokens, plan.temperature),
+            progress=progress,
+        )
+        found = []
+        for repeat in range(plan.repeats):
+            found.append(run(rngs=self._rngs(questions, repeat), max_rows=max_rows))
+            max_rows = found[-1].max_rows
+        return self._labelled(found, items), max_rows
+
+    def check(self, of_vectors: xr.Dataset) -> str:
+        """Whether some cells of two prompts say what the plain loop says, in words.
+
+        Raises ValueError where a token is not the likeliest after a full forward.
+        """
+        questions = _questions(self.unit, self.items[:2])
+        apart = check_generation_against_plain_loop(
+            self.unit.decoder,
+            self._prompts(questions),
+            _outermost(self.unit, of_vectors, self.layers, max(self.unit.plan.generated, key=abs)),
+            positions=self.unit.plan.positions,
+        )
+        return f"generated tokens are within {apart:.1g} of the plain loop's largest logit"
+
+    def _prompts(self, questions: Sequence[Question]) -> list[Prompt]:
+        bare = replace(self.unit.readout, lead="")
+        return [bare.prompt(question.prompt) for question in questions]
+
+    def _rngs(self, questions: Sequence[Question], repeat: int) -> list[np.random.Generator]:
+        """One a question: the same whichever others are run, and in every cell."""
+        names = (f"answers of {self.unit.decoder.name}/{q.id}/{repeat}" for q in questions)
+        return [stream(name, seed=self.unit.plan.seed) for name in names]
+
+    def _labelled(self, found: Sequence[Generated], items: Sequence[int]) -> xr.Dataset:
+        plan = self.unit.plan
+        grid: dict[str, list[Any]] = {
+            "layer": self.layers,
+            "strength": list(plan.generated),
+            "sample": list(items),
+            "answer": ["matching", "other"],
+        }
+        cells = [(UNSTEERED, 0.0)]
+        cells += [(layer, s) for layer in self.layers for s in plan.generated]
+        ends = self.unit.decoder.end_tokens
+        rows = [
+            {
+                "response_text": self._text(tokens),
+                "response_finished": bool(np.isin(tokens, ends).any()),
+                "response_layer": layer,
+                "response_strength": strength,
+                "response_sample": sample,
+                "response_repeat": repeat,
+            }
+            for repeat, one in enumerate(found)
+            for (layer, strength), of_cell in zip(cells, one.tokens, strict=True)
+            for sample, tokens in zip(items, of_cell, strict=True)
+        ]
+        made = xr.Dataset(
+            {name: ("response", np.array([row[name] for row in rows])) for name in rows[0]}
+        )
+        if not self.unit.readout.lead:
+            first = _with_unsteered(found[0].logprobs, grid)
+            made["first_logit_diff"] = first.sel(answer="matching") - first.sel(answer="other")
+        touched = [_receipts(one.touched, self.layers)["positions_touched"][1] for one in found]
+        made["generation_positions_touched"] = ("layer", np.sum(touched, axis=0))
+        return made.drop_vars("answer", errors="ignore").assign_coords(
+            layer=self.layers, sample=list(items)
+        )
+
+    def _text(self, tokens: np.ndarray) -> str:
+        said = tokens[(tokens != PAD) & ~np.isin(tokens, self.unit.decoder.end_tokens)]
+        text = self.unit.decoder.tokenizer.decode(said.tolist(), skip_special_tokens=True)
+        # No text in a file can hold this character.
+        return str(text).replace("\0", "�")
+
+
+def _questions(unit: Unit, items: Sequence[int]) -> list[Question]:
+    return [unit.concept.evaluation[i] for i in items]
+
+
+def _outermost(
+    unit: Unit, of_vectors: xr.Dataset, layers: Sequence[int], strength: float
+) -> list[Cell]:
+    """The vector at the first and the last layer."""
+    return unit.cells(of_vectors, sorted({layers[0], layers[-1]}), [strength])
+
+
+def _with_unsteered(values: np.ndarray, grid: dict[str, list[Any]]) -> xr.DataArray:
+    """Values (1 + cells, sample, answer) by the dims of `grid`, strength 0 at every layer."""
+    steered = xr.DataArray(values[1:].reshape([len(x) for x in grid.values()]), grid, list(grid))
+    zero = xr.DataArray(values[0], dims=("sample", "answer"))
+    unsteered = zero.expand_dims({d: x for d, x in grid.items() if d not in ("sample", "answer")})
+    unsteered = unsteered.isel(strength=[0]).assign_coords(strength=[0.0])
+    return xr.concat([steered, unsteered.assign_coords(answer=grid["answer"])],
+                     dim="strength").sortby("strength")  # fmt: skip
+
+
+def _receipts(touched: dict[int, Touched], layers: Sequence[int]) -> dict[str, Any]:
+    of_layers = [touched[layer] for layer in layers]
+    return {
+        "rows_touched": ("layer", [float(one.rows) for one in of_layers]),
+        "positions_touched": ("layer", [float(one.positions) for one in of_layers]),
+        "added_over_residual": ("layer", [one.ratio for one in of_layers]),
+    }

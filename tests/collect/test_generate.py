@@ -1,0 +1,244 @@
+"""Answers of rows that are decoded together are those of one plain `generate` a cell."""
+
+from typing import Any
+
+import numpy as np
+import pytest
+import tiny
+import torch
+from scipy import stats
+
+from steercube.collect import generate as generate_module
+from steercube.collect.decoder import Decoder
+from steercube.collect.generate import (
+    PAD,
+    Decoding,
+    check_generation_against_plain_loop,
+    generate,
+)
+from steercube.collect.hooks import Cell
+from steercube.collect.readout import Prompt
+from steercube.collect.sweep import POSITIONS, sweep
+
+KINDS = ("llama", "qwen3", "qwen3_moe", "gemma3")
+N_TOKENS = 8
+ENDS = list(range(0, 300, 8))
+"""One token in eight ends an answer, so rows finish at every step."""
+
+
+def decoder(kind: str = "llama", **options: Any) -> Decoder:
+    made = tiny.decoder(kind, **options)
+    made.model.generation_config.eos_token_id = ENDS
+    return made
+
+
+def cells() -> list[Cell]:
+    generator = torch.Generator().manual_seed(1)
+    vectors = {layer: torch.randn(tiny.HIDDEN, generator=generator) for layer in (1, 3, 4)}
+    return [Cell(layer, s, vectors[layer]) for layer in vectors for s in (-2.0, 1.0)]
+
+
+@pytest.fixture
+def prompts(rng: np.random.Generator) -> list[Prompt]:
+    return tiny.prompts(rng)
+
+
+def plain_loop(
+    of: Decoder, prompts: list[Prompt], grid: list[Cell], positions: str, **options: Any
+) -> np.ndarray:
+    """`model.generate` for each cell and prompt alone, a hook on its block; PAD at the end."""
+    out = np.full((1 + len(grid), len(prompts), N_TOKENS), PAD)
+    for row, cell in enumerate([None, *grid]):
+        for column, prompt in enumerate(prompts):
+            start = 0 if positions == "all" else prompt.answer_start
+
+            def add(
+                _module: Any, _args: Any, hidden: Any, cell: Any = cell, start: int = start
+            ) -> Any:
+                steered = hidden.clone()
+                steered[:, start if hidden.shape[1] > 1 else 0 :] += cell.strength * cell.vector
+                return steered
+
+            blocks = of.model.get_decoder().layers
+            handle = blocks[cell.layer].register_forward_hook(add) if cell else None
+            with torch.no_grad():
+                said = of.model.generate(
+                    torch.tensor([prompt.ids]),
+                    max_new_tokens=N_TOKENS,
+                    do_sample=False,
+                    pad_token_id=0,
+                    **options,
+                )[0, len(prompt.ids) :]
+            if handle:
+                handle.remove()
+            out[row, column, : len(said)] = said.numpy()
+    return out
+
+
+def answered(of: Decoder, prompts: list[Prompt], **options: Any) -> np.ndarray:
+    given = {
+        "positions": "all",
+        "decoding": Decoding(N_TOKENS),
+        "max_rows": 100,
+    }
+    none = np.zeros((len(prompts), 1), dtype=int)
+    return generate(of, prompts, none, cells(), **(given | options)).tokens
+
+
+@pytest.mark.parametrize("positions", POSITIONS)
+@pytest.mark.parametrize("kind", KINDS)
+def test_tokens_are_those_of_the_plain_loop(
+    kind: str, positions: str, prompts: list[Prompt]
+) -> None:
+    of = decoder(kind)
+    plain = plain_loop(of, prompts, cells(), positions)
+    for max_rows in (100, 14, 3):
+        found = answered(of, prompts, positions=positions, max_rows=max_rows)
+        np.testing.assert_array_equal(found, plain)
+    # The answers are worth comparing: they end at several lengths, and every cell changes some.
+    lengths = (plain != PAD).sum(axis=-1)
+    assert len(np.unique(lengths)) > 3
+    assert (plain[1:] != plain[0]).any(axis=(1, 2)).all()
+
+
+@pytest.mark.parametrize("positions", POSITIONS)
+@pytest.mark.parametrize("kind", ["llama", "gemma3"])
+def test_decoding_without_a_cache_says_the_same(
+    kind: str, positions: str, prompts: list[Prompt]
+) -> None:
+    of = decoder(kind)
+    uncached = plain_loop(of, prompts[:3], cells(), positions, use_cache=False)
+    np.testing.assert_array_equal(answered(of, prompts[:3], positions=positions), uncached)
+
+
+def test_steering_holds_while_an_answer_is_generated(prompts: list[Prompt]) -> None:
+    """A loop that steers the prompt alone says something else."""
+    of, grid = decoder(), cells()
+    found = answered(of, prompts)
+    original = tiny.torch.Tensor.clone
+
+    def prompt_only(_module: Any, _args: Any, hidden: Any, cell: Cell = grid[0]) -> torch.Tensor:
+        return hidden + cell.strength * cell.vector if hidden.shape[1] > 1 else original(hidden)
+
+    differs = []
+    for column, prompt in enumerate(prompts):
+        handle = of.blocks[grid[0].layer].register_forward_hook(prompt_only)
+        said = of.model.generate(
+            torch.tensor([prompt.ids]), max_new_tokens=N_TOKENS, do_sample=False, pad_token_id=0
+        )[0, len(prompt.ids) :].numpy()
+        handle.remove()
+        differs.append(not np.array_equal(found[1, column, : len(said)], said))
+    assert any(differs)
+
+
+def test_the_first_position_is_the_logit_sweeps(
+    prompts: list[Prompt], rng: np.random.Generator
+) -> None:
+    of, answers = decoder("gemma3"), rng.integers(0, 300, (len(prompts), 2))
+    for positions in POSITIONS:
+        swept = sweep(of, prompts, answers, cells(), positions=positions, max_rows=21)
+        found = generate(
+            of, prompts, answers, cells(), positions=positions, decoding=Decoding(3), max_rows=100
+        )
+        np.testing.assert_allclose(found.logprobs, swept.logprobs, atol=1e-4, rtol=0)
+        for layer, one in found.touched.items():
+            in_the_prompt = swept.touched[layer]
+            assert one.rows == in_the_prompt.rows
+            at_most = 2 * 2 * len(prompts)  # two steps after the first token, two strengths
+            assert in_the_prompt.positions < one.positions <= in_the_prompt.positions + at_most
+
+
+def test_every_position_of_a_row_that_goes_on_is_touched(prompts: list[Prompt]) -> None:
+    of = decoder()
+    of.model.generation_config.eos_token_id = None
+    found = generate(
+        of, prompts, np.zeros((6, 1), int), cells(), positions="answer", decoding=Decoding(5),
+        max_rows=50,
+    )  # fmt: skip
+    in_the_prompt = sum(len(p.ids) - p.answer_start for p in prompts)
+    for one in found.touched.values():
+        assert one.positions == 2 * (in_the_prompt + 4 * len(prompts))
+
+
+def test_a_temperature_draws_alike_in_every_batch(prompts: list[Prompt]) -> None:
+    of = decoder("qwen3")
+
+    def drawn(which: list[int], seed: int = 0, **options: Any) -> np.ndarray:
+        rngs = [np.random.default_rng([seed, i]) for i in which]
+        decoding = Decoding(N_TOKENS, temperature=1.0)
+        asked = [prompts[i] for i in which]
+        return answered(of, asked, decoding=decoding, rngs=rngs, **options)
+
+    together = drawn([0, 1, 2, 3, 4, 5])
+    np.testing.assert_array_equal(drawn([4, 2], max_rows=3), together[:, [4, 2]])
+    assert (drawn([0, 1, 2, 3, 4, 5], seed=1) != together).any()
+    assert (answered(of, prompts) != together).any()
+
+
+def test_tokens_are_drawn_as_often_as_they_are_likely() -> None:
+    """Chi-squared over 20,000 draws of one row; a correct sampler fails once in a thousand."""
+    rng = np.random.default_rng(0)
+    logits = torch.tensor(rng.normal(size=(1, 12)), dtype=torch.float32)
+    n = 20_000
+    drawn = generate_module._chosen(
+        logits.expand(n, -1), Decoding(1, temperature=0.7), rng.random(n)
+    )
+    expected = n * (logits[0].double() / 0.7).softmax(-1).numpy()
+    observed = np.bincount(drawn, minlength=12)
+    assert stats.chisquare(observed, expected).pvalue > 1e-3
+    unscaled = n * logits[0].double().softmax(-1).numpy()
+    assert stats.chisquare(observed, unscaled).pvalue < 1e-6
+
+
+def test_memory_that_runs_out_while_decoding_halves_the_rows(
+    prompts: list[Prompt], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    of, most_rows = decoder(), []
+    forward = generate_module.forward
+
+    def small(decoder: Decoder, run: Any) -> Any:
+        if len(run.ids) > 20:
+            raise torch.OutOfMemoryError("out of memory")
+        most_rows.append(len(run.ids))
+        return forward(decoder, run)
+
+    whole = answered(of, prompts)
+    monkeypatch.setattr(generate_module, "forward", small)
+    found = generate(
+        of, prompts, np.zeros((6, 1), int), cells(), positions="all",
+        decoding=Decoding(N_TOKENS), max_rows=100,
+    )  # fmt: skip
+    np.testing.assert_array_equal(found.tokens, whole)
+    assert found.max_rows < 100
+    assert max(most_rows) <= 20
+    assert not any(block._forward_hooks for block in of.blocks)
+
+
+def test_a_model_that_keeps_more_than_keys_and_values_is_refused(prompts: list[Prompt]) -> None:
+    of = decoder("gemma3")
+    of.model.config.layer_types = ["linear_attention"] * 5
+    with pytest.raises(ValueError, match="--outcomes logit"):
+        answered(of, prompts)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_check_before_a_run_passes_what_is_right(kind: str, prompts: list[Prompt]) -> None:
+    of = decoder(kind)
+    for positions in POSITIONS:
+        short = check_generation_against_plain_loop(of, prompts[:2], cells(), positions=positions)
+        assert short < 1e-4
+
+
+def test_the_check_before_a_run_refuses_a_past_that_is_wrong(
+    prompts: list[Prompt], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Positions that are counted one too far, as by a model that ignores those it is given."""
+    of, following = decoder(), generate_module._next
+
+    def one_too_far(*args: Any) -> Any:
+        run = following(*args)
+        return generate_module.replace(run, positions=run.positions + 5)
+
+    monkeypatch.setattr(generate_module, "_next", one_too_far)
+    with pytest.raises(ValueError, match="falls short of the plain loop's"):
+        check_generation_against_plain_loop(of, prompts[:2], cells(), positions="all")
