@@ -110,7 +110,14 @@ def test_responses_are_checked(tmp_path: Path) -> None:
     frame = pd.DataFrame(rows, columns=study.RESPONSE_COLUMNS)
     frame.to_csv(tmp_path / "responses.csv", index=False)
     read = read_responses(tmp_path / "responses.csv", MODEL, prompts)
-    assert read["match"].tolist() == [1, 1, 1]
+    assert read["published_match"].tolist() == read["generation_match"].tolist() == [1, 1, 1]
+    frame.assign(generation=["Answer: (B) no", "(A) yes", "who knows"]).to_csv(
+        tmp_path / "reread.csv", index=False
+    )
+    again = read_responses(tmp_path / "reread.csv", MODEL, prompts)
+    assert again["published_valid"].tolist() == [1, 1, 1]
+    assert again["generation_valid"].tolist() == [1, 1, 0]
+    np.testing.assert_array_equal(again["generation_match"], [0, 1, np.nan])
     for column, value, message in [
         ("prompt", "Was it?", "the prompt is not"),
         ("is_valid", "maybe", "neither True nor False"),

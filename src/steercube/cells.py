@@ -147,6 +147,15 @@ CURVE_VARIABLES = {
     "response_z_error": Variable(
         ("model", "concept"), "f", "error of its Fisher z over items", "1", required=False
     ),
+    "noise_free_r": Variable(
+        ("model", "concept"), "f", "r of both curves less the items' noise", "1", required=False
+    ),
+    "noise_free_r_low": Variable(
+        ("model", "concept"), "f", "lower end of its interval over items", "1", required=False
+    ),
+    "noise_free_r_high": Variable(
+        ("model", "concept"), "f", "upper end of its interval over items", "1", required=False
+    ),
     "n_response_items": Variable(
         ("model", "concept"), "f", "items with responses", "1", required=False
     ),

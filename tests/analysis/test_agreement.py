@@ -3,17 +3,26 @@ import pytest
 import xarray as xr
 from builders import MODELS, make_cube
 from scipy import stats
+from scipy.optimize import brentq
 
 from steercube.analysis.agreement import (
+    _z_of_models,
     agreement_against_effect,
+    agreement_by_blocks,
+    agreement_effect_correlation,
     best_generation,
     correlations,
+    curve_agreement,
+    disattenuated,
     expected_maximum,
     layer_curves,
+    matched_minus_mismatched,
     model_agreement,
     pooled_agreement,
-    scaled,
+    reliabilities,
+    repeated_measures,
 )
+from steercube.analysis.curves import scaled
 from steercube.analysis.reduce import cells as reduce_to_cells
 
 LAYERS = tuple(range(1, 8))
@@ -40,11 +49,6 @@ def swept() -> xr.Dataset:
     cube["generation_valid_rate"] = xr.full_like(signal, 0.9)
     cube["generation_n_prompts"] = (("model", "concept"), np.full((3, 2), 20.0))
     return reduce_to_cells(cube, n_resamples=50)
-
-
-def test_scaling_maps_a_curve_to_zero_and_one() -> None:
-    curve = scaled(np.array([3.0, -1.0, 1.0]))
-    assert (curve.min(), curve.max()) == (0, 1)
 
 
 def test_curves_hold_the_layers_with_both_measures(swept: xr.Dataset) -> None:
@@ -87,13 +91,106 @@ def test_agreement_is_found_where_it_is_and_not_where_it_is_not(swept: xr.Datase
     assert not humour.excludes_zero
 
 
-def test_the_interval_is_students_t_of_fishers_z(swept: xr.Dataset) -> None:
+def test_the_interval_is_hartung_and_knapps(swept: xr.Dataset) -> None:
+    """Paule & Mandel's variance by its defining equation, then the interval by its formula."""
+    names, z, error = _z_of_models(swept, "humour", None)
+
+    def weights(tau2: float) -> np.ndarray:
+        return 1 / (error**2 + tau2)
+
+    def excess(tau2: float) -> float:
+        w = weights(tau2)
+        return float((w * (z - (w @ z) / w.sum()) ** 2).sum() - (len(z) - 1))
+
+    tau2 = brentq(excess, 0, 100) if excess(0) > 0 else 0.0
+    w = weights(tau2)
+    mean = w @ z / w.sum()
+    scale = max(1.0, (w * (z - mean) ** 2).sum() / (len(z) - 1))
+    half = stats.t.ppf(0.975, len(z) - 1) * np.sqrt(scale / w.sum())
+    found = model_agreement(swept, concept="humour")
+    expected = np.tanh([mean, mean - half, mean + half])
+    assert (found.value, found.low, found.high) == pytest.approx(expected, rel=1e-4)
+    assert found.n == len(names) == 3
+    assert found.p_value > 0.05
+
+
+def test_one_model_has_the_interval_of_its_own_curves(swept: xr.Dataset) -> None:
+    alone = model_agreement(swept, concept="humour", models=["large"])
+    assert alone == curve_agreement(swept, concept="humour", model="large")
+    assert alone.over == "blocks of layers"
+    assert alone.low < alone.value < alone.high
+    by_blocks = agreement_by_blocks(swept, concept="humour", models=["large"])
+    assert np.isnan(by_blocks.value)
+
+
+def test_a_model_left_out_leaves_the_others_as_they_were(swept: xr.Dataset) -> None:
+    rest = swept.sel(model=["small", "large"], model_other=["small", "large"])
+    for model in ("small", "large"):
+        assert curve_agreement(rest, concept="humour", model=model) == curve_agreement(
+            swept, concept="humour", model=model
+        )
+
+
+def test_blocks_and_models_widen_the_interval(swept: xr.Dataset) -> None:
+    found = agreement_by_blocks(swept, concept="humour")
     r = list(correlations(swept, concept="humour").values())
-    z = np.arctanh(r)
-    low, high = stats.t.interval(0.95, len(z) - 1, z.mean(), stats.sem(z))
-    estimate = model_agreement(swept, concept="humour")
-    assert (estimate.low, estimate.high) == pytest.approx((np.tanh(low), np.tanh(high)))
-    assert estimate.n == 3
+    assert found.value == pytest.approx(np.tanh(np.arctanh(r).mean()))
+    assert found.low < min(r) < max(r) < found.high or found.high - found.low > 0.5
+
+
+def test_another_concepts_logits_do_worse_where_there_is_something_to_tell(
+    swept: xr.Dataset,
+) -> None:
+    """Honesty's generations follow its own logits; shifted along the layers, nobody's."""
+    rate = swept["generation_rate"]
+    told = swept["estimate"].sel(estimand="delta").transpose("model", "concept", "layer")
+    apart = told.copy(data=told.values)
+    apart.loc[{"concept": "humour"}] = np.roll(told.sel(concept="humour").values, 3, axis=-1)
+    cells = swept.assign(estimate=swept["estimate"].copy(deep=True), generation_rate=rate)
+    cells["estimate"].loc[{"estimand": "delta"}] = apart.transpose(
+        *cells["estimate"].sel(estimand="delta").dims
+    )
+    assert matched_minus_mismatched(cells, concept="honesty").low > 0
+    same = swept.assign(estimate=swept["estimate"].copy(deep=True))
+    same["estimate"].loc[{"concept": "humour"}] = swept["estimate"].sel(concept="honesty").values
+    assert matched_minus_mismatched(same, concept="honesty").value == pytest.approx(0)
+    one = swept.sel(concept=["honesty"])
+    assert "another concept" in matched_minus_mismatched(one, concept="honesty").reason
+
+
+def test_disattenuation_divides_by_the_reliabilities(swept: xr.Dataset) -> None:
+    own = curve_agreement(swept, concept="humour", model="large")
+    reliable = reliabilities(swept, concept="humour", model="large")
+    assert reliable["logit"].over == "items (split-half)"
+    assert reliable["generation"].over == "second differences"
+    found = disattenuated(swept, concept="humour", model="large")
+    if reliable["generation"].value > 0.05:
+        share = np.sqrt(reliable["logit"].value * reliable["generation"].value)
+        assert found.value == pytest.approx(own.value / share)
+    else:
+        assert "nothing of it repeats" in found.reason
+    smooth = disattenuated(swept, concept="honesty", model="large")
+    assert smooth.value >= 0.99
+
+
+def test_repeated_measures_r_is_that_of_deviations_from_each_models_mean(
+    swept: xr.Dataset,
+) -> None:
+    curves = layer_curves(swept, concept="humour", models=None).values()
+    logit, generation = (np.concatenate([p[i] - p[i].mean() for p in curves]) for i in (0, 1))
+    found = repeated_measures(swept, concept="humour")
+    assert found.value == pytest.approx(stats.pearsonr(logit, generation).statistic)
+    assert "not independent" in found.reason
+    assert found.high - found.low < 1.2
+
+
+def test_agreement_and_effect_correlate_over_models_and_concepts() -> None:
+    cells = _rising()
+    found = agreement_effect_correlation(cells, estimand="cohens_d")
+    assert found.value > 0.5
+    assert found.n == 9
+    assert found.over == "models and concepts"
+    assert found.low < found.value < found.high
 
 
 def test_a_flat_curve_has_no_correlation_but_a_maximum(swept: xr.Dataset) -> None:
@@ -128,7 +225,8 @@ def test_a_baseline_without_noise_expects_no_gain(swept: xr.Dataset) -> None:
     assert expected_maximum(cells, concept="humour", model="large") == 0
 
 
-def test_agreement_against_effect_is_a_slope_a_model() -> None:
+def _rising() -> xr.Dataset:
+    """Three concepts whose generations follow the logits the more, the larger their effect."""
     rng = np.random.default_rng(2)
     n_items = {"one": 20, "two": 20, "three": 20}
     cube = make_cube(rng, layers=LAYERS, n_items=n_items)
@@ -144,9 +242,14 @@ def test_agreement_against_effect_is_a_slope_a_model() -> None:
     cells = reduce_to_cells(cube, n_resamples=50)
     rising = cells["selected_estimate"].copy(deep=True)
     rising.loc["cohens_d"] = np.tile([0.1, 0.5, 0.9], (3, 1))
-    found = agreement_against_effect(cells.assign(selected_estimate=rising), estimand="cohens_d")
+    return cells.assign(selected_estimate=rising)
+
+
+def test_agreement_against_effect_is_a_slope_a_model() -> None:
+    cells = _rising()
+    found = agreement_against_effect(cells, estimand="cohens_d")
     assert found.value > 0.3
-    falling = cells.assign(selected_estimate=-rising)
+    falling = cells.assign(selected_estimate=-cells["selected_estimate"])
     assert agreement_against_effect(falling, estimand="cohens_d").value == pytest.approx(
         -found.value
     )

@@ -15,6 +15,7 @@ model's pair of curves:
 - `agreement_against_effect`, `agreement_effect_correlation`: does agreement rise with the effect?
 """
 
+import warnings
 from collections.abc import Sequence
 from importlib.util import find_spec
 
@@ -47,6 +48,9 @@ Curves = dict[str, tuple[np.ndarray, np.ndarray]]
 N_RESAMPLES = 4_000
 """Resamples of models, layers and shifts; the error of an end of an interval is then about 1%."""
 MIN_LAYERS = 4
+MIN_RELIABILITY = 0.05
+MIN_Z_ERROR = 0.01
+"""Curves that are alike in every resample would weigh infinitely."""
 NO_CURVES = "no model has varying logits and generations here"
 
 
@@ -135,8 +139,9 @@ def curve_agreement(cells: xr.Dataset, *, concept: str, model: str) -> Estimate:
     """Pearson r of one model's two curves over its layers.
 
     Where every answer is in the cube, over the items that have one, and the interval is over those
-    items, drawn alike for both curves; else it is over blocks of layers: z plus and minus t times
-    the error of z in resamples of `block_resamples`. `p_value` is of `circular_shift_p`.
+    items, drawn alike for both curves (for r as measured: see `disattenuated`). Else it is over
+    blocks of layers: z plus and minus t times the error of z in resamples of `block_resamples`.
+    `p_value` is of `circular_shift_p`.
     """
     if is_counted(cells, model, concept):
         return response_agreement(cells, concept=concept, model=model)
@@ -208,10 +213,10 @@ def _z_of_models(
         else:
             own = float(fisher_z(correlation(*pair)))
             own_error = float(_block_z(cells, concept, model, pair).std(ddof=1))
-        if np.isfinite(own) and own_error > 0:
+        if np.isfinite([own, own_error]).all():
             names.append(model)
             z.append(own)
-            error.append(own_error)
+            error.append(max(own_error, MIN_Z_ERROR))
     return names, np.array(z), np.array(error)
 
 
@@ -350,17 +355,29 @@ def reliabilities(cells: xr.Dataset, *, concept: str, model: str) -> dict[str, E
     return found
 
 
-def disattenuated(cells: xr.Dataset, *, concept: str, model: str) -> Estimate:
-    r"""r without the noise of either curve: $r / \sqrt{\rho_x \rho_y}$ (Spearman 1904).
+def disattenuated(
+    cells: xr.Dataset, *, concept: str, model: str, every_response: bool = False
+) -> Estimate:
+    r"""r of the two curves without the noise of either.
 
-    The ends of r's interval are divided alike, taking the reliabilities for known, and cut to
-    [-1, 1]; the value is not cut, so that one beyond 1 shows a reliability that is too small.
+    Where every answer is in the cube (or with `every_response`, of the responses beside published
+    rates) by `responses.agreement_over_items`. Else $r / \sqrt{\rho_x \rho_y}$ (Spearman 1904), the
+    ends of r's interval divided alike, taking the reliabilities for known, and cut to [-1, 1]; the
+    value is not cut, so that one beyond 1 shows a reliability that is too small.
     """
+    if every_response or is_counted(cells, model, concept):
+        at = {"model": model, "concept": concept}
+        value, low, high = (
+            float(cells[f"noise_free_r{end}"].sel(at)) for end in ("", "_low", "_high")
+        )
+        n_items = int(cells["n_response_items"].fillna(0).sel(at))
+        shapeless = "" if np.isfinite([low, value]).all() else "too little shape beyond noise"
+        return Estimate(value, low=low, high=high, over="items", n=n_items, reason=shapeless)
     own = curve_agreement(cells, concept=concept, model=model)
     reliable = [e.value for e in reliabilities(cells, concept=concept, model=model).values()]
     if not np.isfinite([own.value, *reliable]).all():
         return Estimate.undefined(own.reason or "a reliability is not known")
-    if min(reliable) <= 0.05:
+    if min(reliable) <= MIN_RELIABILITY:
         return Estimate.undefined(
             f"a curve's reliability is {min(reliable):.2f}: nothing of it repeats, so nothing can "
             "be divided by it"
@@ -494,8 +511,11 @@ def repeated_measures(
         pd.DataFrame({"model": model, "logit": logit, "generation": generation})
         for model, (logit, generation) in curves.items()
     )
-    found = pingouin.rm_corr(rows, x="logit", y="generation", subject="model").iloc[0]
-    # Releases of pingouin differ in how they spell CI95% and p-val; the order is theirs since 0.3.
+    with warnings.catch_warnings():
+        # What pingouin's own code is told by a newer pandas.
+        warnings.simplefilter("ignore")
+        found = pingouin.rm_corr(rows, x="logit", y="generation", subject="model").iloc[0]
+    # Releases of pingouin differ in how they spell CI95% and p-val, but not in their order.
     r, _, p_value, (low, high), _ = found
     return Estimate(
         float(r),

@@ -430,6 +430,9 @@ def _reduce_curves(
             "response_r_low": agreement.low,
             "response_r_high": agreement.high,
             "response_z_error": agreement.z_error,
+            "noise_free_r": agreement.noise_free,
+            "noise_free_r_low": agreement.noise_free_low,
+            "noise_free_r_high": agreement.noise_free_high,
             "response_reliability": split_half_reliability(
                 generation_curve(answers, halves), generation_curve(answers, 1 - halves)
             ),

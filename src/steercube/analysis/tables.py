@@ -399,6 +399,9 @@ def _agreement_of_model(cells: xr.Dataset, concept: str, model: str) -> dict[str
         alike = cells["responses_read_alike"].sel(model=model, concept=concept)
         found |= {
             R_EVERY_RESPONSE: from_responses,
+            f"{R_EVERY_RESPONSE}, without noise": disattenuated(
+                cells, concept=concept, model=model, every_response=True
+            ),
             f"{R_EVERY_RESPONSE} as the study read it": published_reading_agreement(
                 cells, concept=concept, model=model
             ),
