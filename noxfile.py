@@ -65,7 +65,7 @@ def tests(session: nox.Session) -> None:
 @nox.session
 def analyze(session: nox.Session) -> None:
     """Every study in data/ to paper/<study>/: tables, numbers, figures (under 1 min, no GPU)."""
-    install(session)
+    install(session, "stats")
     session.run("steercube", "analyze", *session.posargs)
 
 
@@ -105,11 +105,12 @@ for _name, _entry in MODELS.items():
 
 @nox.session
 def bench(session: nox.Session) -> None:
-    """Seconds of the analysis's stages, and of a cell of the sweep by several loops (6 min)."""
+    """Seconds of the analysis's stages, of a cell of the sweep, of generated answers (8 min)."""
     install(session, "collect")
     install_smollm2(session)
     session.run("python", "tests/bench.py", *session.posargs)
     session.run("python", "tests/bench_gpu.py")
+    session.run("python", "tests/bench_generate.py")
     folder = session.create_tmp()
     session.run("python", "tests/bench_collect.py", folder)
     theirs = f"{folder}/steering-vectors"

@@ -12,7 +12,8 @@ import numpy as np
 import torch
 from transformers import AutoModelForCausalLM, Qwen3Config
 
-from steercube.collect.decoder import decoder_of
+from steercube.collect.decoder import Decoder, decoder_of
+from steercube.collect.generate import Decoding, generate
 from steercube.collect.hooks import Cell, steering
 from steercube.collect.readout import Prompt
 from steercube.collect.sweep import POSITIONS, forward, prepare, sweep
@@ -80,6 +81,44 @@ def main(shape: dict[str, int], device: str) -> None:
         print(
             f"ours, positions {positions:<7}{took:8.1f} s, peak {peak:.1f} GiB, {loop / took:.1f}x"
         )
+
+    generated(decoder, prompts, [cell for cell in grid if cell.layer % 3 == 0])
+
+
+def generated(decoder: Decoder, prompts: list[Prompt], cells: list[Cell]) -> None:
+    """Seconds of 32 tokens a prompt in eight layers; the usual loop is timed in every fourth."""
+    few = prompts[:16]
+    width = max(len(prompt.ids) for prompt in few)
+    ids, mask = (
+        torch.zeros(len(few), width, dtype=torch.long, device=decoder.device) for _ in range(2)
+    )
+    for row, prompt in enumerate(few):
+        ids[row, -len(prompt.ids) :] = torch.tensor(prompt.ids, device=decoder.device)
+        mask[row, -len(prompt.ids) :] = 1
+
+    def usual() -> None:
+        for cell in cells[::4]:
+            with (
+                torch.inference_mode(),
+                steering(decoder.blocks[cell.layer], cell, mask[:, :1] > 1),
+            ):
+                decoder.model.generate(
+                    ids, attention_mask=mask, max_new_tokens=32, min_new_tokens=32,
+                    do_sample=False, pad_token_id=0,
+                )  # fmt: skip
+
+    def ours() -> None:
+        generate(
+            decoder, prompts, np.zeros((len(prompts), 1), int), cells, positions="answer",
+            decoding=Decoding(32), max_rows=1024,
+        )  # fmt: skip
+
+    usual()
+    loop = seconds(usual) / len(cells[::4]) * len(cells) * len(prompts) / len(few)
+    ours()
+    took = seconds(ours)
+    print(f"generate, 16 prompts a cell {loop:8.1f} s (extrapolated); ours {took:8.1f} s, "
+          f"{loop / took:.1f}x")  # fmt: skip
 
 
 def seconds(run: Callable[[], None]) -> float:

@@ -1,3 +1,5 @@
+from typing import Any
+
 import pytest
 
 from steercube.collect.plan import Plan, layers_of
@@ -47,6 +49,33 @@ def test_every_problem_of_a_plan_is_listed() -> None:
         )
     for part in ("positions = 'some'", "convention = 'other'", "controls = 'none'", "n_items = 0"):
         assert part in str(error.value)
+
+
+def test_generation_takes_the_sweeps_strengths_or_some_of_them() -> None:
+    assert Plan(strengths=(-2.0, 1.0)).generated == (-2.0, 1.0)
+    some = Plan(strengths=(-2.0, -1.0, 1.0), generation_strengths=(1.0, -1.0))
+    assert some.generated == (-1.0, 1.0)
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"outcomes": ()}, "one or both of logit, generation"),
+        ({"outcomes": ("logit", "logit")}, "one or both"),
+        ({"outcomes": ("text",)}, "outcomes = 'text' is none of logit, generation"),
+        ({"generation_strengths": (3.0,)}, "some of the strengths"),
+        ({"generation_strengths": (0.0, 1.0)}, "0 always is"),
+        ({"generation_samples": 1}, "generation_samples = 1: at least 2"),
+        ({"max_new_tokens": 0}, "max_new_tokens = 0"),
+        ({"temperature": -1.0}, "temperature = -1.0"),
+        ({"temperature": float("nan")}, "temperature = nan"),
+        ({"repeats": 3}, "repeats = 3 at temperature 0"),
+    ],
+    ids=lambda value: str(value)[:30],
+)
+def test_a_generation_that_cannot_be_is_refused(options: dict[str, Any], said: str) -> None:
+    with pytest.raises(ValueError, match=said):
+        Plan(**options)
 
 
 def test_the_rank_is_the_launchers(monkeypatch: pytest.MonkeyPatch) -> None:

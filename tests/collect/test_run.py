@@ -23,14 +23,16 @@ from steercube import netcdf
 from steercube.analysis.reduce import cells as reduce_to_cells
 from steercube.analysis.tables import conclude
 from steercube.analyze import studies
+from steercube.answers import answer_of
 from steercube.cli import main
 from steercube.collect import outcomes as outcomes_module
+from steercube.collect import shards as shards_module
 from steercube.collect import sweep as sweep_module
 from steercube.collect.rank import Rank
 from steercube.collect.readout import readout_of
 from steercube.collect.run import shards_of, write_cube
 from steercube.collect.shards import held
-from steercube.cube import open_cube
+from steercube.cube import UNSTEERED, open_cube
 
 run = tiny.collected
 
@@ -74,6 +76,103 @@ def test_the_cube_says_what_was_done(whole: Path) -> None:
     manifest = json.loads(whole.with_name("mine.manifest.json").read_text())
     assert manifest["content_sha256"]["mine.nc"] == cube.attrs["content_sha256"]
     assert len(manifest["shards"]) == 2 * (1 + 3 + 2)
+
+
+def test_every_response_is_in_the_cube_and_read(whole: Path) -> None:
+    cube = open_cube(whole)
+    assert cube.sizes["response"] == 2 * 8 * (1 + 2 * 3)
+    at = {"model": "tiny-llama", "concept": "humour"}
+    valid = cube["generation_valid"].sel(at)
+    asked = valid.notnull().any(("layer", "strength"))
+    assert asked.sum() == 8
+    assert np.unique(cube["letter"].sel(concept="humour")[asked.values], return_counts=True)[
+        1
+    ].tolist() == [4, 4]
+    assert valid.sel(layer=[2, 3], sample=asked).notnull().all()
+    assert valid.sel(layer=[1, 4]).isnull().all()
+    unsteered = cube["response_strength"].values == 0
+    assert (cube["response_layer"].values[unsteered] == UNSTEERED).all()
+    assert unsteered.sum() == 2 * 8
+    for i in range(cube.sizes["response"]):
+        row = cube.isel(response=i)
+        layer = max(int(row["response_layer"]), 2)
+        cell = (
+            valid
+            if row["response_concept"] == "humour"
+            else cube["generation_valid"].sel(model="tiny-llama", concept="honesty")
+        )
+        found = cell.sel(
+            layer=layer, strength=row["response_strength"], sample=row["response_sample"]
+        )
+        assert found == (answer_of(row["response_text"].item()) != "")
+
+
+def test_answers_are_counted_by_item_and_repeat(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A reader that finds (A) in every other text: shares of three answers, then rates."""
+    monkeypatch.setattr(shards_module, "answer_of", lambda text: "A" if len(text) % 2 else "")
+    plan = replace(tiny.PLAN, temperature=1.0, repeats=3, generation_samples=12)
+    cube = open_cube(run(tmp_path, plan=plan))
+    assert set(cube["response_repeat"].values) == {0, 1, 2}
+    text = cube["response_text"].values
+    assert len(set(text.tolist())) > 0.5 * len(text)
+    at = {"response_concept": "humour", "response_layer": 3, "response_strength": 2.0}
+    rows = np.logical_and.reduce([cube[name].values == value for name, value in at.items()])
+    sample = cube["response_sample"].values[rows]
+    counted = np.array([len(t) % 2 for t in text[rows]])
+    cell = {"model": "tiny-llama", "concept": "humour", "layer": 3, "strength": 2.0}
+    shares = [counted[sample == i].mean() for i in range(12)]
+    np.testing.assert_allclose(cube["generation_valid"].sel(cell), shares)
+    letter = cube["letter"].sel(concept="humour").values
+    matches = (letter[sample] == "A") & (counted == 1)
+    cells = reduce_to_cells(cube, n_resamples=20)
+    rate = float(cells["response_match_rate"].sel(cell))
+    assert rate == pytest.approx(matches.sum() / counted.sum(), abs=1e-6)
+    assert float(cells["response_valid_rate"].sel(cell)) == pytest.approx(counted.mean(), abs=1e-6)
+    assert float(cells["n_responses"].sel(cell)) == 36
+    assert float(cells["generation_rate"].sel(cell)) == rate
+
+
+def test_the_first_generated_position_is_the_logit_sweeps(tmp_path: Path) -> None:
+    """Where `(A` is one token both are asked the same; else there is nothing to compare."""
+    cube = open_cube(run(tmp_path, tiny.decoder(letters_joined=True)))
+    apart = cube["generation_logit_apart"].sel(layer=[2, 3])
+    assert (apart < 1e-4).all()
+    assert "of the logit sweep" in repr(cube.steercube)
+    assert cube["generation_positions_touched"].sel(layer=[2, 3]).notnull().all()
+
+
+def test_generation_joins_a_sweep_that_is_there(whole: Path, tmp_path: Path) -> None:
+    run(tmp_path, plan=replace(tiny.PLAN, outcomes=("logit",)))
+    assert "response_text" not in open_cube(tmp_path / "mine.nc")
+    before = {p: p.stat().st_mtime_ns for p in tmp_path.rglob("samples-*.nc")}
+    out = run(tmp_path, plan=replace(tiny.PLAN, outcomes=("generation",)), resume=True)
+    assert {p: p.stat().st_mtime_ns for p in before} == before
+    assert open_cube(out).identical(open_cube(whole))
+
+
+def test_responses_of_other_settings_are_refused(whole: Path, tmp_path: Path) -> None:
+    for other, said in (
+        ({"max_new_tokens": 6}, "max_new_tokens: 5 there, 6 now"),
+        ({"generation_layers": "1:3"}, "generation_layers: "),
+        ({"temperature": 1.0}, "temperature: 0.0 there, 1.0 now"),
+    ):
+        with pytest.raises(ValueError, match=said):
+            run(whole.parent, plan=replace(tiny.PLAN, **other), resume=True)
+    shutil.copytree(whole.parent, tmp_path / "copy")
+    third = {"pride": tiny.concept("pride")}
+    plan = replace(tiny.PLAN, max_new_tokens=6)
+    with pytest.raises(ValueError, match="max_new_tokens = 5 in tiny-llama x honesty"):
+        run(tmp_path / "copy", plan=plan, concepts=third)
+
+
+def test_responses_alone_make_a_cube_that_says_so(tmp_path: Path) -> None:
+    out = run(tmp_path, plan=replace(tiny.PLAN, outcomes=("generation",)))
+    cube = open_cube(out)
+    assert "never run with logits: tiny-llama" in repr(cube.steercube)
+    with pytest.raises(ValueError, match="the cells hold no effect"):
+        conclude(reduce_to_cells(cube, n_resamples=20))
 
 
 def test_the_cube_can_be_analysed(whole: Path) -> None:
@@ -240,7 +339,13 @@ def test_models_that_were_asked_other_items_make_no_cube(whole: Path, tmp_path: 
 
 def test_a_unit_that_is_not_finished_stays_out_of_the_cube(whole: Path, tmp_path: Path) -> None:
     shutil.copytree(whole.parent, tmp_path / "copy")
-    next(shards_of(tmp_path / "copy" / "mine.nc").glob("*/humour/samples-0005*")).unlink()
+    unit = shards_of(tmp_path / "copy" / "mine.nc") / "tiny-llama" / "humour"
+    next(unit.glob("generations-*")).unlink()
+    write_cube(tmp_path / "copy" / "mine.nc", report=lambda line: None)
+    cube = open_cube(tmp_path / "copy" / "mine.nc")
+    assert set(cube["response_concept"].values) == {"honesty"}
+    assert cube["logit_diff"].sel(concept="humour", layer=3).notnull().all()
+    next(unit.glob("samples-0005*")).unlink()
     write_cube(tmp_path / "copy" / "mine.nc", report=lambda line: None)
     assert open_cube(tmp_path / "copy" / "mine.nc")["concept"].values.tolist() == ["honesty"]
 
@@ -398,6 +503,6 @@ def test_the_command_line_says_what_is_wrong(
 def test_the_bar_counts_cells(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run(tmp_path)
     bar = capsys.readouterr().err
-    n_cells = 2 * 12 * (1 + 3 * 4 * 3)
+    n_cells = 2 * (12 * (1 + 3 * 4 * 3) + 8 * (1 + 2 * 3))
     assert f"{n_cells}/{n_cells}" in bar
     assert "cell/s" in bar

@@ -26,6 +26,7 @@ def test_the_study_has_every_figure(study_figures: dict[str, Figure]) -> None:
     assert set(study_figures) == {
         "effect_size_heatmap",
         "best_layer_violins",
+        "layer_curves",
         "layer_curves_gen_vs_logit",
         "depth_by_training",
         "claims",
@@ -65,6 +66,21 @@ def test_curves_are_scaled_and_cover_the_dense_models(
         assert (curve.logit.min(), curve.logit.max()) == (0, 1)
         assert (curve.generation.min(), curve.generation.max()) == (0, 1)
         assert (curve.margin > 0).all()
+    counted = curves["self_awareness"]["32B"].responses
+    assert counted is not None
+    assert (counted.min(), counted.max()) == (0, 1)
+    assert curves["corrigible"]["32B"].responses is None
+
+
+def test_every_panel_says_how_alike_its_curves_are(
+    study_figures: dict[str, Figure], study_tables: dict[str, pd.DataFrame]
+) -> None:
+    agreement = study_tables["agreement"].set_index(["concept", "model", "statistic"])
+    row = agreement.loc[("self_awareness", "14B", "r over layers, every response")]
+    titles = [ax.get_title(loc="right") for ax in study_figures["layer_curves_gen_vs_logit"].axes]
+    assert len(titles) == 12
+    shown = f"all answers {row['value']:.2f} [{row['low']:.2f}, {row['high']:.2f}]"
+    assert any(shown in title for title in titles)
 
 
 @pytest.mark.parametrize(
@@ -146,4 +162,5 @@ def test_letters_are_large_enough_to_read(study_figures: dict[str, Figure]) -> N
     for name, figure in study_figures.items():
         sizes = [t.get_fontsize() for ax in figure.axes for t in ax.texts if t.get_text()]
         sizes += [t.get_fontsize() for ax in figure.axes for t in ax.get_xticklabels()]
+        sizes += [ax._right_title.get_fontsize() for ax in figure.axes]
         assert np.min(sizes) >= 7.5, name

@@ -32,7 +32,7 @@ from steercube.analysis.averages import (
     t_quantile,
 )
 from steercube.analysis.curves import (
-    block_length,
+    N_BLOCKS,
     block_resamples,
     circular_shift_p,
     correlation,
@@ -140,7 +140,8 @@ def curve_agreement(cells: xr.Dataset, *, concept: str, model: str) -> Estimate:
 
     Where every answer is in the cube, over the items that have one, and the interval is over those
     items, drawn alike for both curves (for r as measured: see `disattenuated`). Else it is over
-    blocks of layers: z plus and minus t times the error of z in resamples of `block_resamples`.
+    blocks of layers: z plus and minus t times the error of z in resamples of `block_resamples`,
+    with as many degrees of freedom as there are blocks, less one.
     `p_value` is of `circular_shift_p`.
     """
     if is_counted(cells, model, concept):
@@ -156,9 +157,8 @@ def _agreement_over_blocks(
 ) -> Estimate:
     n_layers = len(pair[0])
     z = float(fisher_z(correlation(*pair)))
-    # As many observations as blocks are laid end to end, so as many less one degrees of freedom.
-    df = -(-n_layers // block_length(n_layers)) - 1
-    margin = t_quantile(level_of(cells), df) * _block_z(cells, concept, model, pair).std(ddof=1)
+    z_error = _block_z(cells, concept, model, pair).std(ddof=1)
+    margin = t_quantile(level_of(cells), N_BLOCKS - 1) * z_error
     return Estimate(
         float(np.tanh(z)),
         low=float(np.tanh(z - margin)),
@@ -180,13 +180,15 @@ def response_agreement(cells: xr.Dataset, *, concept: str, model: str) -> Estima
     if "response_r" not in cells or cells["response_r"].sel(at).isnull():
         return Estimate.undefined("the answers of single items are not known, or have no shape")
     curves = layer_curves(cells, concept=concept, models=[model], rate="response_match_rate")
+    low = float(cells["response_r_low"].sel(at))
     return Estimate(
         float(cells["response_r"].sel(at)),
-        low=float(cells["response_r_low"].sel(at)),
+        low=low,
         high=float(cells["response_r_high"].sel(at)),
         over="items",
         n=int(cells["n_response_items"].sel(at)),
         p_value=_one_shift_test(curves[model]),
+        reason="" if np.isfinite(low) else "a curve is flat in too many resamples of the items",
     )
 
 
@@ -230,11 +232,14 @@ def model_agreement(
     freedom, never narrower than without their factor (Röver et al. 2015). One model has the
     interval of `curve_agreement`, about itself alone. `p_value` is that of `shift_test`.
     """
-    names, z, error = _z_of_models(cells, concept, models)
-    if not len(z):
+    curves = shaped_curves(cells, concept=concept, models=models)
+    if not curves:
         return Estimate.undefined(NO_CURVES)
-    if len(z) == 1:
-        return curve_agreement(cells, concept=concept, model=names[0])
+    if len(curves) == 1:
+        return curve_agreement(cells, concept=concept, model=next(iter(curves)))
+    names, z, error = _z_of_models(cells, concept, models)
+    if len(z) < 2:
+        return Estimate.undefined("the error of r is known for fewer than two models")
     pooled = combine_effects(z, error**2, method_re="iterated", use_t=True)
     mean = float(pooled.mean_effect_re)
     widened = max(1.0, float(pooled.scale_hksj_re))
@@ -248,7 +253,12 @@ def model_agreement(
         n=len(z),
         p_value=shift_test(cells, concept=concept, models=models),
         span=(float(r.min()), float(r.max())),
+        reason=_without(sorted(set(curves) - set(names))),
     )
+
+
+def _without(names: Sequence[str]) -> str:
+    return f"without {', '.join(names)}, whose error of r is not known" if names else ""
 
 
 def agreement_by_blocks(

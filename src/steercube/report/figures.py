@@ -54,14 +54,13 @@ def draw(cells: xr.Dataset, tables: Mapping[str, pd.DataFrame]) -> dict[str, Fig
                 _best_quantiles(cells), models, _missing(tables["effects"])
             ),
             "depth_by_training": depth_by_training(tables["effects"], tables["depth"], models),
+            "layer_curves": logit_layer_curves(tables["layer_effects"], models),
         }
         curves = _curves(cells, tables["layer_effects"])
         if curves:
             figures["layer_curves_gen_vs_logit"] = layer_curves_gen_vs_logit(
                 curves, models, _agreements(tables["agreement"])
             )
-        else:
-            figures["layer_curves"] = logit_layer_curves(tables["layer_effects"], models)
         if "claims" in tables and len(numeric := _numeric(tables["claims"])):
             figures["claims"] = claims(numeric)
     return figures
@@ -315,10 +314,12 @@ def layer_curves_gen_vs_logit(
 ) -> Figure:
     """Scaled delta of both measures over depth, a panel for each concept and model.
 
-    Under each concept stands r in a model of the kind; over each panel r of its own curves, both
-    with their interval.
+    Over each panel stands r of its curves, under each concept r in a model of the kind, both with
+    their interval.
     """
     columns = [model for model in models if any(model in by_model for by_model in curves.values())]
+    if len(columns) == 1:
+        return _curves_of_one_model(curves, columns[0], models, agreements)
     figure, axes = _figure(
         max(5.4, 1.2 + 1.75 * len(columns)),
         max(2.9, 1.1 + 1.75 * len(curves)),
@@ -327,29 +328,57 @@ def layer_curves_gen_vs_logit(
         sharey=True,
         sharex=True,
     )
-    handles: dict[str, Any] = {}
     for line, (concept, by_model) in zip(axes, curves.items(), strict=True):
         for ax, model in zip(line, columns, strict=True):
             if model not in by_model:
                 ax.set_visible(False)
                 continue
             _draw_curves(ax, by_model[model])
-            r = f"r {_with_range(agreements[concept, model, R_OVER_LAYERS])}"
-            every = agreements.get((concept, model, R_EVERY_RESPONSE))
-            r += f"\nevery response {_with_range(every)}" if every else ""
-            ax.set_title(r, fontsize=7, loc="right", pad=2)
-            handles |= dict(zip(*ax.get_legend_handles_labels()[::-1], strict=True))
+            ax.set_title(_r_of_panel(agreements, concept, model), fontsize=7.5, loc="right", pad=2)
         mean = agreements[concept, "every model", MEAN_R]
-        shown = f"mean r {_with_range(mean)}" if mean["n"] > 1 and len(columns) > 1 else ""
+        shown = f"mean r {_with_range(mean)}" if mean["interval_over"] == "models" else ""
         line[0].set_ylabel(f"{_name(concept)}\n{shown}".strip(), fontsize=8.5)
     for ax, model in zip(axes[0], columns, strict=True):
         ax.annotate(models[model].text.replace("\n", ", "), (0, 1), (0, 22), fontsize=8.5,
                     xycoords="axes fraction", textcoords="offset points",
                     color=models[model].colour)  # fmt: skip
-    figure.supxlabel("depth of the steered layer (layer / number of layers)", fontsize=9)
+    return _with_curve_labels(figure)
+
+
+def _curves_of_one_model(
+    curves: CurvesByCell, model: str, models: ModelLabels, agreements: Agreements
+) -> Figure:
+    """The same, concepts side by side."""
+    columns = min(3, len(curves))
+    rows = -(-len(curves) // columns)
+    figure, axes = _figure(max(5.4, 0.8 + 2.5 * columns), 1.5 + 2.0 * rows, nrows=rows,
+                           ncols=columns, sharey=True, sharex=True)  # fmt: skip
+    for ax, (concept, by_model) in zip(axes.flat, curves.items(), strict=False):
+        _draw_curves(ax, by_model[model])
+        shown = f"{_name(concept)}\n{_r_of_panel(agreements, concept, model)}"
+        ax.set_title(shown, fontsize=8.5, loc="left", pad=3)
+    for ax in axes.flat[len(curves) :]:
+        ax.set_visible(False)
+    return _with_curve_labels(figure, of=f"{models[model].text.replace(chr(10), ', ')}: ")
+
+
+def _r_of_panel(agreements: Agreements, concept: str, model: str) -> str:
+    """r of the curves, and of every response where that is another."""
+    own = agreements[concept, model, R_OVER_LAYERS]
+    every = agreements.get((concept, model, R_EVERY_RESPONSE))
+    shown = f"r {_with_range(own)}" if np.isfinite(own["value"]) else "a curve is flat"
+    return shown + (f"\nall answers {_with_range(every)}" if every else "")
+
+
+def _with_curve_labels(figure: Figure, of: str = "") -> Figure:
+    handles: dict[str, Any] = {}
+    for ax in figure.axes:
+        handles |= dict(zip(*ax.get_legend_handles_labels()[::-1], strict=True))
+    figure.supxlabel(f"{of}depth of the steered layer (layer / number of layers)", fontsize=9)
     figure.supylabel("delta, scaled to [0, 1] within each curve", fontsize=9)
+    narrow = figure.get_figwidth() < 7
     figure.legend(handles.values(), handles.keys(), loc="outside upper center",
-                  ncols=2 if len(columns) < 3 else 4, frameon=False)  # fmt: skip
+                  ncols=2 if narrow else 4, frameon=False)  # fmt: skip
     return figure
 
 
@@ -361,12 +390,12 @@ def _draw_curves(ax: Axes, of: ScaledCurves) -> None:
             markersize=2.6, label="generation")  # fmt: skip
     if of.responses is not None:
         ax.plot(of.depth, of.responses, color=RESPONSES_COLOUR, linewidth=1.4, linestyle="--",
-                label="generation, every response read again")  # fmt: skip
+                label="generation, all answers read again")  # fmt: skip
     ax.set_ylim(-0.08, 1.12)
 
 
 def logit_layer_curves(layer_effects: pd.DataFrame, models: ModelLabels) -> Figure:
-    """Cohen's d over depth with its pointwise interval, where no generation was swept."""
+    """Cohen's d over depth with its pointwise interval."""
     concepts = list(dict.fromkeys(layer_effects["concept"]))
     columns = min(3, len(concepts))
     rows = -(-len(concepts) // columns)
