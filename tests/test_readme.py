@@ -3,12 +3,15 @@
 import json
 import tomllib
 
+import numpy as np
 import pandas as pd
 import pytest
 from builders import ROOT
 
+from steercube.answers import answer_of
 from steercube.cli import parser
 from steercube.concepts import read_concepts
+from steercube.cube import open_cube
 from steercube.models import read_models
 from steercube.netcdf import load
 
@@ -52,6 +55,25 @@ def test_the_later_layer_of_two_models(numbers: dict[str, dict[str, float]]) -> 
     assert numbers["claims/depth-later"]["p_value"] == pytest.approx(1 / 15)
 
 
+def test_agreement_by_twenty_answers_and_by_all(numbers: dict[str, dict[str, float]]) -> None:
+    of = "agreement/self_awareness/{}/r over layers{}".format
+    few = [numbers[of(model, "")]["value"] for model in ("14B", "32B")]
+    every = [numbers[of(model, ", every response")]["value"] for model in ("14B", "32B")]
+    assert f"r is {few[0]:.2f} (14B) and {few[1]:.2f} (32B)".replace("-", "−") in TEXT
+    assert f"{every[0]:.2f} and {every[1]:.2f} by all 100" in TEXT
+
+
+def test_what_is_said_of_the_studys_responses(numbers: dict[str, dict[str, float]]) -> None:
+    text = " ".join((ROOT / "data" / "README.md").read_text().split())
+    for model, share in {"14B": "97% of 14B's", "32B": "80% of 32B's"}.items():
+        of = f"agreement/self_awareness/{model}/"
+        alike = numbers[f"{of}share of responses read as published"]["value"]
+        assert share.startswith(percent(alike))
+        assert share in text
+        r = numbers[f"{of}r of the published and the counted generation curve"]["value"]
+        assert f"{r:.2f} ({model})" in text
+
+
 def test_every_file_and_command_it_names_exists() -> None:
     for name in ("data/README.md", "CITATION.cff", "paper/qwen3/tables/claims.md"):
         assert name in README
@@ -92,6 +114,20 @@ def test_what_is_said_of_the_sweep_that_hardly_steers() -> None:
     halves = layers["split_half_cosine"]
     assert f"runs from {halves.min():.2f} to {halves.max():.2f}" in text
     assert layers["pairwise_cosine"].between(-0.0125, -0.011).all()
+
+
+def test_what_is_said_of_its_answers() -> None:
+    cube = open_cube(ROOT / "data" / "smollm2.nc")
+    text = " ".join((ROOT / "data" / "README.md").read_text().split())
+    assert f"{cube.sizes['response']:,} responses" in text
+    valid = np.mean([answer_of(t) != "" for t in cube["response_text"].values])
+    assert f"{percent(valid)} of the responses make a valid choice" in text
+    agreement = pd.read_csv(ROOT / "paper" / "smollm2" / "tables" / "agreement.csv")
+    best = agreement[agreement["statistic"] == "best generation delta"]
+    assert len(best) == 6
+    assert f"(p from {best['p_value'].min():.2f} to {best['p_value'].max():.2f})" in text
+    held_out = 100 * best["corrected"]
+    assert f"a change of {held_out.min():.0f} to {held_out.max():+.0f} points" in text
 
 
 def test_the_shipped_sweep_is_the_one_of_its_manifest() -> None:

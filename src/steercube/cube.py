@@ -533,11 +533,10 @@ def summarise_cube(cube: xr.Dataset) -> str:
         lines.append(f"  {concept:<28}{n_items:>6}{int(of_concept['item_valid'].sum()):>7}")
     lines += ["", *(_missing_lines(cube) or ["  no model x concept is missing"])]
     if "response_text" in cube:
-        valid = cube["generation_valid"].mean() if "generation_valid" in cube else np.nan
-        lines.append(
-            f"  {cube.sizes['response']} generated responses with their text, {float(valid):.0%} "
-            "of them with a valid answer"
-        )
+        lines.append(f"  {cube.sizes['response']} generated responses with their text")
+    if "generation_valid" in cube:
+        share = float(cube["generation_valid"].mean())
+        lines.append(f"  generated answers are valid in {share:.0%} of cells and items")
     if "generation_logit_apart" in cube:
         lines.append(
             "  the first generated position is within "

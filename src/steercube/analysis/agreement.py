@@ -202,14 +202,22 @@ def _block_z(
     return star[np.isfinite(star)]
 
 
+def has_other_responses(cells: xr.Dataset, model: str, concept: str) -> bool:
+    """Whether responses are known beside a published rate that was not counted from them."""
+    at = {"model": model, "concept": concept}
+    known = "response_r" in cells and bool(cells["response_r"].sel(at).notnull())
+    return known and not is_counted(cells, model, concept)
+
+
 def _z_of_models(
-    cells: xr.Dataset, concept: str, models: Sequence[str] | None
+    cells: xr.Dataset, concept: str, models: Sequence[str] | None, every_response: bool = False
 ) -> tuple[list[str], np.ndarray, np.ndarray]:
     """Models, Fisher's z of each, and its error within the model."""
     names, z, error = [], [], []
     for model, pair in shaped_curves(cells, concept=concept, models=models).items():
-        if is_counted(cells, model, concept):
-            at = {"model": model, "concept": concept}
+        at = {"model": model, "concept": concept}
+        from_items = is_counted(cells, model, concept)
+        if from_items or (every_response and has_other_responses(cells, model, concept)):
             own = float(fisher_z(cells["response_r"].sel(at).values))
             own_error = float(cells["response_z_error"].sel(at))
         else:
@@ -223,21 +231,26 @@ def _z_of_models(
 
 
 def model_agreement(
-    cells: xr.Dataset, *, concept: str, models: Sequence[str] | None = None
+    cells: xr.Dataset,
+    *,
+    concept: str,
+    models: Sequence[str] | None = None,
+    every_response: bool = False,
 ) -> Estimate:
     r"""Correlation of the two curves in a model of this kind: Fisher's z with random effects.
 
     $z_m = \zeta + u_m + e_m$, the error of $e_m$ over items or blocks of layers, the variance of
     $u_m$ by Paule & Mandel; the interval is Hartung & Knapp's, t with n_models - 1 degrees of
     freedom, never narrower than without their factor (Röver et al. 2015). One model has the
-    interval of `curve_agreement`, about itself alone. `p_value` is that of `shift_test`.
+    interval of `curve_agreement`, about itself alone. `p_value` is that of `shift_test`. With
+    `every_response` a model's responses stand in for a published rate of fewer.
     """
     curves = shaped_curves(cells, concept=concept, models=models)
     if not curves:
         return Estimate.undefined(NO_CURVES)
     if len(curves) == 1:
         return curve_agreement(cells, concept=concept, model=next(iter(curves)))
-    names, z, error = _z_of_models(cells, concept, models)
+    names, z, error = _z_of_models(cells, concept, models, every_response)
     if len(z) < 2:
         return Estimate.undefined("the error of r is known for fewer than two models")
     pooled = combine_effects(z, error**2, method_re="iterated", use_t=True)
@@ -251,7 +264,7 @@ def model_agreement(
         high=float(np.tanh(mean + margin)),
         over="models",
         n=len(z),
-        p_value=shift_test(cells, concept=concept, models=models),
+        p_value=np.nan if every_response else shift_test(cells, concept=concept, models=models),
         span=(float(r.min()), float(r.max())),
         reason=_without(sorted(set(curves) - set(names))),
     )

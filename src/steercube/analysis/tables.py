@@ -1,7 +1,8 @@
 """The conclusions as tidy tables: one row a statement, every number with its interval."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -19,6 +20,7 @@ from steercube.analysis.agreement import (
     disattenuated,
     expected_maximum,
     generation_delta,
+    has_other_responses,
     is_counted,
     layer_curves,
     matched_minus_mismatched,
@@ -352,14 +354,20 @@ def agreement(cells: xr.Dataset) -> pd.DataFrame:
             found = _agreement_of_model(cells, concept, model)
             rows += [(labels | {"statistic": name}, estimate) for name, estimate in found.items()]
         labels = {"concept": concept, "model": "every model"}
-        for name, statistic in {
+        statistics: dict[str, Callable[..., Estimate]] = {
             PUBLISHED_METHOD: pooled_agreement,
             MEAN_R: model_agreement,
             "mean r, models and blocks of layers resampled": agreement_by_blocks,
             "matched minus mismatched r": matched_minus_mismatched,
             "repeated-measures r (pingouin)": repeated_measures,
             "mean best generation delta": best_generation,
-        }.items():
+        }
+        names = layer_curves(cells, concept=concept, models=None)
+        if any(has_other_responses(cells, model, concept) for model in names):
+            statistics[f"{MEAN_R}, every response where known"] = partial(
+                model_agreement, every_response=True
+            )
+        for name, statistic in statistics.items():
             rows.append((labels | {"statistic": name}, statistic(cells, concept=concept)))
     labels = {"concept": "every concept", "model": "every model"}
     for estimand in EFFECTS_OF_AGREEMENT if concepts else ():
@@ -394,8 +402,8 @@ def _agreement_of_model(cells: xr.Dataset, concept: str, model: str) -> dict[str
             reason="one maximum over layers has no interval of its own",
         ),
     }
-    from_responses = response_agreement(cells, concept=concept, model=model)
-    if not counted and np.isfinite(from_responses.value):
+    if has_other_responses(cells, model, concept):
+        from_responses = response_agreement(cells, concept=concept, model=model)
         alike = cells["responses_read_alike"].sel(model=model, concept=concept)
         found |= {
             R_EVERY_RESPONSE: from_responses,
