@@ -28,6 +28,29 @@ def cells() -> xr.Dataset:
 
 
 @pytest.fixture(scope="session")
+def swept() -> xr.Dataset:
+    """Cells with a generation sweep: its curve is the logits' for honesty, noise for humour."""
+    rng = np.random.default_rng(9)
+    cube = make_cube(rng, layers=tuple(range(1, 8)))
+    delta = cube["logit_diff"].sel(strength=1.0) - cube["logit_diff"].sel(strength=-1.0)
+    signal = delta.mean("sample") * 0.1
+    noise = signal.copy(data=rng.normal(scale=0.1, size=signal.shape))
+    curve = signal.where(signal["concept"] == "honesty", noise)
+    baseline = 0.5 + 0.02 * rng.normal(size=signal.shape)
+    rate = xr.concat(
+        [(0.5 + side * curve / 2).assign_coords(strength=side) for side in (-1.0, 1.0)]
+        + [signal.copy(data=baseline).assign_coords(strength=0.0)],
+        dim="strength",
+        coords="minimal",
+        compat="override",
+    ).sortby("strength")
+    cube["generation_rate"] = rate.clip(0, 1).transpose("model", "concept", "layer", "strength")
+    cube["generation_valid_rate"] = xr.full_like(signal, 0.9)
+    cube["generation_n_prompts"] = (("model", "concept"), np.full((3, 2), 20.0))
+    return reduce_to_cells(cube, n_resamples=50)
+
+
+@pytest.fixture(scope="session")
 def six() -> xr.Dataset:
     """Cells of six models as in the study, three concepts."""
     n_items = {"one": 20, "two": 24, "three": 22}

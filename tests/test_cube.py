@@ -9,6 +9,7 @@ from builders import ATTRIBUTES, MODELS, make_cube, make_items, make_model
 from steercube import netcdf
 from steercube.cube import (
     STATUS,
+    UNSTEERED,
     blank_cube,
     check_cube,
     merge_cubes,
@@ -211,6 +212,58 @@ def test_merging_keeps_responses(cube: xr.Dataset) -> None:
     merged = merge_cubes([one, two])
     assert merged["response_text"].values.tolist() == ["(A) yes", "(B)"]
     assert merged["response_model"].values.tolist() == ["small", "large"]
+
+
+def test_responses_of_cubes_that_tell_more_and_less_are_merged(cube: xr.Dataset) -> None:
+    """What only one of them says of its responses is left out."""
+    said = {
+        "response_text": ["(A)"],
+        "response_model": ["small"],
+        "response_concept": ["humour"],
+        "response_layer": [UNSTEERED],
+        "response_strength": [0.0],
+        "response_sample": [0],
+    }
+    less = part(cube, model="small").assign({k: ("response", v) for k, v in said.items()})
+    more = part(cube, model="large").assign(
+        {k: ("response", v) for k, v in (said | {"response_repeat": [2]}).items()}
+    )
+    merged = merge_cubes([less, more])
+    assert merged.sizes["response"] == 2
+    assert "response_repeat" not in merged
+
+
+def test_shares_of_answers_lie_between_0_and_1(cube: xr.Dataset) -> None:
+    third = xr.full_like(cube["logit_diff"], 1 / 3)
+    check_cube(cube.assign(generation_valid=third, generation_match=third))
+    with pytest.raises(ValueError, match="'generation_match' must lie in"):
+        check_cube(cube.assign(generation_match=third + 1))
+
+
+def test_whatever_a_model_says_survives_a_file(cube: xr.Dataset, tmp_path: Path) -> None:
+    texts = [
+        "",
+        " ",
+        "（A）是",
+        "(B)\n\n\t\u200b 🎉",
+        "\ufffd\x01",
+        'a "quoted" <b>tag</b>',
+        "x" * 3000,
+    ]
+    n = len(texts)
+    told = {
+        "response_text": texts,
+        "response_model": ["small"] * n,
+        "response_concept": ["humour"] * n,
+        "response_layer": [3] * n,
+        "response_strength": [1.0] * n,
+        "response_sample": list(range(n)),
+        "response_finished": [True, False] * (n // 2) + [True],
+    }
+    save_cube(cube.assign({k: ("response", v) for k, v in told.items()}), tmp_path / "c.nc")
+    opened = open_cube(tmp_path / "c.nc")
+    assert opened["response_text"].values.tolist() == texts
+    assert opened["response_finished"].values.tolist() == told["response_finished"]
 
 
 def test_merging_joins_provenance(cube: xr.Dataset) -> None:

@@ -125,63 +125,24 @@ GENERATION_VARIABLES = RATE_VARIABLES | {
 }
 """`generation_rate` is the published one, else that of the responses."""
 CURVE_VARIABLES = {
-    "logit_reliability": Variable(
-        ("model", "concept"),
-        "f",
-        "split-half reliability of the logit curve, over the layers of the generation curve",
-        "1",
-        required=False,
-    ),
-    "response_reliability": Variable(
-        ("model", "concept"), "f", "the same of the responses' curve", "1", required=False
-    ),
-    "response_r": Variable(
-        ("model", "concept"), "f", "r of the logit and the responses' curve", "1", required=False
-    ),
-    "response_r_low": Variable(
-        ("model", "concept"), "f", "lower end of its interval over items", "1", required=False
-    ),
-    "response_r_high": Variable(
-        ("model", "concept"), "f", "upper end of its interval over items", "1", required=False
-    ),
-    "response_z_error": Variable(
-        ("model", "concept"), "f", "error of its Fisher z over items", "1", required=False
-    ),
-    "noise_free_r": Variable(
-        ("model", "concept"), "f", "r of both curves less the items' noise", "1", required=False
-    ),
-    "noise_free_r_low": Variable(
-        ("model", "concept"), "f", "lower end of its interval over items", "1", required=False
-    ),
-    "noise_free_r_high": Variable(
-        ("model", "concept"), "f", "upper end of its interval over items", "1", required=False
-    ),
-    "n_response_items": Variable(
-        ("model", "concept"), "f", "items with responses", "1", required=False
-    ),
-    "best_response_layer": Variable(
-        ("model", "concept"), "f", "layer with the largest delta of the responses", required=False
-    ),
-    "best_response_delta": Variable(
-        ("model", "concept"), "f", "that delta (apparent)", "1", required=False
-    ),
-    "best_response_null": Variable(
-        ("model", "concept"),
-        "f",
-        "its expectation with +1 and -1 exchanged for random items",
-        "1",
-        required=False,
-    ),
-    "best_response_p": Variable(
-        ("model", "concept"), "f", "share of such exchanges that reach it", "1", required=False
-    ),
-    "best_response_split_half": Variable(
-        ("model", "concept"),
-        "f",
-        "selected on one half of the items, estimated on the other half",
-        "1",
-        required=False,
-    ),
+    name: Variable(("model", "concept"), "f", meaning, "1", required=False)
+    for name, meaning in {
+        "logit_reliability": "split-half reliability of the logit curve, at layers with rates",
+        "response_reliability": "split-half reliability of the responses' curve",
+        "response_r": "r of the logit curve and the responses' curve",
+        "response_r_low": "lower end of its interval over items",
+        "response_r_high": "upper end of its interval over items",
+        "response_z_error": "error of its Fisher z over items",
+        "noise_free_r": "r of both curves less the items' noise",
+        "noise_free_r_low": "lower end of its interval over items",
+        "noise_free_r_high": "upper end of its interval over items",
+        "n_response_items": "items with responses",
+        "best_response_layer": "layer with the largest delta of the responses",
+        "best_response_delta": "that delta (apparent)",
+        "best_response_null": "its expectation with +1 and -1 exchanged for random items",
+        "best_response_p": "share of such exchanges that reach it",
+        "best_response_split_half": "selected on half of the items, estimated on the other half",
+    }.items()
 }
 CONTROL_VARIABLES = {
     "estimate_random": Variable(

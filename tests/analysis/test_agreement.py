@@ -10,12 +10,9 @@ from steercube.analysis.agreement import (
     agreement_against_effect,
     agreement_by_blocks,
     agreement_effect_correlation,
-    best_generation,
     correlations,
     curve_agreement,
     disattenuated,
-    expected_maximum,
-    layer_curves,
     matched_minus_mismatched,
     model_agreement,
     pooled_agreement,
@@ -23,42 +20,10 @@ from steercube.analysis.agreement import (
     repeated_measures,
 )
 from steercube.analysis.curves import scaled
+from steercube.analysis.generation import best_generation, layer_curves
 from steercube.analysis.reduce import cells as reduce_to_cells
 
 LAYERS = tuple(range(1, 8))
-
-
-@pytest.fixture(scope="module")
-def swept() -> xr.Dataset:
-    """Cells with a generation sweep: its curve is the logits' for honesty, noise for humour."""
-    rng = np.random.default_rng(9)
-    cube = make_cube(rng, layers=LAYERS)
-    delta = cube["logit_diff"].sel(strength=1.0) - cube["logit_diff"].sel(strength=-1.0)
-    signal = delta.mean("sample") * 0.1
-    noise = signal.copy(data=rng.normal(scale=0.1, size=signal.shape))
-    curve = signal.where(signal["concept"] == "honesty", noise)
-    baseline = 0.5 + 0.02 * rng.normal(size=signal.shape)
-    rate = xr.concat(
-        [(0.5 + side * curve / 2).assign_coords(strength=side) for side in (-1.0, 1.0)]
-        + [signal.copy(data=baseline).assign_coords(strength=0.0)],
-        dim="strength",
-        coords="minimal",
-        compat="override",
-    ).sortby("strength")
-    cube["generation_rate"] = rate.clip(0, 1).transpose("model", "concept", "layer", "strength")
-    cube["generation_valid_rate"] = xr.full_like(signal, 0.9)
-    cube["generation_n_prompts"] = (("model", "concept"), np.full((3, 2), 20.0))
-    return reduce_to_cells(cube, n_resamples=50)
-
-
-def test_curves_hold_the_layers_with_both_measures(swept: xr.Dataset) -> None:
-    curves = layer_curves(swept, concept="honesty", models=None)
-    assert list(curves) == [m.name for m in MODELS]
-    assert len(curves["small"][0]) == 7
-    rate = swept["generation_rate"].where(swept["layer"] != 3)
-    fewer = layer_curves(swept.assign(generation_rate=rate), concept="honesty", models=["small"])
-    assert list(fewer) == ["small"]
-    assert len(fewer["small"][0]) == 6
 
 
 def test_the_published_measure_pools_scaled_layers(swept: xr.Dataset) -> None:
@@ -77,12 +42,6 @@ def test_the_pooled_measures_interval_is_the_jackknifes_over_models(swept: xr.Da
     pseudo = 3 * np.arctanh(estimate.value) - 2 * np.arctanh(left_out)
     low, high = stats.t.interval(0.95, 2, pseudo.mean(), stats.sem(pseudo))
     assert (estimate.low, estimate.high) == pytest.approx((np.tanh(low), np.tanh(high)))
-
-
-def test_without_a_baseline_the_null_is_unknown(swept: xr.Dataset) -> None:
-    two = swept.sel(strength=[-1.0, 1.0], strength_other=[-1.0, 1.0])
-    assert np.isnan(expected_maximum(two, concept="humour", model="large"))
-    assert np.isfinite(best_generation(two, concept="humour").value)
 
 
 def test_agreement_is_found_where_it_is_and_not_where_it_is_not(swept: xr.Dataset) -> None:
@@ -205,24 +164,6 @@ def test_no_generation_no_agreement(cells: xr.Dataset) -> None:
         estimate = statistic(cells, concept="humour")
         assert np.isnan(estimate.value)
         assert estimate.reason
-
-
-def test_the_expected_maximum_is_the_mean_of_simulated_maxima(swept: xr.Dataset) -> None:
-    """20,000 maxima of 7 differences of two baselines drawn at random, without replacement."""
-    rng = np.random.default_rng(0)
-    baseline = swept["generation_rate"].sel(model="large", concept="humour", strength=0.0).values
-    pairs = np.array(
-        [rng.permuted(np.tile(baseline, (20_000, 1)), axis=1)[:, :2] for _ in range(7)]
-    )
-    maxima = (pairs[..., 0] - pairs[..., 1]).max(axis=0)
-    exact = expected_maximum(swept, concept="humour", model="large")
-    assert exact == pytest.approx(maxima.mean(), abs=4 * stats.sem(maxima))
-
-
-def test_a_baseline_without_noise_expects_no_gain(swept: xr.Dataset) -> None:
-    rate = swept["generation_rate"].where(swept["strength"] != 0, 0.5)
-    cells = swept.assign(generation_rate=rate)
-    assert expected_maximum(cells, concept="humour", model="large") == 0
 
 
 def _rising() -> xr.Dataset:

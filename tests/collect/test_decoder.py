@@ -100,6 +100,17 @@ def test_each_process_of_a_launch_has_its_own_gpu(
     assert moved == [torch.device("cuda", 1)]
 
 
+def test_what_ends_an_answer_is_the_models_word_else_the_tokenizers() -> None:
+    decoder = tiny.decoder()
+    decoder.tokenizer.eos_token = "<|im_end|>"
+    own = decoder.tokenizer.convert_tokens_to_ids("<|im_end|>")
+    for said, ends in ((7, [7]), ([7, 9], [7, 9]), (None, [own])):
+        decoder.model.generation_config.eos_token_id = said
+        assert decoder.end_tokens == ends
+    decoder.tokenizer.eos_token = None
+    assert decoder.end_tokens == []
+
+
 def test_an_entry_of_another_depth_is_refused() -> None:
     facts = read_models(ROOT / "data" / "models.toml")["8B"].facts
     with pytest.raises(ValueError, match="has 5 decoder blocks, and its entry says n_layers = 36"):

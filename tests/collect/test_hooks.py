@@ -2,7 +2,7 @@ import pytest
 import tiny
 import torch
 
-from steercube.collect.hooks import Cell, FanOut, record, steering
+from steercube.collect.hooks import Cell, FanOut, record, steering, steering_rows
 
 
 def hooks_on(blocks: tuple[torch.nn.Module, ...]) -> int:
@@ -18,6 +18,7 @@ def test_hooks_are_gone_afterwards_even_after_an_error() -> None:
         lambda: record(blocks, at=ids),
         lambda: steering(blocks[1], cell, steer),
         lambda: FanOut([cell], steer, ids).on(blocks),
+        lambda: steering_rows(blocks, [None, cell], {}),
     ):
         with opened():
             assert hooks_on(blocks) > 0
@@ -67,3 +68,23 @@ def test_steering_adds_where_it_is_told_to_and_in_every_row() -> None:
     added = residuals[1] - residuals[0]
     torch.testing.assert_close(added[steer], (2 * vector).expand(5, -1), atol=1e-5, rtol=0)
     assert (added[~steer] == 0).all()
+
+
+def test_each_row_is_steered_in_its_own_cell() -> None:
+    """Rows of one batch against the plain way, one by one; the same is counted as changed."""
+    decoder = tiny.decoder("llama")
+    cells = [Cell(3, 2.0, torch.ones(tiny.HIDDEN)), None, Cell(1, -1.0, torch.ones(tiny.HIDDEN))]
+    ids = torch.arange(12).view(3, 4)
+    changed: dict[int, torch.Tensor] = {}
+    with torch.no_grad():
+        with steering_rows(decoder.blocks, cells, changed):
+            together = decoder.model(input_ids=ids).logits
+        every = torch.ones(1, 4, dtype=torch.bool)
+        for row, cell in enumerate(cells):
+            if cell is None:
+                alone = decoder.model(input_ids=ids[row : row + 1]).logits
+            else:
+                with steering(decoder.blocks[cell.layer], cell, every):
+                    alone = decoder.model(input_ids=ids[row : row + 1]).logits
+            torch.testing.assert_close(together[row], alone[0], atol=1e-4, rtol=0)
+    assert {layer: int(n) for layer, n in changed.items()} == {1: 4, 3: 4}

@@ -492,6 +492,12 @@ def test_the_command_line_says_what_is_wrong(
         ([*base, "--model", "8B", "--dtype", "int4"], "--dtype int4: is none of"),
         ([*base, "--model", "8B", "--concepts", ","], "--concepts ,: none of coordination"),
         ([*base, "--model", "8B", "--positions", "some"], "positions = 'some' is none of"),
+        ([*base, "--model", "8B", "--outcomes", "text"], "outcomes = 'text' is none of"),
+        ([*base, "--model", "8B", "--repeats", "2"], "repeats = 2 at temperature 0"),
+        (
+            [*base, "--model", "8B", "--generation-strengths=-3,3"],
+            "generation_strengths = (-3.0, 3.0): some of the strengths that are swept",
+        ),
         ([*base[:-1], str(tmp_path), "--model", "8B"], "name a .nc file"),
         (["consolidate", "--out", out], "nothing was collected"),
         (["check-concepts", str(tmp_path)], "neither a folder"),

@@ -11,7 +11,6 @@ model's pair of curves:
 - `shift_test`: is the alignment more than two smooth curves have by chance?
 - `matched_minus_mismatched`: is it about this concept, or would another's logits do as well?
 - `disattenuated`: what r would be without the noise of either curve;
-- `best_generation`: the largest change of generated answers, beside what noise alone reaches;
 - `agreement_against_effect`, `agreement_effect_correlation`: does agreement rise with the effect?
 """
 
@@ -40,60 +39,23 @@ from steercube.analysis.curves import (
     scaled,
     second_difference_reliability,
 )
-from steercube.analysis.effects import BASELINE, NEGATIVE, POSITIVE
+from steercube.analysis.generation import (
+    Curves,
+    generation_delta,
+    has_other_responses,
+    is_counted,
+    layer_curves,
+    shaped_curves,
+)
 from steercube.results import Estimate
 from steercube.streams import stream
 
-Curves = dict[str, tuple[np.ndarray, np.ndarray]]
 N_RESAMPLES = 4_000
 """Resamples of models, layers and shifts; the error of an end of an interval is then about 1%."""
-MIN_LAYERS = 4
 MIN_RELIABILITY = 0.05
 MIN_Z_ERROR = 0.01
 """Curves that are alike in every resample would weigh infinitely."""
 NO_CURVES = "no model has varying logits and generations here"
-
-
-def generation_delta(cells: xr.Dataset, rate: str = "generation_rate") -> xr.DataArray:
-    """Generation rate at +1 minus that at -1, without the dimension strength."""
-    return cells[rate].sel(strength=POSITIVE) - cells[rate].sel(strength=NEGATIVE)
-
-
-def is_counted(cells: xr.Dataset, model: str, concept: str) -> bool:
-    """Whether the generation rate was counted from responses that are all in the cube."""
-    if "response_match_rate" not in cells:
-        return False
-    at = {"model": model, "concept": concept}
-    rate, counted = (cells[n].sel(at) for n in ("generation_rate", "response_match_rate"))
-    return bool(counted.notnull().any() and rate.equals(counted.rename(rate.name)))
-
-
-def layer_curves(
-    cells: xr.Dataset,
-    *,
-    concept: str,
-    models: Sequence[str] | None,
-    rate: str = "generation_rate",
-) -> Curves:
-    """(logit delta, generation delta) over the layers where a model has both, by model."""
-    if rate not in cells or concept not in cells["concept"]:
-        return {}
-    order = ("model", "layer")
-    of_concept = cells[["estimate", rate]].sel(concept=concept)
-    logit = of_concept["estimate"].sel(estimand="delta").transpose(*order).values
-    generation = generation_delta(of_concept, rate).transpose(*order).values
-    curves = {}
-    for model, *pair in zip(map(str, cells["model"].values), logit, generation, strict=True):
-        both = np.isfinite(pair).all(axis=0)
-        if (models is None or model in models) and both.sum() >= MIN_LAYERS:
-            curves[model] = (pair[0][both], pair[1][both])
-    return curves
-
-
-def shaped_curves(cells: xr.Dataset, *, concept: str, models: Sequence[str] | None) -> Curves:
-    """Those of `layer_curves` that vary in both measures: a flat one has no shape to agree with."""
-    curves = layer_curves(cells, concept=concept, models=models)
-    return {m: pair for m, pair in curves.items() if all(np.ptp(curve) > 0 for curve in pair)}
 
 
 def pooled_agreement(
@@ -200,13 +162,6 @@ def _block_z(
     layers = block_resamples(len(pair[0]), N_RESAMPLES, rng)
     star = fisher_z(correlation(pair[0][layers], pair[1][layers]))
     return star[np.isfinite(star)]
-
-
-def has_other_responses(cells: xr.Dataset, model: str, concept: str) -> bool:
-    """Whether responses are known beside a published rate that was not counted from them."""
-    at = {"model": model, "concept": concept}
-    known = "response_r" in cells and bool(cells["response_r"].sel(at).notnull())
-    return known and not is_counted(cells, model, concept)
 
 
 def _z_of_models(
@@ -408,85 +363,6 @@ def disattenuated(
     share = float(np.sqrt(reliable[0] * reliable[1]))
     low, high = np.clip([own.low / share, own.high / share], -1, 1)
     return Estimate(own.value / share, low=float(low), high=float(high), over=own.over, n=own.n)
-
-
-def best_generation(
-    cells: xr.Dataset, *, concept: str, models: Sequence[str] | None = None
-) -> Estimate:
-    """Mean over models of the largest generation delta over layers, t over models.
-
-    `expected_under_null` is what that maximum would average if steering did nothing: rates of
-    few answers, maximised over many layers, hold much noise. `corrected` is the mean of what one
-    half of the items shows at the layer that the other half selects, where items are known.
-    """
-    curves = layer_curves(cells, concept=concept, models=models)
-    if not curves:
-        return Estimate.undefined("no generation sweep of this concept")
-    best = np.array([generation.max() for _, generation in curves.values()])
-    null = [expected_maximum(cells, concept=concept, model=model) for model in curves]
-    halves = [
-        float(cells["best_response_split_half"].sel(model=m, concept=concept))
-        if is_counted(cells, m, concept)
-        else np.nan
-        for m in curves
-    ]
-    mean, margin = float(best.mean()), t_margin(best, level_of(cells))
-    return Estimate(
-        mean,
-        low=mean - margin,
-        high=mean + margin,
-        over="models",
-        n=len(best),
-        corrected=float(np.mean(halves)),
-        span=(float(best.min()), float(best.max())),
-        expected_under_null=float(np.mean([x for x in null if np.isfinite(x)] or [np.nan])),
-        reason="" if len(best) > 1 else ONE_MODEL,
-    )
-
-
-def best_response(cells: xr.Dataset, *, concept: str, model: str) -> Estimate:
-    """Largest delta of the responses over layers, beside its null and its cross-validated value.
-
-    `p_value` and `expected_under_null` exchange +1 and -1 for random items, at all layers together;
-    `corrected` is one half's value at the layer that the other half selects.
-    """
-    at = {"model": model, "concept": concept}
-    if "best_response_delta" not in cells or cells["best_response_delta"].sel(at).isnull():
-        return Estimate.undefined("the answers of single items are not known")
-    name = "best_response_{}".format
-    return Estimate(
-        float(cells[name("delta")].sel(at)),
-        n=int(cells["n_response_items"].sel(at)),
-        corrected=float(cells[name("split_half")].sel(at)),
-        p_value=float(cells[name("p")].sel(at)),
-        expected_under_null=float(cells[name("null")].sel(at)),
-        reason="one maximum over layers has no interval of its own",
-    )
-
-
-def expected_maximum(cells: xr.Dataset, *, concept: str, model: str) -> float:
-    """Expected largest generation delta over layers if nothing were added at either strength.
-
-    From the items where their answers are known (see `best_response`). Where only rates are, the
-    sweep measured its unsteered rate anew at every layer, so differences of two of those are what
-    noise alone does to a delta. With F their distribution over all ordered pairs and L layers, the
-    largest of L such differences has the distribution F^L. That is the noise of sampling answers
-    again; a useless direction of the same norm would do more, so it is a lower bound. NaN where
-    fewer than two baselines were measured, so that nothing is known of them.
-    """
-    if is_counted(cells, model, concept):
-        return best_response(cells, concept=concept, model=model).expected_under_null
-    if BASELINE not in cells["strength"]:
-        return np.nan
-    baseline = cells["generation_rate"].sel(model=model, concept=concept, strength=BASELINE).values
-    baseline = baseline[np.isfinite(baseline)]
-    first, second = np.triu_indices(len(baseline), k=1)
-    apart = baseline[first] - baseline[second]
-    if not len(apart):
-        return np.nan
-    differences = np.sort(np.concatenate([apart, -apart]))
-    cumulative = (np.arange(1, len(differences) + 1) / len(differences)) ** len(baseline)
-    return float(differences @ np.diff(cumulative, prepend=0.0))
 
 
 def published_against_responses(cells: xr.Dataset, *, concept: str, model: str) -> Estimate:

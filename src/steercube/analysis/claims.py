@@ -25,11 +25,7 @@ import numpy as np
 import pandas as pd
 import xarray as xr
 
-from steercube.analysis.agreement import (
-    agreement_against_effect,
-    best_generation,
-    pooled_agreement,
-)
+from steercube.analysis.agreement import agreement_against_effect, pooled_agreement
 from steercube.analysis.averages import (
     best_effects,
     complete_concepts,
@@ -47,6 +43,7 @@ from steercube.analysis.contrasts import (
 )
 from steercube.analysis.depth import depth_difference, training_depth
 from steercube.analysis.effects import ESTIMANDS, NAMES, UNITS
+from steercube.analysis.generation import best_generation
 from steercube.analysis.sensitivity import without_invalid_items
 from steercube.results import Estimate
 from steercube.schema import raise_if_any

@@ -20,6 +20,7 @@ from steercube.analysis.effects import (
     Array,
     Samples,
 )
+from steercube.analysis.generation import MIN_LAYERS
 from steercube.analysis.resample import (
     CONFIDENCE_LEVEL,
     N_RESAMPLES,
@@ -55,9 +56,6 @@ from steercube.streams import SEED, stream
 
 MIN_ITEMS = 10
 """Fewest items of which a bootstrap distribution says anything; below, statistics are NaN."""
-
-MIN_LAYERS = 4
-"""Fewest layers that make a curve with a shape."""
 
 N_FLIPS = 2_000
 """Exchanges of +1 and -1 behind the null of the best generation layer."""

@@ -6,7 +6,7 @@ from functools import partial
 import numpy as np
 import xarray as xr
 
-from steercube.analysis.agreement import layer_curves, model_agreement
+from steercube.analysis.agreement import model_agreement
 from steercube.analysis.averages import concept_mean, mean_over_models, swept_models
 from steercube.analysis.contrasts import (
     concept_concordance,
@@ -14,6 +14,7 @@ from steercube.analysis.contrasts import (
     training_gap,
 )
 from steercube.analysis.depth import depth_difference
+from steercube.analysis.generation import layer_curves
 from steercube.results import Estimate
 
 Headline = Callable[[xr.Dataset], Estimate]

@@ -14,15 +14,8 @@ from steercube.analysis.agreement import (
     agreement_against_effect,
     agreement_by_blocks,
     agreement_effect_correlation,
-    best_generation,
-    best_response,
     curve_agreement,
     disattenuated,
-    expected_maximum,
-    generation_delta,
-    has_other_responses,
-    is_counted,
-    layer_curves,
     matched_minus_mismatched,
     model_agreement,
     pooled_agreement,
@@ -51,6 +44,17 @@ from steercube.analysis.depth import (
     training_depth,
 )
 from steercube.analysis.effects import ESTIMANDS
+from steercube.analysis.generation import (
+    best_generation,
+    best_generation_layer,
+    best_response,
+    expected_maximum,
+    generation,
+    generation_delta,
+    has_other_responses,
+    is_counted,
+    layer_curves,
+)
 from steercube.analysis.sensitivity import sensitivity
 from steercube.cells import CONTROL_VARIABLES, OF_THE_VECTOR, REASONS
 from steercube.results import Estimate
@@ -277,63 +281,6 @@ def depth(cells: xr.Dataset) -> pd.DataFrame:
     return _table(rows)
 
 
-def generation(cells: xr.Dataset) -> pd.DataFrame:
-    """Generated answers of every layer and strength: how many are valid, and how many match.
-
-    Both shares with Wilson's interval over responses; a rate that was only published has neither
-    counts nor interval, and its validity is pooled over strengths. `n_matching` / `n_valid` is
-    `match_rate`. An item's repeats count as responses of their own, so with repeats the intervals
-    are too narrow.
-    """
-    tables = []
-    if "generation_valid_rate" in cells:
-        valid = cells["generation_valid_rate"]
-        rate = cells["generation_rate"].where(valid.notnull())
-        tables.append(_long("published", {"valid_rate": valid, "match_rate": rate}))
-    if "n_responses" in cells:
-        counted = {
-            "n_responses": cells["n_responses"],
-            "valid_rate": cells["response_valid_rate"],
-            "match_rate": cells["response_match_rate"],
-        }
-        tables.append(_long("counted", counted))
-    if not tables:
-        return pd.DataFrame()
-    table = pd.concat(tables).reset_index(drop=True)
-    if "n_responses" in table:
-        n_valid = (table["n_responses"] * table["valid_rate"]).round()
-        counts = {
-            "valid_rate": (n_valid, table["n_responses"]),
-            "match_rate": ((n_valid * table["match_rate"]).round(), n_valid),
-        }
-        table.insert(table.columns.get_loc("n_responses") + 1, "n_valid", n_valid)
-        for name, (count, n) in counts.items():
-            low, high = wilson(count.to_numpy(), n.to_numpy(), level_of(cells))
-            table[f"{name}_low"], table[f"{name}_high"] = low, high
-        for name in ("n_responses", "n_valid"):
-            table[name] = table[name].astype("Int64")
-    return table
-
-
-def _long(source: str, columns: Mapping[str, xr.DataArray]) -> pd.DataFrame:
-    """Columns by model, concept, layer and strength, where there is any answer."""
-    bare = {name: column.reset_coords(drop=True) for name, column in columns.items()}
-    order = ["model", "concept", "layer", "strength"]
-    frame = xr.Dataset(bare).to_dataframe(dim_order=order).reset_index()
-    frame.insert(len(order), "source", source)
-    return frame[frame["valid_rate"].notna()]
-
-
-def wilson(count: np.ndarray, n: np.ndarray, level: float) -> tuple[np.ndarray, np.ndarray]:
-    """Wilson's interval of a share, count / n; NaN where n is 0 or unknown."""
-    z = stats.norm.ppf((1 + level) / 2)
-    with np.errstate(divide="ignore", invalid="ignore"):
-        share = count / n
-        centre = (share + z**2 / (2 * n)) / (1 + z**2 / n)
-        half = z / (1 + z**2 / n) * np.sqrt(share * (1 - share) / n + z**2 / (4 * n**2))
-    return np.clip(centre - half, 0, 1), np.clip(centre + half, 0, 1)
-
-
 PUBLISHED_METHOD = "r, layers of all models pooled (published method)"
 MEAN_R = "mean r of models"
 R_OVER_LAYERS = "r over layers"
@@ -393,6 +340,7 @@ def _agreement_of_model(cells: xr.Dataset, concept: str, model: str) -> dict[str
         "matched minus mismatched r": matched_minus_mismatched(
             cells, concept=concept, models=[model]
         ),
+        "best generation layer": best_generation_layer(cells, concept=concept, model=model),
         "best generation delta": best_response(cells, concept=concept, model=model)
         if counted
         else Estimate(

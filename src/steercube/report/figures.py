@@ -18,10 +18,10 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from scipy import stats
 
-from steercube.analysis.agreement import generation_delta, is_counted, layer_curves
 from steercube.analysis.averages import swept_models
 from steercube.analysis.claims import read_printed
 from steercube.analysis.curves import scaled
+from steercube.analysis.generation import generation_delta, is_counted, layer_curves
 from steercube.analysis.tables import MEAN_R, R_EVERY_RESPONSE, R_OVER_LAYERS
 
 TRAINING_COLOURS = {"distilled": "#0072B2", "rl": "#D55E00"}

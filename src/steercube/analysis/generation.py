@@ -1,0 +1,219 @@
+r"""Generated answers from the cells: rates, curves over layers, and the largest of them.
+
+A rate is the published one of a (model, concept), else counted from the responses in the cube; both
+may be there, and then the responses are usually many more. The largest change over layers is never
+shown without what it would be if steering did nothing.
+"""
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import pandas as pd
+import xarray as xr
+from scipy import stats
+
+from steercube.analysis.averages import ONE_MODEL, level_of, t_margin
+from steercube.analysis.effects import BASELINE, NEGATIVE, POSITIVE
+from steercube.results import Estimate
+
+Curves = dict[str, tuple[np.ndarray, np.ndarray]]
+MIN_LAYERS = 4
+"""Fewest layers that make a curve with a shape."""
+
+
+def generation_delta(cells: xr.Dataset, rate: str = "generation_rate") -> xr.DataArray:
+    """Generation rate at +1 minus that at -1, without the dimension strength."""
+    return cells[rate].sel(strength=POSITIVE) - cells[rate].sel(strength=NEGATIVE)
+
+
+def is_counted(cells: xr.Dataset, model: str, concept: str) -> bool:
+    """Whether the generation rate was counted from responses that are all in the cube."""
+    if "response_match_rate" not in cells:
+        return False
+    at = {"model": model, "concept": concept}
+    rate, counted = (cells[n].sel(at) for n in ("generation_rate", "response_match_rate"))
+    return bool(counted.notnull().any() and rate.equals(counted.rename(rate.name)))
+
+
+def has_other_responses(cells: xr.Dataset, model: str, concept: str) -> bool:
+    """Whether responses are known beside a published rate that was not counted from them."""
+    at = {"model": model, "concept": concept}
+    known = "response_r" in cells and bool(cells["response_r"].sel(at).notnull())
+    return known and not is_counted(cells, model, concept)
+
+
+def layer_curves(
+    cells: xr.Dataset,
+    *,
+    concept: str,
+    models: Sequence[str] | None,
+    rate: str = "generation_rate",
+) -> Curves:
+    """(logit delta, generation delta) over the layers where a model has both, by model."""
+    if rate not in cells or concept not in cells["concept"]:
+        return {}
+    order = ("model", "layer")
+    of_concept = cells[["estimate", rate]].sel(concept=concept)
+    logit = of_concept["estimate"].sel(estimand="delta").transpose(*order).values
+    generation = generation_delta(of_concept, rate).transpose(*order).values
+    curves = {}
+    for model, *pair in zip(map(str, cells["model"].values), logit, generation, strict=True):
+        both = np.isfinite(pair).all(axis=0)
+        if (models is None or model in models) and both.sum() >= MIN_LAYERS:
+            curves[model] = (pair[0][both], pair[1][both])
+    return curves
+
+
+def shaped_curves(cells: xr.Dataset, *, concept: str, models: Sequence[str] | None) -> Curves:
+    """Those of `layer_curves` that vary in both measures: a flat one has no shape to agree with."""
+    curves = layer_curves(cells, concept=concept, models=models)
+    return {m: pair for m, pair in curves.items() if all(np.ptp(curve) > 0 for curve in pair)}
+
+
+def best_generation(
+    cells: xr.Dataset, *, concept: str, models: Sequence[str] | None = None
+) -> Estimate:
+    """Mean over models of the largest generation delta over layers, t over models.
+
+    `expected_under_null` is what that maximum would average if steering did nothing: rates of
+    few answers, maximised over many layers, hold much noise. `corrected` is the mean of what one
+    half of the items shows at the layer that the other half selects, where items are known.
+    """
+    curves = layer_curves(cells, concept=concept, models=models)
+    if not curves:
+        return Estimate.undefined("no generation sweep of this concept")
+    best = np.array([generation.max() for _, generation in curves.values()])
+    null = [expected_maximum(cells, concept=concept, model=model) for model in curves]
+    halves = [
+        float(cells["best_response_split_half"].sel(model=m, concept=concept))
+        if is_counted(cells, m, concept)
+        else np.nan
+        for m in curves
+    ]
+    mean, margin = float(best.mean()), t_margin(best, level_of(cells))
+    return Estimate(
+        mean,
+        low=mean - margin,
+        high=mean + margin,
+        over="models",
+        n=len(best),
+        corrected=float(np.mean(halves)),
+        span=(float(best.min()), float(best.max())),
+        expected_under_null=float(np.mean([x for x in null if np.isfinite(x)] or [np.nan])),
+        reason="" if len(best) > 1 else ONE_MODEL,
+    )
+
+
+def best_generation_layer(cells: xr.Dataset, *, concept: str, model: str) -> Estimate:
+    """The layer with the largest generation delta, the first of equals.
+
+    Which layer it is has no interval here; `best_response` and `expected_maximum` say what the
+    largest delta is worth.
+    """
+    delta = generation_delta(cells).sel(model=model, concept=concept)
+    if not delta.notnull().any():
+        return Estimate.undefined("no generation sweep of this concept")
+    best = float(delta["layer"][int(delta.fillna(-np.inf).argmax("layer"))])
+    return Estimate(best, n=int(delta.notnull().sum()), reason="chosen among n layers")
+
+
+def best_response(cells: xr.Dataset, *, concept: str, model: str) -> Estimate:
+    """Largest delta of the responses over layers, beside its null and its cross-validated value.
+
+    `p_value` and `expected_under_null` exchange +1 and -1 for random items, at all layers together;
+    `corrected` is one half's value at the layer that the other half selects.
+    """
+    at = {"model": model, "concept": concept}
+    if "best_response_delta" not in cells or cells["best_response_delta"].sel(at).isnull():
+        return Estimate.undefined("the answers of single items are not known")
+    name = "best_response_{}".format
+    return Estimate(
+        float(cells[name("delta")].sel(at)),
+        n=int(cells["n_response_items"].sel(at)),
+        corrected=float(cells[name("split_half")].sel(at)),
+        p_value=float(cells[name("p")].sel(at)),
+        expected_under_null=float(cells[name("null")].sel(at)),
+        reason="one maximum over layers has no interval of its own",
+    )
+
+
+def expected_maximum(cells: xr.Dataset, *, concept: str, model: str) -> float:
+    """Expected largest generation delta over layers if nothing were added at either strength.
+
+    From the items where their answers are known (see `best_response`). Where only rates are, the
+    sweep measured its unsteered rate anew at every layer, so differences of two of those are what
+    noise alone does to a delta. With F their distribution over all ordered pairs and L layers, the
+    largest of L such differences has the distribution F^L. That is the noise of sampling answers
+    again; a useless direction of the same norm would do more, so it is a lower bound. NaN where
+    fewer than two baselines were measured, so that nothing is known of them.
+    """
+    if is_counted(cells, model, concept):
+        return best_response(cells, concept=concept, model=model).expected_under_null
+    if BASELINE not in cells["strength"]:
+        return np.nan
+    baseline = cells["generation_rate"].sel(model=model, concept=concept, strength=BASELINE).values
+    baseline = baseline[np.isfinite(baseline)]
+    first, second = np.triu_indices(len(baseline), k=1)
+    apart = baseline[first] - baseline[second]
+    if not len(apart):
+        return np.nan
+    differences = np.sort(np.concatenate([apart, -apart]))
+    cumulative = (np.arange(1, len(differences) + 1) / len(differences)) ** len(baseline)
+    return float(differences @ np.diff(cumulative, prepend=0.0))
+
+
+def generation(cells: xr.Dataset) -> pd.DataFrame:
+    """Generated answers of every layer and strength: how many are valid, and how many match.
+
+    Both shares with Wilson's interval over responses; a rate that was only published has neither
+    counts nor interval, and its validity is pooled over strengths. `n_matching` / `n_valid` is
+    `match_rate`. An item's repeats count as responses of their own, so with repeats the intervals
+    are too narrow.
+    """
+    tables = []
+    if "generation_valid_rate" in cells:
+        valid = cells["generation_valid_rate"]
+        rate = cells["generation_rate"].where(valid.notnull())
+        tables.append(_long("published", {"valid_rate": valid, "match_rate": rate}))
+    if "n_responses" in cells:
+        counted = {
+            "n_responses": cells["n_responses"],
+            "valid_rate": cells["response_valid_rate"],
+            "match_rate": cells["response_match_rate"],
+        }
+        tables.append(_long("counted", counted))
+    if not tables:
+        return pd.DataFrame()
+    table = pd.concat(tables).reset_index(drop=True)
+    if "n_responses" in table:
+        n_valid = (table["n_responses"] * table["valid_rate"]).round()
+        counts = {
+            "valid_rate": (n_valid, table["n_responses"]),
+            "match_rate": ((n_valid * table["match_rate"]).round(), n_valid),
+        }
+        table.insert(table.columns.get_loc("n_responses") + 1, "n_valid", n_valid)
+        for name, (count, n) in counts.items():
+            low, high = wilson(count.to_numpy(), n.to_numpy(), level_of(cells))
+            table[f"{name}_low"], table[f"{name}_high"] = low, high
+        for name in ("n_responses", "n_valid"):
+            table[name] = table[name].astype("Int64")
+    return table
+
+
+def _long(source: str, columns: Mapping[str, xr.DataArray]) -> pd.DataFrame:
+    """Columns by model, concept, layer and strength, where there is any answer."""
+    bare = {name: column.reset_coords(drop=True) for name, column in columns.items()}
+    order = ["model", "concept", "layer", "strength"]
+    frame = xr.Dataset(bare).to_dataframe(dim_order=order).reset_index()
+    frame.insert(len(order), "source", source)
+    return frame[frame["valid_rate"].notna()]
+
+
+def wilson(count: np.ndarray, n: np.ndarray, level: float) -> tuple[np.ndarray, np.ndarray]:
+    """Wilson's interval of a share, count / n; NaN where n is 0 or unknown."""
+    z = stats.norm.ppf((1 + level) / 2)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        share = count / n
+        centre = (share + z**2 / (2 * n)) / (1 + z**2 / n)
+        half = z / (1 + z**2 / n) * np.sqrt(share * (1 - share) / n + z**2 / (4 * n**2))
+    return np.clip(centre - half, 0, 1), np.clip(centre + half, 0, 1)
