@@ -18,8 +18,11 @@ Wrong for: free text that argues for an option without naming its letter.
 import re
 import unicodedata
 
-OPTION = r"(?:\(\s*([AaBb])\s*\)?|\b([AaBb])\s*\)|\b((?-i:[AB]))(?=\s*(?:[.:,;!\n]|$)))"
-"""An option as it is named: (A), (A, A), or a capital that ends a phrase."""
+OPTION = (
+    r"(?:\(\s*([AaBb])\s*\)|\(\s*((?-i:[AB]))(?=\s*(?:\n|$))|\b([AaBb])\s*\)"
+    r"|\b((?-i:[AB]))(?=\s*(?:[.:,;!\n]|$)))"
+)
+"""An option as it is named: (A), (A where the text was cut, A), a capital that ends a phrase."""
 
 NOUN = r"(?:answer|choice|option|response|selection|pick)"
 _CHOICES = [
@@ -39,15 +42,26 @@ _CHOICES = [
 ]
 _CHOICE = re.compile("|".join(f"(?:{pattern})" for pattern in _CHOICES), re.IGNORECASE)
 _OPENING = re.compile(
-    rf"(?:{NOUN}\s*:?\s*)?(?:\(\s*([AB])\s*\)|\(\s*([AB])\b(?!\s*\w+\s*\))|([AB])\s*\))"
+    rf"(?:{NOUN}\s*:?\s*)?"
+    r"(?:\(\s*([AB])\s*\)|\(\s*((?-i:[AB]))\b(?!\s+[a-z])|([AB])\s*\))"
     r"|(?:option|choice)\s+([AB])\b",
     re.IGNORECASE,
 )
-_LONE_LETTER = re.compile(r"([AB])(?=\s*(?:[.:]|\n|$|(?:-|–|—)\s))|([ab])(?=\s*[.)]?\s*$)")
+_LONE_LETTER = re.compile(
+    r"([AB])(?!\.\s?[A-Z]\.)(?=\s*(?:[.:]|\n|$|(?:-|–|—)\s))|([ab])(?=\s*[.)]?\s*$)"
+)
 _NAMED = re.compile(r"\(\s*([AB])\s*\)|(?<![\w(])([AB])\s*\)|\boption\s+([AB])\b", re.IGNORECASE)
 _SENTENCE_PUNCTUATION = re.compile(r"[.!?;,]|\b(?:not|rather|instead|because|since|but)\b")
 _BARE_BOTH = re.compile(r"(?:both|either|neither)\b|\(?[AB]\)?\s*(?:/|&|,|\band\b|\bor\b|\bnor\b)"
                         r"\s*\(?[AB]\b", re.IGNORECASE)  # fmt: skip
+_NO_CHOICE_BEFORE = re.compile(
+    r"\b(?:not|never|cannot|neither|nor|whether|wrong|incorrect|if you|each|every|following)\b"
+    r"|n't\b",
+    re.IGNORECASE,
+)
+_NO_CHOICE_AFTER = re.compile(
+    r"\)?\s*(?:/|&|,|\b(?:and|or|nor)\b)\s*(?:option )?\(?\s*[AB]\b", re.IGNORECASE
+)
 _DENIED = re.compile(r"\)?\s*(?:is not|isn't|is wrong|is incorrect|would not)\b", re.IGNORECASE)
 _FORMS = str.maketrans("【】〔〕「」『』[]{}。、", "()()()()()().,")
 
@@ -59,7 +73,7 @@ def answer_of(response: str) -> str:
     ('B', '')
     """
     text = spoken(response)
-    chosen = {_letter(match) for match in _CHOICE.finditer(text)}
+    chosen = {_letter(match) for match in _CHOICE.finditer(text) if _is_meant(match, text)}
     opening = _opening(text)
     if opening and not (chosen - {opening}) and not _only_lists(text):
         return opening
@@ -73,14 +87,24 @@ def spoken(response: str) -> str:
     said = re.sub(r"<think>.*?(?:</think>|\Z)", " ", response, flags=re.DOTALL)
     said = said.rpartition("</think>")[2]
     said = unicodedata.normalize("NFKC", said).translate(_FORMS)
-    said = re.sub(r"[*_`#>\"“”‘’]|\\boxed", "", said)
+    said = re.sub(r"[*_`#>\"“”‘]|\\boxed", "", said.replace("’", "'"))
     return re.sub(r"[ \t]+", " ", said).strip(" \n\r-•")
 
 
 def _opening(text: str) -> str:
     """The option that the text opens with, or nothing."""
     match = _OPENING.match(text) or _LONE_LETTER.match(text)
-    return _letter(match) if match and not _DENIED.match(text[match.end() :]) else ""
+    if match is None:
+        return ""
+    after = text[match.end() :]
+    return "" if _DENIED.match(after) or _NO_CHOICE_AFTER.match(after) else _letter(match)
+
+
+def _is_meant(match: re.Match[str], text: str) -> bool:
+    """Not denied or asked in its own clause, and not one of two that are named together."""
+    clause = re.split(r"[.,;:!?\n]", text[: match.start()])[-1] + match[0]
+    after = text[match.end() :]
+    return not (_NO_CHOICE_BEFORE.search(clause) or _NO_CHOICE_AFTER.match(after))
 
 
 def _only_lists(text: str) -> bool:
