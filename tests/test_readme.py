@@ -6,14 +6,16 @@ import tomllib
 import numpy as np
 import pandas as pd
 import pytest
-from builders import ROOT
+import xarray as xr
+from builders import ROOT, STUDY, needs_study
 
 from steercube.answers import answer_of
 from steercube.cli import parser
 from steercube.concepts import read_concepts
 from steercube.cube import open_cube
-from steercube.models import read_models
+from steercube.models import read_facts, read_models
 from steercube.netcdf import load
+from steercube.study import study_cube, study_files
 
 README = (ROOT / "README.md").read_text()
 TEXT = " ".join(README.split())
@@ -55,12 +57,14 @@ def test_the_later_layer_of_two_models(numbers: dict[str, dict[str, float]]) -> 
     assert numbers["claims/depth-later"]["p_value"] == pytest.approx(1 / 15)
 
 
-def test_agreement_by_twenty_answers_and_by_all(numbers: dict[str, dict[str, float]]) -> None:
+def test_agreement_by_rates_and_by_responses(
+    numbers: dict[str, dict[str, float]],
+) -> None:
     of = "agreement/self_awareness/{}/r over layers{}".format
     few = [numbers[of(model, "")]["value"] for model in ("14B", "32B")]
     every = [numbers[of(model, ", every response")]["value"] for model in ("14B", "32B")]
     assert f"r is {few[0]:.2f} (14B) and {few[1]:.2f} (32B)".replace("-", "−") in TEXT
-    assert f"{every[0]:.2f} and {every[1]:.2f} by all 100" in TEXT
+    assert f"{every[0]:.2f} and {every[1]:.2f} by the study's later responses" in TEXT
 
 
 def test_what_is_said_of_the_studys_responses(numbers: dict[str, dict[str, float]]) -> None:
@@ -72,6 +76,25 @@ def test_what_is_said_of_the_studys_responses(numbers: dict[str, dict[str, float
         assert share in text
         r = numbers[f"{of}r of the published and the counted generation curve"]["value"]
         assert f"{r:.2f} ({model})" in text
+
+
+@needs_study
+def test_what_is_said_of_the_first_twenty_items(study_cells: xr.Dataset) -> None:
+    """Read as the study did; their unsteered rates say that the published ones are of them."""
+    cube = study_cube(study_files(STUDY), read_facts(ROOT / "data" / "models.toml"))
+    text = " ".join((ROOT / "data" / "README.md").read_text().split())
+    found = []
+    for model in ("14B", "32B"):
+        at = {"model": model, "concept": "self_awareness"}
+        twenty = cube.sel(at).sel(sample=slice(0, 19))
+        rate = twenty["published_match"].mean("sample")
+        delta = rate.sel(strength=1.0) - rate.sel(strength=-1.0)
+        logit = study_cells["estimate"].sel(at).sel(estimand="delta")
+        known = (delta.notnull() & logit.notnull()).values
+        found.append(np.corrcoef(delta.values[known], logit.values[known])[0, 1])
+        unsteered = float(study_cells["generation_rate"].sel(at).sel(strength=0).mean())
+        assert float(rate.sel(strength=0).mean()) == pytest.approx(unsteered, abs=0.03)
+    assert f"r = {found[0]:.2f} (14B) and {found[1]:.2f} (32B)" in text
 
 
 def test_every_file_and_command_it_names_exists() -> None:
@@ -123,6 +146,11 @@ def test_what_is_said_of_its_answers() -> None:
     valid = np.mean([answer_of(t) != "" for t in cube["response_text"].values])
     assert f"{percent(valid)} of the responses make a valid choice" in text
     agreement = pd.read_csv(ROOT / "paper" / "smollm2" / "tables" / "agreement.csv")
+    letters = [answer_of(t) for t in cube["response_text"].values]
+    assert (
+        f"{percent(letters.count('B') / (len(letters) - letters.count('')))} of those are (B)"
+        in text
+    )
     best = agreement[agreement["statistic"] == "best generation delta"]
     assert len(best) == 6
     assert f"(p from {best['p_value'].min():.2f} to {best['p_value'].max():.2f})" in text

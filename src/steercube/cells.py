@@ -108,6 +108,9 @@ GENERATION_VARIABLES = RATE_VARIABLES | {
         (*CELL, "strength"), "f", "share of valid responses", "1", required=False
     ),
     "n_responses": Variable((*CELL, "strength"), "f", "responses", "1", required=False),
+    "answered_delta": Variable(
+        CELL, "f", "delta of the logits over the items with responses", "nat", required=False
+    ),
     "published_response_match_rate": Variable(
         (*CELL, "strength"),
         "f",

@@ -18,6 +18,8 @@ from steercube.analysis.agreement import (
     pooled_agreement,
     reliabilities,
     repeated_measures,
+    response_agreement,
+    shift_test,
 )
 from steercube.analysis.curves import scaled
 from steercube.analysis.generation import best_generation, layer_curves
@@ -70,7 +72,17 @@ def test_the_interval_is_hartung_and_knapps(swept: xr.Dataset) -> None:
     expected = np.tanh([mean, mean - half, mean + half])
     assert (found.value, found.low, found.high) == pytest.approx(expected, rel=1e-4)
     assert found.n == len(names) == 3
+
+
+def test_shifts_have_a_row_of_their_own(swept: xr.Dataset) -> None:
+    found = shift_test(swept, concept="humour")
+    r = list(correlations(swept, concept="humour").values())
+    assert found.value == pytest.approx(np.tanh(np.arctanh(r).mean()))
     assert found.p_value > 0.05
+    assert "share" in found.reason
+    alone = shift_test(swept, concept="honesty", models=["small"])
+    assert alone.p_value >= 1 / 7
+    assert "at least 0.14" in alone.reason
 
 
 def test_one_model_has_the_interval_of_its_own_curves(swept: xr.Dataset) -> None:
@@ -91,10 +103,12 @@ def test_a_model_left_out_leaves_the_others_as_they_were(swept: xr.Dataset) -> N
 
 
 def test_blocks_and_models_widen_the_interval(swept: xr.Dataset) -> None:
+    """Wider than Student's t of the models' z alone, whose layers are taken for all there are."""
     found = agreement_by_blocks(swept, concept="humour")
-    r = list(correlations(swept, concept="humour").values())
-    assert found.value == pytest.approx(np.tanh(np.arctanh(r).mean()))
-    assert found.low < min(r) < max(r) < found.high or found.high - found.low > 0.5
+    z = np.arctanh(list(correlations(swept, concept="humour").values()))
+    assert found.value == pytest.approx(np.tanh(z.mean()))
+    low, high = np.tanh(stats.t.interval(0.95, 2, z.mean(), stats.sem(z)))
+    assert found.low < low < high < found.high
 
 
 def test_another_concepts_logits_do_worse_where_there_is_something_to_tell(
@@ -122,12 +136,14 @@ def test_disattenuation_divides_by_the_reliabilities(swept: xr.Dataset) -> None:
     reliable = reliabilities(swept, concept="humour", model="large")
     assert reliable["logit"].over == "items (split-half)"
     assert reliable["generation"].over == "second differences"
-    found = disattenuated(swept, concept="humour", model="large")
-    if reliable["generation"].value > 0.05:
-        share = np.sqrt(reliable["logit"].value * reliable["generation"].value)
-        assert found.value == pytest.approx(own.value / share)
-    else:
-        assert "nothing of it repeats" in found.reason
+    known = xr.full_like(swept["logit_reliability"], 0.64)
+    found = disattenuated(swept.assign(logit_reliability=known), concept="honesty", model="large")
+    roughness = reliabilities(swept, concept="honesty", model="large")["generation"].value
+    assert found.value == pytest.approx(1 / np.sqrt(0.64 * roughness), rel=2e-3)
+    assert own.low < own.value < own.high
+    nothing = xr.full_like(swept["logit_reliability"], 0.0)
+    none = disattenuated(swept.assign(logit_reliability=nothing), concept="honesty", model="large")
+    assert "nothing of it repeats" in none.reason
     smooth = disattenuated(swept, concept="honesty", model="large")
     assert smooth.value >= 0.99
 
@@ -190,7 +206,51 @@ def test_agreement_against_effect_is_a_slope_a_model() -> None:
     cells = _rising()
     found = agreement_against_effect(cells, estimand="cohens_d")
     assert found.value > 0.3
+    assert found.p_value in (pytest.approx(1 / 6), pytest.approx(2 / 6))
+    assert found.over == "models, these concepts"
     falling = cells.assign(selected_estimate=-cells["selected_estimate"])
     assert agreement_against_effect(falling, estimand="cohens_d").value == pytest.approx(
         -found.value
     )
+
+
+def test_a_slope_over_concepts_that_mean_nothing_is_rarely_significant() -> None:
+    """Ten draws of effects unrelated to r: p over three concepts cannot be below 1/6."""
+    cells, rng = _rising(), np.random.default_rng(4)
+    for _ in range(10):
+        effects = cells["selected_estimate"].copy(deep=True)
+        effects.loc["cohens_d"] = np.tile(rng.normal(size=3), (3, 1))
+        found = agreement_against_effect(
+            cells.assign(selected_estimate=effects), estimand="cohens_d"
+        )
+        assert found.p_value >= 1 / 6 - 1e-12
+
+
+def test_r_and_its_p_are_of_the_items_that_answered(rng: np.random.Generator) -> None:
+    """Half of the items answered: every statistic of the curves is theirs, not that of all."""
+    cube = make_cube(rng, layers=LAYERS)
+    asked = cube["sample"] % 2 == 0
+    size = cube["logit_diff"]
+    chance = 1 / (1 + np.exp(-size + size.mean("sample")))
+    match = size.copy(data=(rng.random(size.shape) < chance).astype("float32"))
+    match = match.where(asked & size.notnull())
+    answered = cube.assign(
+        generation_match=match,
+        generation_valid=match.notnull().where(asked & size.notnull()).astype("float32"),
+    )
+    cells = reduce_to_cells(answered, n_resamples=100)
+    at = {"model": "middle", "concept": "humour"}
+    of_asked = size.sel(at).isel(sample=np.flatnonzero(asked)).dropna("sample", how="all")
+    logit = (of_asked.sel(strength=1.0) - of_asked.sel(strength=-1.0)).mean("sample")
+    said = match.sel(at).isel(sample=np.flatnonzero(asked))
+    generation = said.sel(strength=1.0).mean("sample") - said.sel(strength=-1.0).mean("sample")
+    r = stats.pearsonr(logit, generation).statistic
+    found = response_agreement(cells, concept="humour", model="middle")
+    assert found.value == pytest.approx(r, abs=1e-5)
+    assert found.n == 15
+    assert correlations(cells, concept="humour")["middle"] == pytest.approx(r, abs=1e-5)
+    assert shift_test(cells, concept="humour", models=["middle"]).value == pytest.approx(
+        r, abs=1e-5
+    )
+    pooled = pooled_agreement(cells, concept="humour", models=["middle"])
+    assert pooled.value == pytest.approx(r, abs=1e-5)

@@ -7,6 +7,7 @@ from scipy import stats
 
 from steercube.analysis.generation import (
     best_generation,
+    best_generation_excess,
     best_generation_layer,
     expected_maximum,
     generation,
@@ -81,8 +82,17 @@ def test_a_rate_says_how_many_answers_are_behind_it(
 def test_a_published_rate_has_no_counts(swept: xr.Dataset) -> None:
     table = generation(swept)
     assert set(table["source"]) == {"published"}
-    assert "n_responses" not in table
-    assert table["valid_rate"].eq(0.9).all()
+    assert table["n_responses"].eq(20).all()
+    assert table["n_valid"].eq(18).all()
+    assert table["match_rate_low"].isna().all()
+
+
+def test_what_a_maximum_has_beyond_its_null(swept: xr.Dataset) -> None:
+    best = best_generation(swept, concept="humour")
+    excess = best_generation_excess(swept, concept="humour")
+    assert excess.value == pytest.approx(best.value - best.expected_under_null)
+    assert excess.low < excess.value < excess.high
+    assert "without any effect" in best.reason
 
 
 def test_rates_and_responses_stand_side_by_side(study_tables: dict[str, pd.DataFrame]) -> None:

@@ -17,6 +17,7 @@ model's pair of curves:
 import warnings
 from collections.abc import Sequence
 from importlib.util import find_spec
+from itertools import islice, permutations
 
 import numpy as np
 import pandas as pd
@@ -31,15 +32,16 @@ from steercube.analysis.averages import (
     t_quantile,
 )
 from steercube.analysis.curves import (
-    N_BLOCKS,
     block_resamples,
     circular_shift_p,
     correlation,
     fisher_z,
+    n_blocks,
     scaled,
     second_difference_reliability,
 )
 from steercube.analysis.generation import (
+    MIN_ITEMS,
     Curves,
     generation_delta,
     has_other_responses,
@@ -53,8 +55,11 @@ from steercube.streams import stream
 N_RESAMPLES = 4_000
 """Resamples of models, layers and shifts; the error of an end of an interval is then about 1%."""
 MIN_RELIABILITY = 0.05
+MAX_ORDERS = 5040
+"""Orders of concepts that are tried: all of up to seven."""
 MIN_Z_ERROR = 0.01
 """Curves that are alike in every resample would weigh infinitely."""
+WITHOUT_INTERVAL = "a reliability is given without an interval"
 NO_CURVES = "no model has varying logits and generations here"
 
 
@@ -104,7 +109,6 @@ def curve_agreement(cells: xr.Dataset, *, concept: str, model: str) -> Estimate:
     items, drawn alike for both curves (for r as measured: see `disattenuated`). Else it is over
     blocks of layers: z plus and minus t times the error of z in resamples of `block_resamples`,
     with as many degrees of freedom as there are blocks, less one.
-    `p_value` is of `circular_shift_p`.
     """
     if is_counted(cells, model, concept):
         return response_agreement(cells, concept=concept, model=model)
@@ -117,31 +121,25 @@ def curve_agreement(cells: xr.Dataset, *, concept: str, model: str) -> Estimate:
 def _agreement_over_blocks(
     cells: xr.Dataset, concept: str, model: str, pair: tuple[np.ndarray, np.ndarray]
 ) -> Estimate:
-    n_layers = len(pair[0])
     z = float(fisher_z(correlation(*pair)))
+    blocks = n_blocks(len(pair[0]))
     z_error = _block_z(cells, concept, model, pair).std(ddof=1)
-    margin = t_quantile(level_of(cells), N_BLOCKS - 1) * z_error
+    margin = t_quantile(level_of(cells), blocks - 1) * z_error
     return Estimate(
         float(np.tanh(z)),
         low=float(np.tanh(z - margin)),
         high=float(np.tanh(z + margin)),
         over="blocks of layers",
-        n=n_layers,
-        p_value=_one_shift_test(pair),
+        n=blocks,
     )
-
-
-def _one_shift_test(pair: tuple[np.ndarray, np.ndarray]) -> float:
-    """Exact for one model, so nothing is drawn."""
-    return circular_shift_p([pair], 0, np.random.default_rng(0))
 
 
 def response_agreement(cells: xr.Dataset, *, concept: str, model: str) -> Estimate:
     """r of the logit curve with the curve counted from the responses, its interval over items."""
     at = {"model": model, "concept": concept}
-    if "response_r" not in cells or cells["response_r"].sel(at).isnull():
-        return Estimate.undefined("the answers of single items are not known, or have no shape")
-    curves = layer_curves(cells, concept=concept, models=[model], rate="response_match_rate")
+    unknown = _why_no_items(cells, concept=concept, model=model)
+    if unknown or cells["response_r"].sel(at).isnull():
+        return Estimate.undefined(unknown or "a curve is flat")
     low = float(cells["response_r_low"].sel(at))
     return Estimate(
         float(cells["response_r"].sel(at)),
@@ -149,9 +147,18 @@ def response_agreement(cells: xr.Dataset, *, concept: str, model: str) -> Estima
         high=float(cells["response_r_high"].sel(at)),
         over="items",
         n=int(cells["n_response_items"].sel(at)),
-        p_value=_one_shift_test(curves[model]),
         reason="" if np.isfinite(low) else "a curve is flat in too many resamples of the items",
     )
+
+
+def _why_no_items(cells: xr.Dataset, *, concept: str, model: str) -> str:
+    """Why nothing is known of single items here; empty where it is."""
+    if "n_response_items" not in cells:
+        return "the answers of single items are not known"
+    n_items = float(cells["n_response_items"].sel(model=model, concept=concept))
+    if np.isnan(n_items):
+        return "the answers of single items are not known"
+    return f"{n_items:.0f} items are too few" if n_items < MIN_ITEMS else ""
 
 
 def _block_z(
@@ -197,8 +204,8 @@ def model_agreement(
     $z_m = \zeta + u_m + e_m$, the error of $e_m$ over items or blocks of layers, the variance of
     $u_m$ by Paule & Mandel; the interval is Hartung & Knapp's, t with n_models - 1 degrees of
     freedom, never narrower than without their factor (Röver et al. 2015). One model has the
-    interval of `curve_agreement`, about itself alone. `p_value` is that of `shift_test`. With
-    `every_response` a model's responses stand in for a published rate of fewer.
+    interval of `curve_agreement`, about itself alone. With `every_response` a model's responses
+    stand in for a published rate of fewer.
     """
     curves = shaped_curves(cells, concept=concept, models=models)
     if not curves:
@@ -219,7 +226,6 @@ def model_agreement(
         high=float(np.tanh(mean + margin)),
         over="models",
         n=len(z),
-        p_value=np.nan if every_response else shift_test(cells, concept=concept, models=models),
         span=(float(r.min()), float(r.max())),
         reason=_without(sorted(set(curves) - set(names))),
     )
@@ -232,33 +238,59 @@ def _without(names: Sequence[str]) -> str:
 def agreement_by_blocks(
     cells: xr.Dataset, *, concept: str, models: Sequence[str] | None = None
 ) -> Estimate:
-    """Mean r of models (through z); models, and blocks of their layers, drawn with replacement."""
+    r"""Mean r of models (through z), models and blocks of their layers drawn with replacement.
+
+    $\bar z \pm t\, s^* \sqrt{n / (n - 1)}$, t with n_models - 1 degrees of freedom: the sd s* of
+    resamples of n models is too small by that factor, and its quantiles are those of a normal.
+    """
     curves = shaped_curves(cells, concept=concept, models=models)
-    if len(curves) < 2:
+    n = len(curves)
+    if n < 2:
         return Estimate.undefined(ONE_MODEL if curves else NO_CURVES)
     z = np.array([float(fisher_z(correlation(*pair))) for pair in curves.values()])
     rng = stream(f"models and blocks of {concept}", seed=cells.attrs["seed"])
     stars = np.stack(
         [rng.choice(_block_z(cells, concept, m, pair), N_RESAMPLES) for m, pair in curves.items()]
     )
-    drawn = rng.integers(0, len(z), (len(z), N_RESAMPLES))
+    drawn = rng.integers(0, n, (n, N_RESAMPLES))
     mean = stars[drawn, np.arange(N_RESAMPLES)].mean(axis=0)
-    tail = (1 - level_of(cells)) / 2
-    low, high = np.tanh(np.quantile(mean, [tail, 1 - tail]))
+    margin = t_quantile(level_of(cells), n - 1) * mean.std(ddof=1) * np.sqrt(n / (n - 1))
     return Estimate(
         float(np.tanh(z.mean())),
-        low=float(low),
-        high=float(high),
+        low=float(np.tanh(z.mean() - margin)),
+        high=float(np.tanh(z.mean() + margin)),
         over="models and blocks of layers",
-        n=len(z),
+        n=n,
     )
 
 
-def shift_test(cells: xr.Dataset, *, concept: str, models: Sequence[str] | None = None) -> float:
-    """Two-sided p of the models' mean z against circular shifts of their curves."""
-    curves = shaped_curves(cells, concept=concept, models=models)
+def shift_test(
+    cells: xr.Dataset,
+    *,
+    concept: str,
+    models: Sequence[str] | None = None,
+    every_response: bool = False,
+) -> Estimate:
+    """Unweighted mean r of these models (through z), and its p against circular shifts.
+
+    Two-sided, by `circular_shift_p`. Small too where both curves only share their place in the
+    network: see `matched_minus_mismatched`. With `every_response` of the responses' curves.
+    """
+    rate = "response_match_rate" if every_response else "generation_rate"
+    curves = shaped_curves(cells, concept=concept, models=models, rate=rate)
+    if not curves:
+        return Estimate.undefined(NO_CURVES)
     rng = stream(f"shifts of {concept}", seed=cells.attrs["seed"])
-    return circular_shift_p(list(curves.values()), N_RESAMPLES, rng) if curves else np.nan
+    z = [float(fisher_z(correlation(*pair))) for pair in curves.values()]
+    n_layers = min(len(logit) for logit, _ in curves.values())
+    smallest = 1 / n_layers if len(curves) == 1 else 1 / (1 + N_RESAMPLES)
+    return Estimate(
+        float(np.tanh(np.mean(z))),
+        n=len(curves),
+        p_value=circular_shift_p(list(curves.values()), N_RESAMPLES, rng),
+        reason=f"a p of these curves, at least {smallest:.2g}; a place in depth that both share "
+        "makes it small too",
+    )
 
 
 def correlations(
@@ -278,17 +310,18 @@ def matched_minus_mismatched(
     every concept's curves share (where in the network anything steers) cancels.
     """
     differences = []
-    for model, (_, generation) in shaped_curves(cells, concept=concept, models=models).items():
+    curves = shaped_curves(cells, concept=concept, models=models)
+    for model, (logit, generation) in curves.items():
         of_model = cells.sel(model=model)
         delta = of_model["estimate"].sel(estimand="delta").transpose("concept", "layer")
         own = np.isfinite(generation_delta(of_model).sel(concept=concept).values)
         own &= np.isfinite(delta.sel(concept=concept).values)
         r = {
-            str(other): float(correlation(logit[own], generation))
-            for other, logit in zip(delta["concept"].values, delta.values, strict=True)
-            if np.isfinite(logit[own]).all()
+            str(other): float(correlation(values[own], generation))
+            for other, values in zip(delta["concept"].values, delta.values, strict=True)
+            if np.isfinite(values[own]).all() and other != concept
         }
-        matched = r.pop(concept)
+        matched = float(correlation(logit, generation))
         if r and np.isfinite([matched, *r.values()]).all():
             differences.append(matched - np.mean(list(r.values())))
     if not differences:
@@ -299,7 +332,7 @@ def matched_minus_mismatched(
         mean,
         low=mean - margin,
         high=mean + margin,
-        over="models",
+        over="models" if len(values) > 1 else "",
         n=len(values),
         span=(float(values.min()), float(values.max())),
         reason="" if len(values) > 1 else ONE_MODEL,
@@ -316,21 +349,36 @@ def reliabilities(cells: xr.Dataset, *, concept: str, model: str) -> dict[str, E
     pair = shaped_curves(cells, concept=concept, models=[model]).get(model)
     if pair is None:
         return {name: Estimate.undefined(NO_CURVES) for name in ("logit", "generation")}
-    counted = is_counted(cells, model, concept)
-    found = {}
-    for name, curve, held, has_items in (
-        ("logit", pair[0], "logit_reliability", True),
-        ("generation", pair[1], "response_reliability", counted),
-    ):
-        of_items = float(cells[held].sel(at)) if held in cells and has_items else np.nan
-        known = np.isfinite(of_items)
-        found[name] = Estimate(
-            of_items if known else second_difference_reliability(curve),
-            over="items (split-half)" if known else "second differences",
+    of_items = {"logit": "logit_reliability"}
+    if is_counted(cells, model, concept):
+        of_items["generation"] = "response_reliability"
+    return {
+        name: _split_half(cells, of_items[name], at)
+        if name in of_items
+        else Estimate(
+            second_difference_reliability(curve),
+            over="second differences",
             n=len(curve),
-            reason="a reliability is given without an interval",
+            reason=WITHOUT_INTERVAL,
         )
-    return found
+        for name, curve in zip(("logit", "generation"), pair, strict=True)
+    }
+
+
+def response_reliability(cells: xr.Dataset, *, concept: str, model: str) -> Estimate:
+    """Split-half reliability of the curve counted from the responses."""
+    return _split_half(cells, "response_reliability", {"model": model, "concept": concept})
+
+
+def _split_half(cells: xr.Dataset, name: str, at: dict[str, str]) -> Estimate:
+    value = float(cells[name].sel(at)) if name in cells else np.nan
+    if np.isnan(value):
+        return Estimate.undefined("a half of the items has a flat curve, or the items are too few")
+    answered = float(cells["n_response_items"].sel(at))
+    n_items = cells["n_items"].sel(concept=at["concept"]) if np.isnan(answered) else answered
+    nothing = "" if value > 0 else "halves of the items do not agree; "
+    reason = f"{nothing}{WITHOUT_INTERVAL}"
+    return Estimate(value, over="items (split-half)", n=int(n_items), reason=reason)
 
 
 def disattenuated(
@@ -344,11 +392,14 @@ def disattenuated(
     value is not cut, so that one beyond 1 shows a reliability that is too small.
     """
     if every_response or is_counted(cells, model, concept):
+        unknown = _why_no_items(cells, concept=concept, model=model)
+        if unknown:
+            return Estimate.undefined(unknown)
         at = {"model": model, "concept": concept}
         value, low, high = (
             float(cells[f"noise_free_r{end}"].sel(at)) for end in ("", "_low", "_high")
         )
-        n_items = int(cells["n_response_items"].fillna(0).sel(at))
+        n_items = int(cells["n_response_items"].sel(at))
         shapeless = "" if np.isfinite([low, value]).all() else "too little shape beyond noise"
         return Estimate(value, low=low, high=high, over="items", n=n_items, reason=shapeless)
     own = curve_agreement(cells, concept=concept, model=model)
@@ -362,7 +413,14 @@ def disattenuated(
         )
     share = float(np.sqrt(reliable[0] * reliable[1]))
     low, high = np.clip([own.low / share, own.high / share], -1, 1)
-    return Estimate(own.value / share, low=float(low), high=float(high), over=own.over, n=own.n)
+    return Estimate(
+        own.value / share,
+        low=float(low),
+        high=float(high),
+        over=own.over,
+        n=own.n,
+        reason="the reliabilities are taken for known, so the interval is too narrow",
+    )
 
 
 def published_against_responses(cells: xr.Dataset, *, concept: str, model: str) -> Estimate:
@@ -436,18 +494,40 @@ def agreement_against_effect(
 ) -> Estimate:
     """Does agreement rise with the effect? Slope of r on the effect over a model's concepts.
 
-    One least-squares slope a model (change of r per unit of effect), averaged, t over models.
+    One least-squares slope a model (change of r per unit of effect), averaged, t over models: these
+    concepts are held fixed, and the interval says nothing of others. `p_value` does: it exchanges
+    the concepts' effects, alike in all models, in every way (two-sided). Three concepts have six
+    orders, so that it cannot be below 1/6.
     """
     table = _agreement_and_effect(cells, estimand, concepts, models)
-    slopes = []
-    for _, of_model in table.groupby("model", sort=False):
-        if len(of_model) > 2:
-            slopes.append(float(np.polyfit(of_model["effect"], of_model["r"], 1)[0]))
+    effect, r = (
+        table.pivot(index="model", columns="concept", values=name).to_numpy()
+        for name in ("effect", "r")
+    )
+    slopes = _slopes(effect, r)
     if len(slopes) < 2:
         return Estimate.undefined("needs two models with three concepts in both measures")
-    values = np.array(slopes)
-    mean, margin = float(values.mean()), t_margin(values, level_of(cells))
-    return Estimate(mean, low=mean - margin, high=mean + margin, over="models", n=len(values))
+    orders = islice(permutations(range(effect.shape[1])), MAX_ORDERS)
+    exchanged = [abs(_slopes(effect[:, list(order)], r).mean()) for order in orders]
+    mean, margin = float(slopes.mean()), t_margin(slopes, level_of(cells))
+    return Estimate(
+        mean,
+        low=mean - margin,
+        high=mean + margin,
+        over="models, these concepts",
+        n=len(slopes),
+        p_value=float(np.mean(np.array(exchanged) >= abs(mean) - 1e-12)),
+    )
+
+
+def _slopes(effect: np.ndarray, r: np.ndarray) -> np.ndarray:
+    """Least-squares slope of r on the effect (model, concept) of each model with three of both."""
+    found = []
+    for x, y in zip(effect, r, strict=True):
+        both = np.isfinite(x) & np.isfinite(y)
+        if both.sum() > 2:
+            found.append(float(np.polyfit(x[both], y[both], 1)[0]))
+    return np.array(found)
 
 
 def agreement_effect_correlation(
@@ -460,8 +540,8 @@ def agreement_effect_correlation(
     """Correlation of r with the effect over (model, concept).
 
     Models and concepts are both drawn with replacement, because the pairs of one concept, or of one
-    model, are no independent observations (Owen 2007, the pigeonhole bootstrap). With one model, or
-    fewer than three concepts, the other alone is drawn.
+    model, are no independent observations (Owen 2007, the pigeonhole bootstrap). There is no
+    interval where more than half of the draws have no correlation.
     """
     table = _agreement_and_effect(cells, estimand, concepts, models)
     wide = {
@@ -480,8 +560,9 @@ def agreement_effect_correlation(
         effect, r = (wide[name][np.ix_(rows, columns)].ravel() for name in ("effect", "r"))
         known = np.isfinite(effect) & np.isfinite(r)
         drawn.append(float(correlation(effect[known], r[known])) if known.sum() > 2 else np.nan)
-    star = np.array(drawn)
-    star = star[np.isfinite(star)]
+    star = np.array(drawn)[np.isfinite(drawn)]
+    if len(star) < len(drawn) / 2:
+        return Estimate(value, n=len(table), reason="too few models and concepts to draw from")
     tail = (1 - level_of(cells)) / 2
     low, high = np.quantile(star, [tail, 1 - tail])
     over = [name for name, n in {"models": n_models, "concepts": n_concepts}.items() if n > 1]

@@ -420,7 +420,12 @@ def _interval_objections(claim: Claim, printed: Printed, estimate: Estimate) -> 
             return [f"the interval over {estimate.over}, {low} to {high}, includes zero"]
         confounded = [f"{estimate.reason}, so the two are confounded"] if estimate.reason else []
         if estimate.p_value > SIGNIFICANT:
-            p = f"an exact permutation of the labels over models gives p = {estimate.p_value:.3f}"
+            of = (
+                "concepts"
+                if claim.statistic == "agreement_against_effect"
+                else "labels over models"
+            )
+            p = f"an exact permutation of the {of} gives p = {estimate.p_value:.3f}"
             return [*confounded, p]
         return confounded
     if printed.low != printed.high:

@@ -4,9 +4,13 @@ Neighbouring layers are nearly one observation, so nothing here treats layers as
 arrays in, plain numbers out. Dims: a curve is (..., layer).
 
 Which to use. `circular_shift_p` asks whether the curves go together at all: a shift keeps the shape
-of each and breaks their alignment. `block_resamples` gives the error of r over other stretches of
-layers like these, where nothing finer than the curves is known; with samples, resample the items
-instead. `second_difference_reliability` tells noise from shape by its roughness alone; with
+of each and breaks their alignment. It keeps its level for curves that are alike everywhere along
+the network; two bumps at places of their own it takes for aligned in 17% of cases (nominal 5), two
+trends in half. Curves that share a place in depth it rejects, as it should, whatever they are of;
+whether the alignment is the concept's own is what mismatched concepts tell. `block_resamples` gives
+the error of r over other stretches of layers like these, where nothing finer than the curves is
+known; with samples, resample the items instead. `second_difference_reliability` tells noise from
+shape by its roughness alone, which takes the noise of neighbouring layers for independent; with
 samples, take the agreement of two halves of the items.
 """
 
@@ -54,6 +58,11 @@ def block_length(n_layers: int) -> int:
     return -(-n_layers // N_BLOCKS)
 
 
+def n_blocks(n_layers: int) -> int:
+    """Blocks that cover the layers: N_BLOCKS, or one less of 5, 6 or 9 layers."""
+    return -(-n_layers // block_length(n_layers))
+
+
 def block_resamples(n_layers: int, n_resamples: int, rng: np.random.Generator) -> Array:
     """Indices (resample, layer) of a circular block bootstrap.
 
@@ -62,8 +71,7 @@ def block_resamples(n_layers: int, n_resamples: int, rng: np.random.Generator) -
     1992.
     """
     length = block_length(n_layers)
-    n_blocks = -(-n_layers // length)
-    starts = rng.integers(0, n_layers, (n_resamples, n_blocks, 1))
+    starts = rng.integers(0, n_layers, (n_resamples, n_blocks(n_layers), 1))
     return ((starts + np.arange(length)) % n_layers).reshape(n_resamples, -1)[:, :n_layers]
 
 

@@ -19,6 +19,8 @@ from steercube.results import Estimate
 Curves = dict[str, tuple[np.ndarray, np.ndarray]]
 MIN_LAYERS = 4
 """Fewest layers that make a curve with a shape."""
+MIN_ITEMS = 10
+"""Fewest items of which a bootstrap distribution says anything; below, statistics are NaN."""
 
 
 def generation_delta(cells: xr.Dataset, rate: str = "generation_rate") -> xr.DataArray:
@@ -49,12 +51,25 @@ def layer_curves(
     models: Sequence[str] | None,
     rate: str = "generation_rate",
 ) -> Curves:
-    """(logit delta, generation delta) over the layers where a model has both, by model."""
+    """(logit delta, generation delta) over the layers where a model has both, by model.
+
+    Beside a curve counted from responses stands the logit curve of the items that answered.
+    """
     if rate not in cells or concept not in cells["concept"]:
         return {}
     order = ("model", "layer")
-    of_concept = cells[["estimate", rate]].sel(concept=concept)
-    logit = of_concept["estimate"].sel(estimand="delta").transpose(*order).values
+    of_concept = cells.sel(concept=concept)
+    delta = of_concept["estimate"].sel(estimand="delta", drop=True)
+    if "answered_delta" in cells:
+        counted = xr.DataArray(
+            [
+                rate != "generation_rate" or is_counted(cells, model, concept)
+                for model in cells["model"].values
+            ],
+            dims="model",
+        )
+        delta = of_concept["answered_delta"].where(counted, delta)
+    logit = delta.transpose(*order).values
     generation = generation_delta(of_concept, rate).transpose(*order).values
     curves = {}
     for model, *pair in zip(map(str, cells["model"].values), logit, generation, strict=True):
@@ -64,9 +79,15 @@ def layer_curves(
     return curves
 
 
-def shaped_curves(cells: xr.Dataset, *, concept: str, models: Sequence[str] | None) -> Curves:
+def shaped_curves(
+    cells: xr.Dataset,
+    *,
+    concept: str,
+    models: Sequence[str] | None,
+    rate: str = "generation_rate",
+) -> Curves:
     """Those of `layer_curves` that vary in both measures: a flat one has no shape to agree with."""
-    curves = layer_curves(cells, concept=concept, models=models)
+    curves = layer_curves(cells, concept=concept, models=models, rate=rate)
     return {m: pair for m, pair in curves.items() if all(np.ptp(curve) > 0 for curve in pair)}
 
 
@@ -79,17 +100,9 @@ def best_generation(
     few answers, maximised over many layers, hold much noise. `corrected` is the mean of what one
     half of the items shows at the layer that the other half selects, where items are known.
     """
-    curves = layer_curves(cells, concept=concept, models=models)
-    if not curves:
+    best, null, halves = _best_and_null(cells, concept, models)
+    if not len(best):
         return Estimate.undefined("no generation sweep of this concept")
-    best = np.array([generation.max() for _, generation in curves.values()])
-    null = [expected_maximum(cells, concept=concept, model=model) for model in curves]
-    halves = [
-        float(cells["best_response_split_half"].sel(model=m, concept=concept))
-        if is_counted(cells, m, concept)
-        else np.nan
-        for m in curves
-    ]
     mean, margin = float(best.mean()), t_margin(best, level_of(cells))
     return Estimate(
         mean,
@@ -99,9 +112,51 @@ def best_generation(
         n=len(best),
         corrected=float(np.mean(halves)),
         span=(float(best.min()), float(best.max())),
-        expected_under_null=float(np.mean([x for x in null if np.isfinite(x)] or [np.nan])),
-        reason="" if len(best) > 1 else ONE_MODEL,
+        expected_under_null=float(np.mean(null)),
+        reason="a maximum exceeds 0 without any effect" if len(best) > 1 else ONE_MODEL,
     )
+
+
+def best_generation_excess(
+    cells: xr.Dataset, *, concept: str, models: Sequence[str] | None = None
+) -> Estimate:
+    """Mean over models of the largest generation delta less its expectation under no effect.
+
+    Where only rates were published that expectation is a lower bound, and so the excess an upper
+    one: see `expected_maximum`. t over models.
+    """
+    best, null, _ = _best_and_null(cells, concept, models)
+    if not np.isfinite(null).any():
+        return Estimate.undefined("what the maximum would be under no effect is not known")
+    excess = (best - null)[np.isfinite(null)]
+    mean, margin = float(excess.mean()), t_margin(excess, level_of(cells))
+    return Estimate(
+        mean,
+        low=mean - margin,
+        high=mean + margin,
+        over="models" if len(excess) > 1 else "",
+        n=len(excess),
+        span=(float(excess.min()), float(excess.max())),
+        reason="" if len(excess) > 1 else ONE_MODEL,
+    )
+
+
+def _best_and_null(
+    cells: xr.Dataset, concept: str, models: Sequence[str] | None
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Largest delta, its expectation under no effect and its held-out value, by model."""
+    curves = layer_curves(cells, concept=concept, models=models)
+    best = np.array([generation.max() for _, generation in curves.values()])
+    null = np.array([expected_maximum(cells, concept=concept, model=model) for model in curves])
+    halves = np.array(
+        [
+            float(cells["best_response_split_half"].sel(model=m, concept=concept))
+            if is_counted(cells, m, concept)
+            else np.nan
+            for m in curves
+        ]
+    )
+    return best, null, halves
 
 
 def best_generation_layer(cells: xr.Dataset, *, concept: str, model: str) -> Estimate:
@@ -165,16 +220,19 @@ def expected_maximum(cells: xr.Dataset, *, concept: str, model: str) -> float:
 def generation(cells: xr.Dataset) -> pd.DataFrame:
     """Generated answers of every layer and strength: how many are valid, and how many match.
 
-    Both shares with Wilson's interval over responses; a rate that was only published has neither
-    counts nor interval, and its validity is pooled over strengths. `n_matching` / `n_valid` is
-    `match_rate`. An item's repeats count as responses of their own, so with repeats the intervals
-    are too narrow.
+    `match_rate` is the share of matching among the `n_valid`; both shares with Wilson's interval
+    over responses. A rate that was only published has no interval, and its validity is pooled over
+    strengths, so that `n_valid` is their mean, rounded. An item's repeats count as responses of
+    their own, so with repeats the intervals are too narrow.
     """
     tables = []
     if "generation_valid_rate" in cells:
         valid = cells["generation_valid_rate"]
         rate = cells["generation_rate"].where(valid.notnull())
-        tables.append(_long("published", {"valid_rate": valid, "match_rate": rate}))
+        published = {"valid_rate": valid, "match_rate": rate}
+        if "generation_n_prompts" in cells:
+            published = {"n_responses": cells["generation_n_prompts"]} | published
+        tables.append(_long("published", published))
     if "n_responses" in cells:
         counted = {
             "n_responses": cells["n_responses"],
@@ -193,7 +251,8 @@ def generation(cells: xr.Dataset) -> pd.DataFrame:
         }
         table.insert(table.columns.get_loc("n_responses") + 1, "n_valid", n_valid)
         for name, (count, n) in counts.items():
-            low, high = wilson(count.to_numpy(), n.to_numpy(), level_of(cells))
+            counted_n = n.where(table["source"] == "counted").to_numpy()
+            low, high = wilson(count.to_numpy(), counted_n, level_of(cells))
             table[f"{name}_low"], table[f"{name}_high"] = low, high
         for name in ("n_responses", "n_valid"):
             table[name] = table[name].astype("Int64")

@@ -20,7 +20,7 @@ from steercube.analysis.effects import (
     Array,
     Samples,
 )
-from steercube.analysis.generation import MIN_LAYERS
+from steercube.analysis.generation import MIN_ITEMS, MIN_LAYERS
 from steercube.analysis.resample import (
     CONFIDENCE_LEVEL,
     N_RESAMPLES,
@@ -53,9 +53,6 @@ from steercube.cells import (
 )
 from steercube.cube import CELL, MODEL_VARIABLES, RATE_VARIABLES, SCORED_LETTERS, STATUS, check_cube
 from steercube.streams import SEED, stream
-
-MIN_ITEMS = 10
-"""Fewest items of which a bootstrap distribution says anything; below, statistics are NaN."""
 
 N_FLIPS = 2_000
 """Exchanges of +1 and -1 behind the null of the best generation layer."""
@@ -340,6 +337,7 @@ def _reduce_generation(
         return
     for name, variable in CURVE_VARIABLES.items():
         out[name] = variable.full(out.sizes)
+    out["answered_delta"] = GENERATION_VARIABLES["answered_delta"].full(out.sizes)
     for concept in cube["concept"].values:
         of_concept = cube.sel(concept=concept).sortby("item_id")
         of_concept = of_concept.isel(sample=np.flatnonzero(of_concept["item_id"] != ""))
@@ -381,8 +379,14 @@ def _count_responses(out: xr.Dataset, cube: xr.Dataset) -> None:
     out["generation_rate"] = published.where(has_published, rate).assign_attrs(rate.attrs)
 
 
-def _repeats(cube: xr.Dataset) -> int:
-    return int(cube["response_repeat"].max()) + 1 if "response_repeat" in cube else 1
+def _repeats(cube: xr.Dataset) -> xr.DataArray:
+    """Responses of each model to an item in a cell."""
+    models = cube["model"].values
+    if "response_repeat" not in cube:
+        return xr.DataArray(np.ones(len(models)), coords={"model": models}, dims="model")
+    of_model = cube["response_model"].values[:, None] == models
+    repeat = np.where(of_model, cube["response_repeat"].values[:, None], 0)
+    return xr.DataArray(1 + repeat.max(axis=0), coords={"model": models}, dims="model")
 
 
 def _reduce_curves(
@@ -408,6 +412,8 @@ def _reduce_curves(
         cube = cube.isel(sample=np.flatnonzero(np.isfinite(answers.valid).all(axis=(0, 1))))
         answers = _answers(cube.sel(ends))
     n_items = cube.sizes["sample"]
+    if answers is not None:
+        out["n_response_items"].loc[cell] = n_items
     if len(swept) < MIN_LAYERS or n_items < MIN_ITEMS:
         return
     resamples = resample_weights(n_items, n_resamples, rng)
@@ -421,9 +427,10 @@ def _reduce_curves(
         )
     }
     if answers is not None:
+        where = {**cell, "layer": cube["layer"].values}
+        out["answered_delta"].loc[where] = logit_curve(shift, np.ones(n_items))
         agreement = agreement_over_items(answers, shift, resamples, confidence_level)
         found |= {
-            "n_response_items": n_items,
             "response_r": agreement.r,
             "response_r_low": agreement.low,
             "response_r_high": agreement.high,

@@ -24,6 +24,8 @@ from steercube.analysis.agreement import (
     reliabilities,
     repeated_measures,
     response_agreement,
+    response_reliability,
+    shift_test,
 )
 from steercube.analysis.averages import (
     best_effects,
@@ -46,6 +48,7 @@ from steercube.analysis.depth import (
 from steercube.analysis.effects import ESTIMANDS
 from steercube.analysis.generation import (
     best_generation,
+    best_generation_excess,
     best_generation_layer,
     best_response,
     expected_maximum,
@@ -284,6 +287,7 @@ def depth(cells: xr.Dataset) -> pd.DataFrame:
 PUBLISHED_METHOD = "r, layers of all models pooled (published method)"
 MEAN_R = "mean r of models"
 R_OVER_LAYERS = "r over layers"
+SHIFTS = "r against circular shifts"
 R_EVERY_RESPONSE = "r over layers, every response"
 EFFECTS_OF_AGREEMENT = ("cohens_d", "within_letter_d", "delta")
 """Effects that agreement is compared with."""
@@ -304,10 +308,12 @@ def agreement(cells: xr.Dataset) -> pd.DataFrame:
         statistics: dict[str, Callable[..., Estimate]] = {
             PUBLISHED_METHOD: pooled_agreement,
             MEAN_R: model_agreement,
+            SHIFTS: shift_test,
             "mean r, models and blocks of layers resampled": agreement_by_blocks,
             "matched minus mismatched r": matched_minus_mismatched,
             "repeated-measures r (pingouin)": repeated_measures,
             "mean best generation delta": best_generation,
+            "mean best generation delta less its null": best_generation_excess,
         }
         names = layer_curves(cells, concept=concept, models=None)
         if any(has_other_responses(cells, model, concept) for model in names):
@@ -334,6 +340,7 @@ def _agreement_of_model(cells: xr.Dataset, concept: str, model: str) -> dict[str
     counted = is_counted(cells, model, concept)
     found = {
         R_OVER_LAYERS: curve_agreement(cells, concept=concept, model=model),
+        SHIFTS: shift_test(cells, concept=concept, models=[model]),
         "reliability of the logit curve": reliable["logit"],
         "reliability of the generation curve": reliable["generation"],
         "r without noise (disattenuated)": disattenuated(cells, concept=concept, model=model),
@@ -355,6 +362,12 @@ def _agreement_of_model(cells: xr.Dataset, concept: str, model: str) -> dict[str
         alike = cells["responses_read_alike"].sel(model=model, concept=concept)
         found |= {
             R_EVERY_RESPONSE: from_responses,
+            f"{SHIFTS}, every response": shift_test(
+                cells, concept=concept, models=[model], every_response=True
+            ),
+            "reliability of the responses' curve": response_reliability(
+                cells, concept=concept, model=model
+            ),
             f"{R_EVERY_RESPONSE}, without noise": disattenuated(
                 cells, concept=concept, model=model, every_response=True
             ),
