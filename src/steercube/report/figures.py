@@ -261,15 +261,16 @@ def _curves(cells: xr.Dataset, layer_effects: pd.DataFrame) -> CurvesByCell:
     if "generation_delta" not in layer_effects:
         return found
     for concept in map(str, cells["concept"].values):
-        for model in layer_curves(cells, concept=concept, models=swept_models(cells)):
+        curves = layer_curves(cells, concept=concept, models=swept_models(cells))
+        for model, (logit, generation) in curves.items():
             of = layer_effects.query("model == @model and concept == @concept")
             of = of.dropna(subset=["delta", "generation_delta"])
-            delta = of["delta"].to_numpy()
+            margin = (of["delta_high"] - of["delta"]).to_numpy()
             found.setdefault(concept, {})[model] = ScaledCurves(
                 depth=of["depth"].to_numpy(),
-                logit=scaled(delta),
-                margin=(of["delta_high"].to_numpy() - delta) / np.ptp(delta),
-                generation=_scaled_or_flat(of["generation_delta"].to_numpy()),
+                logit=_scaled_or_flat(logit),
+                margin=margin / (np.ptp(logit) or 1.0),
+                generation=_scaled_or_flat(generation),
                 responses=_responses(cells, concept, model, of["layer"].to_numpy()),
             )
     return found
@@ -283,7 +284,7 @@ def _responses(
     counted = generation_delta(
         cells.sel(model=model, concept=concept, layer=layers), "response_match_rate"
     )
-    return scaled(counted.values) if np.isfinite(counted.values).all() else None
+    return _scaled_or_flat(counted.values) if np.isfinite(counted.values).all() else None
 
 
 def _scaled_or_flat(curve: np.ndarray) -> np.ndarray:
