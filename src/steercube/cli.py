@@ -91,6 +91,13 @@ QUICK: dict[str, Any] = {
 """What `collect --quick` sweeps, where nothing else is asked for."""
 
 
+OF_GENERATION = (
+    *("generation_layers", "generation_strengths", "generation_samples"),
+    *("max_new_tokens", "temperature", "repeats"),
+)
+"""Options that say nothing where nothing is generated."""
+
+
 def _add_collect(commands: Any) -> None:
     collect = commands.add_parser(
         "collect", help="vectors and the sweep of one model, to shards and a cube"
@@ -131,7 +138,7 @@ def _add_collect(commands: Any) -> None:
     add("--temperature", type=float, help="0 (default) for the likeliest tokens")
     add("--repeats", type=int, help="responses a cell and item, at a temperature (default: 1)")
     add("--max-rows", type=int, help="rows in one pass (default: by device)")
-    add("--seed", type=int, help="of the controls and of the halvings")
+    add("--seed", type=int, help="of the controls, the halvings and answers at a temperature")
     add("--resume", action="store_true", help="go on with the shards that are there")
     add("--quick", action="store_true", help="a first small cube, <out>-quick.nc")
     collect.set_defaults(run=_collect)
@@ -193,6 +200,12 @@ def _collect(options: argparse.Namespace) -> None:
         ) from error
     asked: dict[str, Any] = {field.name: getattr(options, field.name) for field in fields(Plan)}
     plan = Plan(**quick | {name: value for name, value in asked.items() if value is not None})
+    ignored = [f"--{name.replace('_', '-')}" for name in OF_GENERATION if asked[name] is not None]
+    if ignored and "generation" not in plan.outcomes:
+        raise ValueError(
+            f"{', '.join(ignored)} without generation: add --outcomes logit,generation, or leave "
+            "them out"
+        )
     decoder = load(replace(entry, weights=weights), offload_folder=options.offload)
     out = Path(options.out)
     if options.quick:

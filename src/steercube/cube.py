@@ -144,14 +144,14 @@ RECEIPT_VARIABLES = {
     "generation_positions_touched": Variable(
         CELL,
         "f",
-        "positions that a vector changed while answers were generated",
+        "positions of prompts and answers that a vector changed in generation",
         "1",
         required=False,
     ),
     "generation_logit_apart": Variable(
         CELL,
         "f",
-        "largest difference of the first generated position's logit difference from the sweep's",
+        "largest difference of the first generated position's log-probabilities from the sweep's",
         "nat",
         required=False,
     ),
@@ -170,6 +170,9 @@ RESPONSE_VARIABLES = {
     ),
     "response_finished": Variable(
         ("response",), "b", "it ended by itself, not at the limit of tokens", required=False
+    ),
+    "response_finite": Variable(
+        ("response",), "b", "its logits were finite; else it is no answer at all", required=False
     ),
 }
 UNSTEERED = -1

@@ -1,5 +1,7 @@
 """Answers of rows that are decoded together are those of one plain `generate` a cell."""
 
+from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -11,6 +13,7 @@ from scipy import stats
 from steercube.collect import generate as generate_module
 from steercube.collect.decoder import Decoder
 from steercube.collect.generate import (
+    NONFINITE,
     PAD,
     Decoding,
     check_generation_against_plain_loop,
@@ -18,7 +21,7 @@ from steercube.collect.generate import (
 )
 from steercube.collect.hooks import Cell
 from steercube.collect.readout import Prompt
-from steercube.collect.sweep import POSITIONS, sweep
+from steercube.collect.sweep import POSITIONS, Run, sweep
 
 KINDS = ("llama", "qwen3", "qwen3_moe", "gemma3")
 N_TOKENS = 8
@@ -113,16 +116,15 @@ def test_decoding_without_a_cache_says_the_same(
 
 def test_steering_holds_while_an_answer_is_generated(prompts: list[Prompt]) -> None:
     """A loop that steers the prompt alone says something else."""
-    of, grid = decoder(), cells()
+    of, cell = decoder(), cells()[0]
     found = answered(of, prompts)
-    original = tiny.torch.Tensor.clone
 
-    def prompt_only(_module: Any, _args: Any, hidden: Any, cell: Cell = grid[0]) -> torch.Tensor:
-        return hidden + cell.strength * cell.vector if hidden.shape[1] > 1 else original(hidden)
+    def prompt_only(_module: Any, _args: Any, hidden: torch.Tensor) -> torch.Tensor:
+        return hidden + cell.strength * cell.vector if hidden.shape[1] > 1 else hidden
 
     differs = []
     for column, prompt in enumerate(prompts):
-        handle = of.blocks[grid[0].layer].register_forward_hook(prompt_only)
+        handle = of.blocks[cell.layer].register_forward_hook(prompt_only)
         said = of.model.generate(
             torch.tensor([prompt.ids]), max_new_tokens=N_TOKENS, do_sample=False, pad_token_id=0
         )[0, len(prompt.ids) :].numpy()
@@ -229,16 +231,70 @@ def test_the_check_before_a_run_passes_what_is_right(kind: str, prompts: list[Pr
         assert short < 1e-4
 
 
+def one_too_far(run: Run) -> Run:
+    """As by a model that counts positions otherwise."""
+    return replace(run, positions=run.positions + 1)
+
+
+def padding_seen(run: Run) -> Run:
+    """As by a model that does not take the mask."""
+    return replace(run, mask=None)
+
+
+@pytest.mark.parametrize("wrong", [one_too_far, padding_seen])
+@pytest.mark.parametrize("positions", POSITIONS)
 def test_the_check_before_a_run_refuses_a_past_that_is_wrong(
+    wrong: Callable[[Run], Run],
+    positions: str,
+    prompts: list[Prompt],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """By how far the log-probabilities are apart: the likeliest token often stays the same."""
+    of, following = decoder(), generate_module._next
+    two = sorted(prompts, key=lambda prompt: len(prompt.ids))[:: len(prompts) - 1]
+    monkeypatch.setattr(generate_module, "_next", lambda *args: wrong(following(*args)))
+    with pytest.raises(ValueError, match="differ from the plain loop's by"):
+        check_generation_against_plain_loop(of, two, cells()[:2], positions=positions)
+
+
+def test_a_model_that_cannot_run_such_rows_is_refused_in_words(
     prompts: list[Prompt], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Positions that are counted one too far, as by a model that ignores those it is given."""
-    of, following = decoder(), generate_module._next
+    def fails(*_: Any) -> Any:
+        raise IndexError("tuple index out of range")
 
-    def one_too_far(*args: Any) -> Any:
-        run = following(*args)
-        return generate_module.replace(run, positions=run.positions + 5)
+    monkeypatch.setattr(generate_module, "_next", fails)
+    with pytest.raises(ValueError, match=r"rows cannot be decoded together \(IndexError: tuple"):
+        check_generation_against_plain_loop(decoder(), prompts[:2], cells(), positions="all")
 
-    monkeypatch.setattr(generate_module, "_next", one_too_far)
-    with pytest.raises(ValueError, match="falls short of the plain loop's"):
-        check_generation_against_plain_loop(of, prompts[:2], cells(), positions="all")
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_logits_that_are_no_numbers_end_the_answer(
+    temperature: float, prompts: list[Prompt]
+) -> None:
+    """Only in the cell that has them."""
+    of = decoder()
+    broken = Cell(3, 1.0, torch.full((tiny.HIDDEN,), float("nan")))
+    none = np.zeros((len(prompts), 1), dtype=int)
+    found = generate(
+        of, prompts, none, [*cells(), broken], positions="all",
+        decoding=Decoding(N_TOKENS, temperature),
+        rngs=[np.random.default_rng(i) for i in range(len(prompts))] if temperature else (),
+        max_rows=100,
+    ).tokens  # fmt: skip
+    assert (found[-1, :, 0] == NONFINITE).all()
+    assert (found[-1, :, 1:] == PAD).all()
+    assert not (found[:-1] == NONFINITE).any()
+
+
+def test_a_temperature_needs_a_stream_for_each_prompt(prompts: list[Prompt]) -> None:
+    with pytest.raises(ValueError, match="0 rngs for 6 prompts"):
+        answered(decoder(), prompts, decoding=Decoding(3, temperature=1.0))
+
+
+def test_what_a_generation_config_asks_of_the_greedy_is_named() -> None:
+    of = decoder()
+    assert of.not_applied == ""
+    of.model.generation_config.repetition_penalty = 1.05
+    of.model.generation_config.top_k = 20
+    assert of.not_applied == "repetition_penalty = 1.05"

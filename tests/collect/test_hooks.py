@@ -1,8 +1,10 @@
+from contextlib import ExitStack
+
 import pytest
 import tiny
 import torch
 
-from steercube.collect.hooks import Cell, FanOut, record, steering, steering_rows
+from steercube.collect.hooks import Cell, FanOut, RowSteering, record, steering
 
 
 def hooks_on(blocks: tuple[torch.nn.Module, ...]) -> int:
@@ -18,7 +20,7 @@ def test_hooks_are_gone_afterwards_even_after_an_error() -> None:
         lambda: record(blocks, at=ids),
         lambda: steering(blocks[1], cell, steer),
         lambda: FanOut([cell], steer, ids).on(blocks),
-        lambda: steering_rows(blocks, [None, cell], {}),
+        lambda: RowSteering([cell]).on(blocks, [-1, 0]),
     ):
         with opened():
             assert hooks_on(blocks) > 0
@@ -73,18 +75,21 @@ def test_steering_adds_where_it_is_told_to_and_in_every_row() -> None:
 def test_each_row_is_steered_in_its_own_cell() -> None:
     """Rows of one batch against the plain way, one by one; the same is counted as changed."""
     decoder = tiny.decoder("llama")
-    cells = [Cell(3, 2.0, torch.ones(tiny.HIDDEN)), None, Cell(1, -1.0, torch.ones(tiny.HIDDEN))]
-    ids = torch.arange(12).view(3, 4)
-    changed: dict[int, torch.Tensor] = {}
+    cells = [
+        Cell(layer, s, torch.ones(tiny.HIDDEN)) for layer, s in ((3, 2.0), (1, -1.0), (3, 1.0))
+    ]
+    of_row = [2, -1, 1, 0]
+    ids = torch.arange(16).view(4, 4)
+    rows = RowSteering(cells)
     with torch.no_grad():
-        with steering_rows(decoder.blocks, cells, changed):
+        with rows.on(decoder.blocks, of_row):
             together = decoder.model(input_ids=ids).logits
         every = torch.ones(1, 4, dtype=torch.bool)
-        for row, cell in enumerate(cells):
-            if cell is None:
+        for row, index in enumerate(of_row):
+            with ExitStack() as undo:
+                if index >= 0:
+                    cell = cells[index]
+                    undo.enter_context(steering(decoder.blocks[cell.layer], cell, every))
                 alone = decoder.model(input_ids=ids[row : row + 1]).logits
-            else:
-                with steering(decoder.blocks[cell.layer], cell, every):
-                    alone = decoder.model(input_ids=ids[row : row + 1]).logits
             torch.testing.assert_close(together[row], alone[0], atol=1e-4, rtol=0)
-    assert {layer: int(n) for layer, n in changed.items()} == {1: 4, 3: 4}
+    assert {layer: int(n) for layer, n in rows.changed.items()} == {1: 4, 3: 8}

@@ -55,6 +55,8 @@ def test_generation_takes_the_sweeps_strengths_or_some_of_them() -> None:
     assert Plan(strengths=(-2.0, 1.0)).generated == (-2.0, 1.0)
     some = Plan(strengths=(-2.0, -1.0, 1.0), generation_strengths=(1.0, -1.0))
     assert some.generated == (-1.0, 1.0)
+    with_zero = Plan(generation_strengths=(1.0, 0.0, 1.0))
+    assert with_zero.generated == (1.0,)
 
 
 @pytest.mark.parametrize(
@@ -64,7 +66,8 @@ def test_generation_takes_the_sweeps_strengths_or_some_of_them() -> None:
         ({"outcomes": ("logit", "logit")}, "one or both"),
         ({"outcomes": ("text",)}, "outcomes = 'text' is none of logit, generation"),
         ({"generation_strengths": (3.0,)}, "some of the strengths"),
-        ({"generation_strengths": (0.0, 1.0)}, "0 always is"),
+        ({"generation_strengths": (0.0,)}, "not 0 alone"),
+        ({"temperature": 1e-9}, "temperature = 1e-09"),
         ({"generation_samples": 1}, "generation_samples = 1: at least 2"),
         ({"max_new_tokens": 0}, "max_new_tokens = 0"),
         ({"temperature": -1.0}, "temperature = -1.0"),

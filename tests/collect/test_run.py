@@ -163,8 +163,55 @@ def test_responses_of_other_settings_are_refused(whole: Path, tmp_path: Path) ->
     shutil.copytree(whole.parent, tmp_path / "copy")
     third = {"pride": tiny.concept("pride")}
     plan = replace(tiny.PLAN, max_new_tokens=6)
+    decoder = tiny.decoder()
+    decoder.blocks[0].register_forward_hook(lambda *_: pytest.fail("the model was run"))
     with pytest.raises(ValueError, match="max_new_tokens = 5 in tiny-llama x honesty"):
+        run(tmp_path / "copy", decoder, plan=plan, concepts=third)
+
+
+def test_a_cube_whose_responses_have_no_shards_is_not_replaced(whole: Path, tmp_path: Path) -> None:
+    shutil.copytree(whole.parent, tmp_path / "copy")
+    folder = shards_of(tmp_path / "copy" / "mine.nc")
+    next((folder / "tiny-llama" / "honesty").glob("generations-*")).unlink()
+    third = {"pride": tiny.concept("pride")}
+    plan = replace(tiny.PLAN, outcomes=("logit",))
+    with pytest.raises(ValueError, match="tiny-llama x honesty has no generations among"):
         run(tmp_path / "copy", plan=plan, concepts=third)
+    alone = tmp_path / "alone"
+    alone.mkdir()
+    only = replace(tiny.PLAN, outcomes=("generation",))
+    out = run(alone, plan=only, concepts={"honesty": tiny.CONCEPTS["honesty"]})
+    shutil.rmtree(shards_of(out))
+    with pytest.raises(ValueError, match="tiny-llama x honesty has no generations among"):
+        run(alone, plan=only, concepts=third)
+
+
+def test_generation_that_changes_nothing_is_an_error(tmp_path: Path) -> None:
+    plan = replace(tiny.PLAN, strengths=(-1e-12, 1e-12), outcomes=("generation",))
+    with pytest.raises(ValueError, match="no position was changed at strengths"):
+        run(tmp_path, plan=plan)
+
+
+def test_answers_whose_logits_are_no_numbers_are_no_answers(tmp_path: Path) -> None:
+    plan = replace(tiny.PLAN, strengths=(-1.0, 1.0, 1e39), generation_strengths=(1.0, 1e39))
+    with np.errstate(all="ignore"):
+        cube = open_cube(run(tmp_path, plan=replace(plan, controls=())))
+    finite = xr.DataArray(cube["response_finite"].values, dims="response")
+    broken = cube["response_strength"].values == 1e39
+    assert not finite.values[broken].any()
+    assert finite.values[~broken].all()
+    assert set(cube["response_text"].values[broken]) == {""}
+    asked = cube.sel(layer=[2, 3])["generation_valid"]
+    assert asked.sel(strength=1e39).isnull().all()
+    assert asked.sel(strength=1.0).notnull().any()
+
+
+def test_a_model_that_cannot_be_decoded_together_is_refused_at_once(tmp_path: Path) -> None:
+    decoder = tiny.decoder("gemma3")
+    decoder.model.config.layer_types = ["linear_attention"] * 5
+    decoder.blocks[0].register_forward_hook(lambda *_: pytest.fail("the model was run"))
+    with pytest.raises(ValueError, match="--outcomes logit"):
+        run(tmp_path, decoder)
 
 
 def test_responses_alone_make_a_cube_that_says_so(tmp_path: Path) -> None:
@@ -315,7 +362,7 @@ def test_models_and_concepts_meet_in_the_shards(whole: Path, tmp_path: Path) -> 
 
 def test_a_cube_whose_shards_are_gone_is_not_replaced(whole: Path, tmp_path: Path) -> None:
     shutil.copy(whole, tmp_path / "mine.nc")
-    with pytest.raises(ValueError, match="tiny-llama x humour has no shards here"):
+    with pytest.raises(ValueError, match="tiny-llama x humour has no generations among its shards"):
         run(tmp_path, concepts={"honesty": tiny.CONCEPTS["honesty"]})
     assert open_cube(run(tmp_path)).identical(open_cube(whole))
 
@@ -377,7 +424,7 @@ def test_two_ranks_share_the_samples(whole: Path, tmp_path: Path) -> None:
     context.set_forkserver_preload(["tiny", "steercube.collect.run"])
     # A shard of rank 1's that was damaged since an earlier run: rank 0 has to wait for it.
     shutil.copytree(whole.parent, tmp_path, dirs_exist_ok=True)
-    for path in tmp_path.rglob("samples-*.nc"):
+    for path in [*tmp_path.rglob("samples-*.nc"), *tmp_path.rglob("generations-*.nc")]:
         path.unlink() if "0000" in path.name else path.write_bytes(path.read_bytes()[:-200])
     options = {"resume": True}
     ranks = [
@@ -496,7 +543,11 @@ def test_the_command_line_says_what_is_wrong(
         ([*base, "--model", "8B", "--repeats", "2"], "repeats = 2 at temperature 0"),
         (
             [*base, "--model", "8B", "--generation-strengths=-3,3"],
-            "generation_strengths = (-3.0, 3.0): some of the strengths that are swept",
+            "some of the strengths that are swept",
+        ),
+        (
+            [*base, "--model", "8B", "--temperature", "1", "--repeats", "2"],
+            "--temperature, --repeats without generation: add --outcomes logit,generation",
         ),
         ([*base[:-1], str(tmp_path), "--model", "8B"], "name a .nc file"),
         (["consolidate", "--out", out], "nothing was collected"),

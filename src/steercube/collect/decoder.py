@@ -17,11 +17,20 @@ import torch
 from safetensors import SafetensorError
 from torch import nn
 from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers.cache_utils import DynamicCache, DynamicLayer, DynamicSlidingWindowLayer
 
 from steercube.collect.rank import Rank
 from steercube.cube import Model
 from steercube.models import Entry, Weights
 
+OWN_KEYS = (DynamicLayer, DynamicSlidingWindowLayer)
+"""Layers of transformers' cache that hold one block's keys and values."""
+GREEDY_PROCESSORS = (
+    *("repetition_penalty", "no_repeat_ngram_size", "min_length", "min_new_tokens"),
+    *("suppress_tokens", "begin_suppress_tokens", "forced_bos_token_id", "forced_eos_token_id"),
+    *("bad_words_ids", "sequence_bias", "exponential_decay_length_penalty"),
+)
+"""Fields of a generation config that change which token is the likeliest."""
 SHAREABLE = {"full_attention", "sliding_attention"}
 """Kinds of block whose past is keys and values, which many rows can share."""
 
@@ -59,9 +68,19 @@ class Decoder:
 
     @property
     def shares_prefix(self) -> bool:
-        """Whether the past of every block is keys and values alone."""
-        kinds = getattr(self.model.config.get_text_config(), "layer_types", None)
-        return not kinds or set(kinds) <= SHAREABLE
+        """Whether the past of every block is keys and values of its own, and nothing else."""
+        config = self.model.config.get_text_config()
+        kinds = getattr(config, "layer_types", None)
+        if kinds and not set(kinds) <= SHAREABLE:
+            return False
+        return all(type(layer) in OWN_KEYS for layer in DynamicCache(config=config).layers)
+
+    @property
+    def not_applied(self) -> str:
+        """What its generation config would do to greedy logits, and generation here does not."""
+        asked = self.model.generation_config.to_diff_dict()
+        found = [f"{name} = {asked[name]}" for name in GREEDY_PROCESSORS if asked.get(name)]
+        return ", ".join(found)
 
 
 def load(entry: Entry, *, offload_folder: str | Path | None = None) -> Decoder:

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from steercube.collect.caches import Rows, SharedPrefix
 from steercube.collect.decoder import Decoder
-from steercube.collect.hooks import Cell, FanOut, Touched, steering, steering_rows
+from steercube.collect.hooks import Cell, FanOut, RowSteering, Touched, steering
 from steercube.collect.readout import Prompt
 from steercube.collect.sweep import (
     Progress,
@@ -36,18 +36,22 @@ from steercube.collect.sweep import (
     run_whole,
 )
 
-PAD = -1
-"""What stands after the last token of an answer."""
-CHECKED_TOKENS = 4
-"""Tokens that a run's check generates: enough for two steps behind a past that was moved."""
+PAD, NONFINITE = -1, -2
+"""What stands after the last token of an answer; where its logits were no numbers, and it ends."""
+CHECKED_TOKENS = 6
+"""Tokens that a run's check generates: a past that is wrong shows from the second on."""
 
 
 @dataclass(frozen=True)
 class Decoding:
-    """How tokens are chosen: the likeliest one, or with a temperature a random one."""
+    """How tokens are chosen: the likeliest one, or with a temperature a random one.
+
+    `recorded`, for a check: no token ends an answer, and the log-probability of each is kept.
+    """
 
     max_new_tokens: int = 32
     temperature: float = 0.0
+    recorded: bool = False
 
 
 @dataclass(frozen=True)
@@ -55,11 +59,13 @@ class Generated:
     """Token ids (1 + cells, prompt, position), end token included, PAD after it.
 
     `logprobs` (1 + cells, prompt, answer) are of the answers' tokens at the first generated
-    position, in nats; receipts are by layer, of prompts and answers together.
+    position, `said` those of the tokens themselves where they were recorded, in nats; receipts are
+    by layer, of prompts and answers together.
     """
 
     tokens: np.ndarray
     logprobs: np.ndarray
+    said: np.ndarray
     touched: dict[int, Touched]
     max_rows: int
 
@@ -81,17 +87,16 @@ def generate(
     Vectors are added in the prompt as `positions` says and at every generated token. `rngs` are one
     a prompt, for a temperature. The result depends on neither `max_rows` nor the order of prompts.
 
-    Raises ValueError for a model whose past is not keys and values alone; see also `in_batches`.
+    Raises ValueError for a model whose past is not keys and values alone, and for a temperature
+    without `rngs`; see also `in_batches`.
     """
-    if not decoder.shares_prefix:
-        raise ValueError(
-            f"model {decoder.name!r} keeps more of its past than keys and values (its config's "
-            "layer_types say what), so rows of different cells cannot be decoded together. "
-            "Collect it with --outcomes logit."
-        )
+    require_own_keys(decoder)
+    if decoding.temperature and len(rngs) != len(prompts):
+        raise ValueError(f"{len(rngs)} rngs for {len(prompts)} prompts: each takes one")
     shape = (1 + len(cells), len(prompts))
     tokens = np.full((*shape, decoding.max_new_tokens), PAD)
     logprobs = np.full((*shape, answers.shape[1]), np.nan, dtype="float32")
+    said = np.full(tokens.shape, np.nan)
     chances = np.array([rng.random(decoding.max_new_tokens) for rng in rngs])
     touched: dict[int, Touched] = {}
 
@@ -107,19 +112,31 @@ def generate(
             rows = [*([0] if group.start == 0 else []), *(1 + i for i in group)]
             tokens[np.ix_(rows, batch)] = found.tokens
             logprobs[np.ix_(rows, batch)] = found.logprobs
+            said[np.ix_(rows, batch)] = found.said
             add_cells(receipts, found.touched)
         add_prompts(touched, receipts)
         progress(shape[0] * len(batch))
 
     max_rows = in_batches(prompts, shape[0], generate_batch, max_rows=max_rows)
-    return Generated(tokens, logprobs, touched, max_rows)
+    return Generated(tokens, logprobs, said, touched, max_rows)
+
+
+def require_own_keys(decoder: Decoder) -> None:
+    """Raise ValueError for a model whose rows cannot each have a past of their own here."""
+    if not decoder.shares_prefix:
+        raise ValueError(
+            f"model {decoder.name!r}: some of its blocks keep more of the past than keys and "
+            "values of their own, so rows of different cells cannot be decoded together. "
+            "Collect it with --outcomes logit."
+        )
 
 
 class _Group(NamedTuple):
-    """One pass's rows: tokens (cell, prompt, position), logprobs (cell, prompt, answer)."""
+    """One pass's rows, by cell and prompt, as in `Generated`."""
 
     tokens: np.ndarray
     logprobs: np.ndarray
+    said: np.ndarray
     touched: dict[int, Touched]
 
 
@@ -147,7 +164,9 @@ def _generate_group(
     logprobs = np.empty((copies, *answers.shape), dtype="float32")
     logprobs[order] = logprobs_of(logits, answers)
     tokens = np.full((copies, batch, decoding.max_new_tokens), PAD)
-    changed: dict[int, Tensor] = {}
+    said = np.full(tokens.shape, np.nan)
+    ends = [NONFINITE, *([] if decoding.recorded else decoder.end_tokens)]
+    in_cells = RowSteering(cells)
     live = _with_gaps_filled(unsteered | (of_cell > 0))
     past.keep(live)
     logits = logits[live]
@@ -155,21 +174,22 @@ def _generate_group(
         at = of_cell[live], of_prompt[live]
         chosen = _chosen(logits, decoding, None if chances is None else chances[at[1], step])
         tokens[(*at, step)] = chosen
-        goes_on = ~np.isin(chosen, decoder.end_tokens)
+        if decoding.recorded:
+            said[(*at, step)] = logprobs_of(logits, np.maximum(chosen, 0)[:, None])[0, :, 0]
+        goes_on = ~np.isin(chosen, ends)
         if step + 1 == decoding.max_new_tokens or not goes_on.any():
             break
         stay = _with_gaps_filled(goes_on)
         live = live[stay]
         past.keep(stay)
-        at_work = [cells[cell - 1] if cell else None for cell in of_cell[live]]
-        with steering_rows(decoder.blocks, at_work, changed):
+        with in_cells.on(decoder.blocks, (of_cell[live] - 1).tolist()):
             logits = forward(decoder, _next(run, past, of_prompt[live], chosen[stay], step))[:, -1]
     touched = {
-        layer: replace(one, positions=one.positions + int(changed.get(layer, 0)))
+        layer: replace(one, positions=one.positions + int(in_cells.changed.get(layer, 0)))
         for layer, one in pass_.touched.items()
     }
     first = 0 if unsteered else 1
-    return _Group(tokens[first:], logprobs[first:], touched)
+    return _Group(tokens[first:], logprobs[first:], said[first:], touched)
 
 
 def _past(run: Run) -> SharedPrefix:
@@ -215,49 +235,72 @@ def _with_gaps_filled(goes_on: np.ndarray) -> np.ndarray:
 
 
 def _chosen(logits: Tensor, decoding: Decoding, chances: np.ndarray | None) -> np.ndarray:
-    """Token ids (row): the likeliest, or where each row's chance falls in the distribution."""
+    """Token ids (row): the likeliest, or where each row's chance falls in the distribution.
+
+    NONFINITE where the likeliest has no finite logit.
+    """
+    largest, likeliest = logits.max(-1)
+    finite = largest.isfinite().cpu().numpy()
     if chances is None:
-        return logits.argmax(-1).cpu().numpy()
+        return np.where(finite, likeliest.cpu().numpy(), NONFINITE)
     drawn = []
     # A few rows at a time, as in `logprobs_of`.
     for few, chance in zip(logits.split(64), torch.as_tensor(chances).split(64), strict=True):
         cumulative = (few.double() / decoding.temperature).softmax(-1).cumsum(-1)
         wanted = chance.to(few.device)[:, None] * cumulative[:, -1:]
         drawn.append(torch.searchsorted(cumulative, wanted, right=True)[:, 0])
-    return torch.cat(drawn).clamp(max=logits.shape[-1] - 1).cpu().numpy()
+    found = torch.cat(drawn).clamp(max=logits.shape[-1] - 1).cpu().numpy()
+    return np.where(finite, found, NONFINITE)
 
 
 @torch.inference_mode()
 def check_generation_against_plain_loop(
     decoder: Decoder, prompts: Sequence[Prompt], cells: Sequence[Cell], *, positions: str
 ) -> float:
-    """How far a few generated tokens fall short of the largest logit of a full forward, at most.
+    """Largest difference, in nats, of generated tokens' log-probabilities from a full forward's.
 
-    Each answer is run again behind its prompt, whole, without a cache and alone. Raises ValueError
-    where the shortfall exceeds what rounding explains (4 units in the last place of the largest
-    logit, or 1e-3): a cache or a mask of that model does not do what ours takes it to do.
+    Prompts are decoded together and one by one, past any end token; each answer is run again behind
+    its prompt, whole and without a cache. Raises ValueError where they differ by more than rounding
+    explains (4 units in the last place of the largest logit, or 1e-3): a cache, a mask or the
+    positions of that model are not what ours take them to be. Give prompts of unlike length.
     """
-    none = np.zeros((len(prompts), 1), dtype=int)
-    found = generate(
-        decoder, prompts, none, cells, positions=positions, decoding=Decoding(CHECKED_TOKENS),
-        max_rows=len(prompts) * (1 + len(cells)),
-    )  # fmt: skip
-    short, largest = 0.0, 0.0
-    for cell, of_cell in zip(cells, found.tokens[1:], strict=True):
-        for prompt, padded in zip(prompts, of_cell, strict=True):
-            tokens = padded[padded != PAD]
-            whole = Prompt((*prompt.ids, *tokens.tolist()[:-1]), prompt.answer_start)
-            run = run_whole(decoder, [whole], positions=positions)
-            with steering(decoder.blocks[cell.layer], cell, run.steer):
-                logits = forward(decoder, run)[0, len(prompt.ids) - 1 :].float().cpu()
-            said = logits.gather(-1, torch.as_tensor(tokens)[:, None])[:, 0]
-            short = max(short, float((logits.max(-1).values - said).max()))
-            largest = max(largest, float(logits.abs().max()))
+    apart, largest = 0.0, 0.0
+    decoding = Decoding(CHECKED_TOKENS, recorded=True)
+    for together in (prompts, *([prompt] for prompt in prompts)):
+        none = np.zeros((len(together), 1), dtype=int)
+        max_rows = len(together) * (1 + len(cells))
+        try:
+            found = generate(
+                decoder, together, none, cells, positions=positions, decoding=decoding,
+                max_rows=max_rows,
+            )  # fmt: skip
+        except (RuntimeError, TypeError, AttributeError, IndexError, AssertionError) as error:
+            raise ValueError(
+                f"model {decoder.name!r}: its rows cannot be decoded together "
+                f"({type(error).__name__}: {error}). Collect it with --outcomes logit."
+            ) from error
+        for cell, tokens, said in zip(cells, found.tokens[1:], found.said[1:], strict=True):
+            for prompt, own, own_said in zip(together, tokens, said, strict=True):
+                own = np.maximum(own, 0)  # what was no number is none in the plain loop either
+                logits = _plain_logits(decoder, prompt, own, cell, positions=positions)
+                plain = logits.log_softmax(-1).gather(-1, torch.as_tensor(own)[:, None])[:, 0]
+                apart = max(apart, float(abs(plain - torch.as_tensor(own_said)).max()))
+                largest = max(largest, float(logits.abs().max()))
     allowed = max(1e-3, 4 * torch.finfo(decoder.model.dtype).eps * largest)
-    if not short <= allowed:
+    if not apart <= allowed:
         raise ValueError(
-            f"model {decoder.name!r}: a generated token falls short of the plain loop's by "
-            f"{short:.3g} (at most {allowed:.3g} is rounding). Generation does not support this "
+            f"model {decoder.name!r}: generated tokens differ from the plain loop's by {apart:.3g} "
+            f"nat (at most {allowed:.3g} is rounding). Generation does not support this "
             "architecture; collect it with --outcomes logit, and please report its name."
         )
-    return short
+    return apart
+
+
+def _plain_logits(
+    decoder: Decoder, prompt: Prompt, tokens: np.ndarray, cell: Cell, *, positions: str
+) -> Tensor:
+    """Logits (position, vocabulary) that each of the answer's tokens follows, by a full forward."""
+    whole = Prompt((*prompt.ids, *tokens.tolist()[:-1]), prompt.answer_start)
+    run = run_whole(decoder, [whole], positions=positions)
+    with steering(decoder.blocks[cell.layer], cell, run.steer):
+        return forward(decoder, run)[0, len(prompt.ids) - 1 :].float().cpu()

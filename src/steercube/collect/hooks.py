@@ -89,34 +89,47 @@ def _added(cell: Cell, hidden: Tensor, steer: Tensor) -> Tensor:
     return cell.added_to(hidden) * steer.to(hidden.device)[:, :, None]
 
 
-@contextmanager
-def steering_rows(
-    blocks: Sequence[nn.Module], cells: Sequence[Cell | None], changed: dict[int, Tensor]
-) -> Iterator[None]:
-    """Each row is steered in its own cell, or not at all, at every position that is run.
+class RowSteering:
+    """Rows of one batch, each steered in its own of `cells` at every position that is run.
 
     `changed` counts, by layer, the positions that a vector changed, on the device.
     """
-    of_layer: dict[int, dict[int, Cell]] = {}
-    for row, cell in enumerate(cells):
-        if cell is not None:
-            of_layer.setdefault(cell.layer, {})[row] = cell
 
-    def edit_of(layer: int) -> Edit:
+    def __init__(self, cells: Sequence[Cell]) -> None:
+        self.cells = cells
+        self.changed: dict[int, Tensor] = {}
+        self._added: dict[int, Tensor] = {}
+
+    @contextmanager
+    def on(self, blocks: Sequence[nn.Module], of_row: Sequence[int]) -> Iterator[None]:
+        """While this is open; `of_row` is each row's index into `cells`, -1 for none."""
+        rows: dict[int, list[tuple[int, int]]] = {}
+        for row, cell in enumerate(of_row):
+            if cell >= 0:
+                rows.setdefault(self.cells[cell].layer, []).append((row, cell))
+        with ExitStack() as undo:
+            for layer, of_layer in rows.items():
+                undo.enter_context(_on_output(blocks[layer], self._edit(layer, of_layer)))
+            yield
+
+    def _edit(self, layer: int, of_layer: Sequence[tuple[int, int]]) -> Edit:
+        own = [i for i, cell in enumerate(self.cells) if cell.layer == layer]
+        place = {cell: i for i, cell in enumerate(own)}
+
         def edit(hidden: Tensor) -> Tensor:
-            rows = torch.tensor(list(of_layer[layer]), device=hidden.device)
-            added = torch.stack([cell.added_to(hidden) for cell in of_layer[layer].values()])
-            steered = hidden.index_add(0, rows, added[:, None].expand(-1, hidden.shape[1], -1))
+            if layer not in self._added:
+                added = [self.cells[i].added_to(hidden) for i in own]
+                self._added[layer] = torch.stack(added)[:, None]
+            rows, cells = torch.tensor(
+                [(row, place[cell]) for row, cell in of_layer], device=hidden.device
+            ).T
+            added = self._added[layer][cells].expand(-1, hidden.shape[1], -1)
+            steered = hidden.index_add(0, rows, added)
             moved = (steered[rows] != hidden[rows]).any(dim=-1).sum()
-            changed[layer] = changed[layer] + moved if layer in changed else moved
+            self.changed[layer] = self.changed[layer] + moved if layer in self.changed else moved
             return steered
 
         return edit
-
-    with ExitStack() as undo:
-        for layer in of_layer:
-            undo.enter_context(_on_output(blocks[layer], edit_of(layer)))
-        yield
 
 
 @dataclass

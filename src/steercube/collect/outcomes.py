@@ -5,7 +5,7 @@ know which is which: their items, the shards that those are cut into, the settin
 made with, how to make one, and a comparison with the plain loop.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -16,7 +16,7 @@ import xarray as xr
 
 from steercube import netcdf
 from steercube.collect.generate import (
-    PAD,
+    NONFINITE,
     Decoding,
     Generated,
     check_generation_against_plain_loop,
@@ -25,15 +25,13 @@ from steercube.collect.generate import (
 from steercube.collect.hooks import Cell, Touched
 from steercube.collect.plan import layers_of
 from steercube.collect.readout import Prompt
-from steercube.collect.shards import find_shard, save_shard
-from steercube.collect.sweep import Swept, check_against_plain_loop, sweep
+from steercube.collect.shards import ALIKE_WHERE_GENERATED, find_shard, save_shard
+from steercube.collect.sweep import Progress, Swept, check_against_plain_loop, sweep
 from steercube.collect.unit import Unit, sha256_of
 from steercube.concepts import Question
 from steercube.cube import UNSTEERED
 from steercube.schema import raise_if_any
 from steercube.streams import stream
-
-Progress = Callable[[int], None]
 
 
 class Outcome(Protocol):
@@ -54,6 +52,10 @@ class Outcome(Protocol):
     @property
     def n_cells(self) -> int:
         """Measurements of each item, the unsteered one included."""
+
+    @property
+    def shared_settings(self) -> dict[str, Any]:
+        """Settings of all its shards, which decide with which others they share a cube."""
 
     def settings(self, items: Sequence[int], of_vectors: xr.Dataset) -> dict[str, Any]:
         """What the values of a shard of these items depend on."""
@@ -149,11 +151,16 @@ class LogitSweep:
         """Cells of each sample, the unsteered one included."""
         return 1 + len(self.directions) * len(self.layers) * len(self.unit.plan.steered)
 
+    @property
+    def shared_settings(self) -> dict[str, Any]:
+        """Those of the unit."""
+        return self.unit.settings
+
     def settings(self, items: Sequence[int], of_vectors: xr.Dataset) -> dict[str, Any]:
         """What the values of a shard depend on."""
         questions = _questions(self.unit, items)
         asked = (questions, self._prompts(questions), self.unit.answers(questions))
-        return self.unit.settings | {
+        return self.shared_settings | {
             "items_sha256": sha256_of(asked),
             "vectors_sha256": of_vectors.attrs[netcdf.DIGEST],
             "layers": self.layers,
@@ -186,7 +193,7 @@ class LogitSweep:
 
         Raises ValueError where that is more than rounding.
         """
-        questions = _questions(self.unit, self.items[:2])
+        questions = _shortest_and_longest(self.unit, self.items)
         apart = check_against_plain_loop(
             self.unit.decoder,
             self._prompts(questions),
@@ -249,7 +256,8 @@ class Generation:
         """The first so many as the plan says, matching letters in turn."""
         concept = self.unit.concept
         kept = concept.cut_to(n_pairs=None, n_items=self.unit.plan.generation_samples).evaluation
-        return [i for i, question in enumerate(concept.evaluation) if question in kept]
+        ids = {question.id for question in kept}
+        return [i for i, question in enumerate(concept.evaluation) if question.id in ids]
 
     @property
     def layers(self) -> list[int]:
@@ -262,20 +270,23 @@ class Generation:
         """Responses to each sample, the unsteered ones included."""
         return self.unit.plan.repeats * (1 + len(self.layers) * len(self.unit.plan.generated))
 
+    @property
+    def shared_settings(self) -> dict[str, Any]:
+        """Those of the unit, and how tokens are chosen."""
+        plan = self.unit.plan
+        return self.unit.settings | {name: getattr(plan, name) for name in ALIKE_WHERE_GENERATED}
+
     def settings(self, items: Sequence[int], of_vectors: xr.Dataset) -> dict[str, Any]:
         """What the responses of a shard depend on."""
         questions = _questions(self.unit, items)
         plan = self.unit.plan
         asked = (questions, self._prompts(questions), self.unit.answers(questions))
-        return self.unit.settings | {
+        return self.shared_settings | {
             "items_sha256": sha256_of(asked),
             "vectors_sha256": of_vectors.attrs[netcdf.DIGEST],
             "generation_layers": self.layers,
             "generation_strengths": list(plan.generated),
             "generation_samples": len(self.items),
-            "max_new_tokens": plan.max_new_tokens,
-            "temperature": plan.temperature,
-            "repeats": plan.repeats,
         }
 
     def make(
@@ -298,21 +309,31 @@ class Generation:
         for repeat in range(plan.repeats):
             found.append(run(rngs=self._rngs(questions, repeat), max_rows=max_rows))
             max_rows = found[-1].max_rows
-        return self._labelled(found, items), max_rows
+        made = self._labelled(found, items)
+        if not made["generation_positions_touched"].any():
+            raise ValueError(
+                f"{self.unit.decoder.name} x {self.unit.concept.name}: no position was changed at "
+                f"strengths {plan.generated}: the vectors are zero, too small for the dtype, or "
+                "the hooks do not reach this model. Nothing was saved of it."
+            )
+        return made, max_rows
 
     def check(self, of_vectors: xr.Dataset) -> str:
-        """Whether some cells of two prompts say what the plain loop says, in words.
+        """Compare some cells of two prompts with the plain loop, and say how far they are apart.
 
-        Raises ValueError where a token is not the likeliest after a full forward.
+        Raises ValueError where that is more than rounding.
         """
-        questions = _questions(self.unit, self.items[:2])
+        questions = _shortest_and_longest(self.unit, self.items)
         apart = check_generation_against_plain_loop(
             self.unit.decoder,
             self._prompts(questions),
             _outermost(self.unit, of_vectors, self.layers, max(self.unit.plan.generated, key=abs)),
             positions=self.unit.plan.positions,
         )
-        return f"generated tokens are within {apart:.1g} of the plain loop's largest logit"
+        ignored = self.unit.decoder.not_applied
+        return f"generated tokens are within {apart:.1g} nat of the plain loop" + (
+            f"; not applied of the model's generation config: {ignored}" if ignored else ""
+        )
 
     def _prompts(self, questions: Sequence[Question]) -> list[Prompt]:
         bare = replace(self.unit.readout, lead="")
@@ -338,6 +359,7 @@ class Generation:
             {
                 "response_text": self._text(tokens),
                 "response_finished": bool(np.isin(tokens, ends).any()),
+                "response_finite": bool((tokens != NONFINITE).all()),
                 "response_layer": layer,
                 "response_strength": strength,
                 "response_sample": sample,
@@ -351,16 +373,13 @@ class Generation:
             {name: ("response", np.array([row[name] for row in rows])) for name in rows[0]}
         )
         if not self.unit.readout.lead:
-            first = _with_unsteered(found[0].logprobs, grid)
-            made["first_logit_diff"] = first.sel(answer="matching") - first.sel(answer="other")
+            made["first_logprob"] = _with_unsteered(found[0].logprobs, grid)
         touched = [_receipts(one.touched, self.layers)["positions_touched"][1] for one in found]
         made["generation_positions_touched"] = ("layer", np.sum(touched, axis=0))
-        return made.drop_vars("answer", errors="ignore").assign_coords(
-            layer=self.layers, sample=list(items)
-        )
+        return made.assign_coords(layer=self.layers, sample=list(items))
 
     def _text(self, tokens: np.ndarray) -> str:
-        said = tokens[(tokens != PAD) & ~np.isin(tokens, self.unit.decoder.end_tokens)]
+        said = tokens[(tokens >= 0) & ~np.isin(tokens, self.unit.decoder.end_tokens)]
         text = self.unit.decoder.tokenizer.decode(said.tolist(), skip_special_tokens=True)
         # No text in a file can hold this character.
         return str(text).replace("\0", "�")
@@ -368,6 +387,13 @@ class Generation:
 
 def _questions(unit: Unit, items: Sequence[int]) -> list[Question]:
     return [unit.concept.evaluation[i] for i in items]
+
+
+def _shortest_and_longest(unit: Unit, items: Sequence[int]) -> list[Question]:
+    """Of the items, so that padding and long contexts are among what is checked."""
+    questions = _questions(unit, items)
+    by_length = sorted(questions, key=lambda question: len(question.prompt))
+    return [by_length[0], by_length[-1]] if len(by_length) > 1 else by_length
 
 
 def _outermost(

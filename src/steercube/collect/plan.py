@@ -10,6 +10,8 @@ from steercube.schema import raise_if_any
 from steercube.streams import SEED
 
 CONTROLS = DIRECTIONS[1:]
+MIN_TEMPERATURE = 1e-3
+"""A smaller one is greedy but for rounding."""
 OUTCOMES = ("logit", "generation")
 """What can be measured of a cell: log-probabilities of the two answers, and what is said."""
 
@@ -74,16 +76,22 @@ class Plan:
         problems = []
         if not self.outcomes or len(set(self.outcomes)) < len(self.outcomes):
             problems.append(f"outcomes = {self.outcomes}: one or both of {', '.join(OUTCOMES)}")
-        others = sorted(set(self.generation_strengths) - set(self.strengths))
-        if others or 0 in self.generation_strengths:
+        if self.generation_strengths and (
+            not set(self.generation_strengths) <= set(self.strengths)
+            or not any(self.generation_strengths)
+        ):
             problems.append(
                 f"generation_strengths = {self.generation_strengths}: some of the strengths that "
-                "are swept; 0 always is"
+                f"are swept, {self.strengths}, not 0 alone"
             )
-        if self.max_new_tokens < 1 or not 0 <= self.temperature < np.inf or self.repeats < 1:
+        if (
+            self.max_new_tokens < 1
+            or not (self.temperature == 0 or MIN_TEMPERATURE <= self.temperature < np.inf)
+            or self.repeats < 1
+        ):
             problems.append(
                 f"max_new_tokens = {self.max_new_tokens}, temperature = {self.temperature}, "
-                f"repeats = {self.repeats}: at least 1, 0 and 1"
+                f"repeats = {self.repeats}: at least 1; 0 or at least {MIN_TEMPERATURE}; at least 1"
             )
         elif self.repeats > 1 and not self.temperature:
             problems.append(
@@ -94,7 +102,7 @@ class Plan:
     @property
     def generated(self) -> tuple[float, ...]:
         """The strengths at which something is added while an answer is generated."""
-        return tuple(sorted(self.generation_strengths)) or self.steered
+        return tuple(sorted(set(self.generation_strengths) - {0.0})) or self.steered
 
     @property
     def steered(self) -> tuple[float, ...]:

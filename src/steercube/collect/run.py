@@ -13,14 +13,22 @@ from tqdm import tqdm
 
 from steercube import netcdf
 from steercube.collect.decoder import Decoder
+from steercube.collect.generate import require_own_keys
 from steercube.collect.outcomes import Outcome, chunks, outcomes_of, pending, save_chunk
 from steercube.collect.plan import Plan
 from steercube.collect.rank import Rank
 from steercube.collect.readout import readout_of
-from steercube.collect.shards import consolidate, differences, held, other_settings
+from steercube.collect.shards import (
+    consolidate,
+    differences,
+    held,
+    held_outcomes,
+    other_settings,
+    whole_outcomes,
+)
 from steercube.collect.unit import Unit
 from steercube.concepts import Concept
-from steercube.cube import STATUS, open_cube, save_cube
+from steercube.cube import open_cube, save_cube
 from steercube.schema import raise_if_any
 
 Report = Callable[[str], None]
@@ -57,6 +65,8 @@ def collect(
     rank = rank or Rank.of_environment()
     out = Path(out)
     units = _units(decoder, concepts, plan, shards_of(out))
+    if "generation" in plan.outcomes:
+        require_own_keys(decoder)
     if rank.leads:
         _require_nothing_lost(out, units)
         _require_one_cube(shards_of(out), units)
@@ -134,7 +144,11 @@ def _require_one_cube(folder: Path, units: Sequence[Unit]) -> None:
     """Refuse at once what could not be in one cube with the shards that others left in `folder`."""
     others = other_settings(folder, [unit.folder for unit in units])
     problems = {
-        line for unit in units for other in others for line in differences(unit.settings, other)
+        line
+        for unit in units
+        for outcome in outcomes_of(unit)
+        for other in others
+        for line in differences(outcome.shared_settings, other)
     }
     raise_if_any(sorted(problems), what=f"one cube with the shards in {folder} (or change --out)")
 
@@ -143,15 +157,14 @@ def _require_nothing_lost(out: Path, units: Iterable[Unit]) -> None:
     """Refuse to replace a cube that holds what neither the shards nor this run can make again."""
     if not out.exists():
         return
-    held_there = open_cube(out)["cell_status"] == STATUS["complete"]
-    made = {path.parent for path in shards_of(out).glob("*/*/vectors.nc")}
-    made |= {unit.folder for unit in units}
+    folder = shards_of(out)
+    made = {
+        (unit.folder, outcome.name) for unit in units for outcome in outcomes_of(unit)
+    } | whole_outcomes(folder)
     lost = [
-        f"{model} x {concept} has no shards here"
-        for model in held_there["model"].values
-        for concept in held_there["concept"].values
-        if held_there.sel(model=model, concept=concept).any()
-        and shards_of(out) / str(model) / str(concept) not in made
+        f"{model} x {concept} has no {kind} among its shards"
+        for model, concept, kind in held_outcomes(open_cube(out))
+        if (folder / model / concept, kind) not in made
     ]
     raise_if_any(lost, what=f"replacing {out} (move it away, or choose another --out)")
 

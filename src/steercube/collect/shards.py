@@ -39,7 +39,9 @@ RECEIPTS = ["rows_touched", "positions_touched", "added_over_residual"]
 ALIKE = ("strengths", "positions", "convention", "seed", "steercube")
 ALIKE_WHERE_GENERATED = ("max_new_tokens", "temperature", "repeats")
 """Settings that one cube has once: a unit with others is another cube's."""
-OUTCOMES = ("samples", "generations")
+MAX_APART = 1e-3
+"""Nats between two computations of the same log-probability in float32."""
+SHARD_KINDS = ("samples", "generations")
 """How the shards of each outcome are named."""
 OF_VECTORS = ("vector_norm", "residual_norm", "split_half_cosine", "pairwise_cosine")
 
@@ -151,13 +153,13 @@ def other_settings(folder: Path, own: Sequence[Path]) -> list[dict[str, Any]]:
     """The settings of every unit and outcome in `folder`, but for the units in `own`."""
     found = {
         (path.parent, outcome): path
-        for outcome in OUTCOMES
+        for outcome in SHARD_KINDS
         for path in sorted(folder.glob(f"*/*/{outcome}-*.nc"))
     }
     return [settings_of(netcdf.load(path)) for (unit, _), path in found.items() if unit not in own]
 
 
-class Unit(NamedTuple):
+class UnitShards(NamedTuple):
     """The shards of one model x concept: vectors, and each outcome whose shards are all there."""
 
     vectors: xr.Dataset
@@ -211,10 +213,10 @@ def consolidate(folder: Path) -> tuple[xr.Dataset, xr.Dataset, dict[str, str]]:
     return cube, _vectors_of(units), keys
 
 
-def _unit(folder: Path) -> Unit:
+def _unit(folder: Path) -> UnitShards:
     of_vectors = netcdf.load(folder / "vectors.nc")
     keys = {folder / "vectors.nc": of_vectors.attrs["key"]}
-    joined: dict[str, xr.Dataset | None] = dict.fromkeys(OUTCOMES)
+    joined: dict[str, xr.Dataset | None] = dict.fromkeys(SHARD_KINDS)
     for outcome, join in {"samples": _joined_samples, "generations": _joined_generations}.items():
         found = {path: netcdf.load(path) for path in sorted(folder.glob(f"{outcome}-*.nc"))}
         shards = list(found.values())
@@ -222,7 +224,30 @@ def _unit(folder: Path) -> Unit:
         if shards and held_there == json.loads(shards[0].attrs["samples"]):
             joined[outcome] = join(shards)
             keys |= {path: shard.attrs["key"] for path, shard in found.items()}
-    return Unit(of_vectors, **joined, keys=keys)
+    return UnitShards(of_vectors, **joined, keys=keys)
+
+
+def whole_outcomes(folder: Path) -> set[tuple[Path, str]]:
+    """(folder of the unit, kind of shards) of every outcome whose shards are all there."""
+    found = set()
+    for path in folder.glob("*/*/vectors.nc"):
+        try:
+            unit = _unit(path.parent)
+        except ValueError:
+            continue
+        kinds = dict(zip(SHARD_KINDS, (unit.samples, unit.generations), strict=True))
+        found |= {(path.parent, kind) for kind, part in kinds.items() if part is not None}
+    return found
+
+
+def held_outcomes(cube: xr.Dataset) -> list[tuple[str, str, str]]:
+    """(model, concept, kind of shards) of whatever a cube holds."""
+    swept = (cube["cell_status"] == STATUS["complete"]).any("layer").to_series()
+    found = {(str(model), str(concept), "samples") for model, concept in swept.index[swept]}
+    if "response_text" in cube:
+        pairs = zip(cube["response_model"].values, cube["response_concept"].values, strict=True)
+        found |= {(str(model), str(concept), "generations") for model, concept in set(pairs)}
+    return sorted(found)
 
 
 def _joined_samples(shards: Sequence[xr.Dataset]) -> xr.Dataset:
@@ -241,18 +266,18 @@ def _joined_samples(shards: Sequence[xr.Dataset]) -> xr.Dataset:
 
 def _joined_generations(shards: Sequence[xr.Dataset]) -> xr.Dataset:
     """All responses; where it was recorded, the first position's logit difference by sample."""
-    tables = [shard[[n for n in shard if shard[n].dims == ("response",)]] for shard in shards]
-    bare = [table.drop_vars(["layer", "sample", "strength"], errors="ignore") for table in tables]
-    joined = xr.concat(bare, dim="response", combine_attrs="override")
+    joined = xr.concat(
+        [_table(shard) for shard in shards], dim="response", combine_attrs="override"
+    )
     touched = [shard["generation_positions_touched"] for shard in shards]
     joined["generation_positions_touched"] = sum(touched[1:], touched[0])
-    if all("first_logit_diff" in shard for shard in shards):
-        first = xr.concat([shard["first_logit_diff"] for shard in shards], dim="sample")
-        joined["first_logit_diff"] = first.sortby("sample")
+    if all("first_logprob" in shard for shard in shards):
+        first = xr.concat([shard["first_logprob"] for shard in shards], dim="sample")
+        joined["first_logprob"] = first.sortby("sample")
     return joined
 
 
-def _frame(units: Sequence[Unit], *, strengths: Sequence[float]) -> xr.Dataset:
+def _frame(units: Sequence[UnitShards], *, strengths: Sequence[float]) -> xr.Dataset:
     """A blank cube of every model, concept, layer and strength in `units`."""
     items = {unit.said("concept"): [Item(**item) for item in unit.said("items")] for unit in units}
     models = {unit.model.name: unit.model for unit in units}
@@ -274,7 +299,7 @@ def _joined(attrs: Sequence[Mapping[str, str]]) -> dict[str, str]:
     return joined | {"inputs_sha256": json.dumps(inputs, sort_keys=True)}
 
 
-def _fill(cube: xr.Dataset, unit: Unit) -> None:
+def _fill(cube: xr.Dataset, unit: UnitShards) -> None:
     at = {"model": unit.model.name, "concept": unit.said("concept")}
     of_layers = at | {"layer": unit.layers}
     for name in OF_VECTORS:
@@ -307,9 +332,9 @@ def _fill_generations(cube: xr.Dataset, generations: xr.Dataset, at: Mapping[str
     """Read every response: which of an item's answers are valid, and which of those match."""
     swept = dict(at) | {"layer": generations["layer"].values}
     letter = cube["letter"].sel(concept=at["concept"]).values
-    table = generations.drop_dims(["layer"]).to_dataframe()
+    table = _table(generations).to_dataframe()
     answers = table["response_text"].map(answer_of)
-    table["valid"] = (answers != "").astype(float)
+    table["valid"] = (answers != "").astype(float).where(table["response_finite"])
     table["match"] = (
         (answers == letter[table["response_sample"]]).where(answers != "").astype(float)
     )
@@ -328,22 +353,51 @@ def _fill_generations(cube: xr.Dataset, generations: xr.Dataset, at: Mapping[str
         _put(cube, f"generation_{name}", cells, every[name].transpose(*keys))
     name = "generation_positions_touched"
     _put(cube, name, swept, generations[name])
-    if "first_logit_diff" in generations:
-        first = generations["first_logit_diff"].transpose("layer", "strength", "sample")
-        labels = swept | {dim: first[dim].values for dim in ("strength", "sample")}
-        apart = abs(cube["logit_diff"].loc[labels].values - first.values)
-        swept_too = np.isfinite(apart).all(axis=(1, 2))
-        if swept_too.any():
-            largest = xr.DataArray(np.where(swept_too, apart.max(axis=(1, 2)), np.nan))
-            _put(cube, "generation_logit_apart", swept, largest)
+    if "first_logprob" in generations:
+        _put(cube, "generation_logit_apart", swept, _apart_from_sweep(cube, generations, at))
 
 
-def _responses(units: Sequence[Unit]) -> xr.Dataset:
+def _apart_from_sweep(
+    cube: xr.Dataset, generations: xr.Dataset, at: Mapping[str, str]
+) -> xr.DataArray:
+    """How far, by layer, the first position's log-probabilities are from the sweep's, at most.
+
+    NaN at layers that were not swept. Raises ValueError where that is not rounding (in float32).
+    """
+    first = generations["first_logprob"]
+    labels = dict(at) | {dim: first[dim].values for dim in ("layer", "strength", "sample")}
+    apart = xr.concat(
+        [
+            abs(first.sel(answer=answer) - cube[f"logprob_{answer}"].loc[labels])
+            for answer in ("matching", "other")
+        ],
+        dim="answer",
+        coords="minimal",
+        compat="override",
+    )
+    every = ("answer", "strength", "sample")
+    largest = apart.max(every).where(apart.notnull().all(every))
+    if cube.attrs["dtype"] == "float32" and (largest > MAX_APART).any():
+        raise ValueError(
+            f"{at['model']} x {at['concept']}: the first generated position is {largest.max():.2g} "
+            f"nat from the logit sweep's (at most {MAX_APART} is rounding): the two are not of the "
+            "same model, vectors or prompts. Delete one of the two kinds of shards, and go on."
+        )
+    return largest
+
+
+def _table(generations: xr.Dataset) -> xr.Dataset:
+    """The responses alone."""
+    columns = [name for name in generations if generations[name].dims == ("response",)]
+    return generations[columns].reset_coords(drop=True)
+
+
+def _responses(units: Sequence[UnitShards]) -> xr.Dataset:
     """The responses of all units, each with its model and concept."""
     tables = []
     for unit in units:
         if unit.generations is not None:
-            table = unit.generations.drop_dims(["layer"])
+            table = _table(unit.generations)
             n = table.sizes["response"]
             labels = {"response_model": unit.model.name, "response_concept": unit.said("concept")}
             tables.append(
@@ -364,7 +418,7 @@ def _put(cube: xr.Dataset, name: str, at: Mapping[str, Any], values: xr.DataArra
     cube[name].loc[dict(at)] = values.values
 
 
-def _vectors_of(units: Sequence[Unit]) -> xr.Dataset:
+def _vectors_of(units: Sequence[UnitShards]) -> xr.Dataset:
     """Every vector: (model, concept, direction, layer, hidden), NaN where a model is smaller."""
     labelled = [
         unit.vectors[["vector"]].expand_dims(
