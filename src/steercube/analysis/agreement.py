@@ -28,6 +28,7 @@ from steercube.analysis.averages import (
     ONE_MODEL,
     best_effects,
     level_of,
+    mean_of_models,
     t_margin,
     t_quantile,
 )
@@ -326,17 +327,7 @@ def matched_minus_mismatched(
             differences.append(matched - np.mean(list(r.values())))
     if not differences:
         return Estimate.undefined("no model has another concept's logits at these layers")
-    values = np.array(differences)
-    mean, margin = float(values.mean()), t_margin(values, level_of(cells))
-    return Estimate(
-        mean,
-        low=mean - margin,
-        high=mean + margin,
-        over="models" if len(values) > 1 else "",
-        n=len(values),
-        span=(float(values.min()), float(values.max())),
-        reason="" if len(values) > 1 else ONE_MODEL,
-    )
+    return mean_of_models(np.array(differences), level_of(cells))
 
 
 def reliabilities(cells: xr.Dataset, *, concept: str, model: str) -> dict[str, Estimate]:
@@ -509,14 +500,11 @@ def agreement_against_effect(
         return Estimate.undefined("needs two models with three concepts in both measures")
     orders = islice(permutations(range(effect.shape[1])), MAX_ORDERS)
     exchanged = [abs(_slopes(effect[:, list(order)], r).mean()) for order in orders]
-    mean, margin = float(slopes.mean()), t_margin(slopes, level_of(cells))
-    return Estimate(
-        mean,
-        low=mean - margin,
-        high=mean + margin,
+    return mean_of_models(
+        slopes,
+        level_of(cells),
         over="models, these concepts",
-        n=len(slopes),
-        p_value=float(np.mean(np.array(exchanged) >= abs(mean) - 1e-12)),
+        p_value=float(np.mean(np.array(exchanged) >= abs(slopes.mean()) - 1e-12)),
     )
 
 

@@ -9,7 +9,8 @@ part, the mean covariance of two models' means, is added.
 """
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from dataclasses import replace
+from typing import Any, NamedTuple
 
 import numpy as np
 import xarray as xr
@@ -250,6 +251,24 @@ def t_margin(values: np.ndarray, level: float) -> float:
     if len(values) < 2:
         return np.nan
     return float(t_quantile(level, len(values) - 1) * values.std(ddof=1) / np.sqrt(len(values)))
+
+
+def mean_of_models(values: np.ndarray, level: float, **fields: Any) -> Estimate:
+    """Mean of one value a model, its interval Student's t over them; a single one has none.
+
+    `fields` are those of the Estimate that say more, or otherwise.
+    """
+    mean, margin, several = float(values.mean()), t_margin(values, level), len(values) > 1
+    found = Estimate(
+        mean,
+        low=mean - margin,
+        high=mean + margin,
+        over="models" if several else "",
+        n=len(values),
+        span=(float(values.min()), float(values.max())),
+        reason="" if several else ONE_MODEL,
+    )
+    return replace(found, **fields)
 
 
 def t_quantile(level: float, df: int) -> float:

@@ -12,7 +12,7 @@ import pandas as pd
 import xarray as xr
 from scipy import stats
 
-from steercube.analysis.averages import ONE_MODEL, level_of, t_margin
+from steercube.analysis.averages import level_of, mean_of_models
 from steercube.analysis.effects import BASELINE, NEGATIVE, POSITIVE
 from steercube.results import Estimate
 
@@ -103,17 +103,13 @@ def best_generation(
     best, null, halves = _best_and_null(cells, concept, models)
     if not len(best):
         return Estimate.undefined("no generation sweep of this concept")
-    mean, margin = float(best.mean()), t_margin(best, level_of(cells))
-    return Estimate(
-        mean,
-        low=mean - margin,
-        high=mean + margin,
-        over="models",
-        n=len(best),
+    always = {"reason": "a maximum exceeds 0 without any effect"} if len(best) > 1 else {}
+    return mean_of_models(
+        best,
+        level_of(cells),
         corrected=float(np.mean(halves)),
-        span=(float(best.min()), float(best.max())),
         expected_under_null=float(np.mean(null)),
-        reason="a maximum exceeds 0 without any effect" if len(best) > 1 else ONE_MODEL,
+        **always,
     )
 
 
@@ -128,17 +124,7 @@ def best_generation_excess(
     best, null, _ = _best_and_null(cells, concept, models)
     if not np.isfinite(null).any():
         return Estimate.undefined("what the maximum would be under no effect is not known")
-    excess = (best - null)[np.isfinite(null)]
-    mean, margin = float(excess.mean()), t_margin(excess, level_of(cells))
-    return Estimate(
-        mean,
-        low=mean - margin,
-        high=mean + margin,
-        over="models" if len(excess) > 1 else "",
-        n=len(excess),
-        span=(float(excess.min()), float(excess.max())),
-        reason="" if len(excess) > 1 else ONE_MODEL,
-    )
+    return mean_of_models((best - null)[np.isfinite(null)], level_of(cells))
 
 
 def _best_and_null(
