@@ -57,7 +57,7 @@ def lint(session: nox.Session) -> None:
 
 @nox.session
 def tests(session: nox.Session) -> None:
-    """The test suite, doctests included (about 8 min on two cores, no GPU)."""
+    """The test suite, doctests included (about 10 min on two cores, no GPU)."""
     install(session, "stats", "collect", groups=("test",))
     install_smollm2(session)
     session.run("pytest", *session.posargs)
@@ -65,7 +65,7 @@ def tests(session: nox.Session) -> None:
 
 @nox.session
 def analyze(session: nox.Session) -> None:
-    """Every study in data/ to paper/<study>/: tables, numbers, figures (under 1 min, no GPU)."""
+    """Every study in data/ to paper/<study>/: tables, numbers, figures (about 1 min, no GPU)."""
     install(session, "stats")
     session.run("steercube", "analyze", *session.posargs)
 

@@ -85,8 +85,8 @@ def parser() -> argparse.ArgumentParser:
 
 
 QUICK: dict[str, Any] = {
-    **{"n_pairs": 16, "n_items": 10, "layers": "0.33:1.0:4", "chunk": 10},
-    **{"generation_samples": 4, "max_new_tokens": 16},
+    **{"n_pairs": 16, "n_items": 10, "layers": "0.33:1.0:5", "chunk": 10},
+    **{"generation_samples": 3, "max_new_tokens": 12},
 }
 """What `collect --quick` sweeps, where nothing else is asked for."""
 
