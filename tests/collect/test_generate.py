@@ -257,6 +257,20 @@ def test_the_check_before_a_run_refuses_a_past_that_is_wrong(
         check_generation_against_plain_loop(of, two, cells()[:2], positions=positions)
 
 
+def test_the_check_before_a_run_refuses_a_past_that_is_no_number(
+    prompts: list[Prompt], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """NaN of ours against a number of the plain loop's is not a small difference."""
+    choose = generate_module._chosen
+
+    def broken(logits: torch.Tensor, *args: Any) -> np.ndarray:
+        return choose(logits.fill_(float("nan")), *args)
+
+    monkeypatch.setattr(generate_module, "_chosen", broken)
+    with pytest.raises(ValueError, match="differ from the plain loop's by inf"):
+        check_generation_against_plain_loop(decoder(), prompts[:2], cells(), positions="all")
+
+
 def test_a_model_that_cannot_run_such_rows_is_refused_in_words(
     prompts: list[Prompt], monkeypatch: pytest.MonkeyPatch
 ) -> None:

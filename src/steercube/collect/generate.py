@@ -31,6 +31,7 @@ from steercube.collect.sweep import (
     forward,
     groups,
     in_batches,
+    largest_gap,
     logprobs_of,
     prepare,
     run_whole,
@@ -284,7 +285,7 @@ def check_generation_against_plain_loop(
                 own = np.maximum(own, 0)  # what was no number is none in the plain loop either
                 logits = _plain_logits(decoder, prompt, own, cell, positions=positions)
                 plain = logits.log_softmax(-1).gather(-1, torch.as_tensor(own)[:, None])[:, 0]
-                apart = max(apart, float(abs(plain - torch.as_tensor(own_said)).max()))
+                apart = max(apart, largest_gap(own_said, plain.numpy()))
                 largest = max(largest, float(logits.abs().max()))
     allowed = max(1e-3, 4 * torch.finfo(decoder.model.dtype).eps * largest)
     if not apart <= allowed:

@@ -265,6 +265,16 @@ def logprobs_of(logits: Tensor, answers: np.ndarray) -> np.ndarray:
     return torch.cat(found).view(copies, *answers.shape).cpu().numpy()
 
 
+def largest_gap(one: np.ndarray, two: np.ndarray) -> float:
+    """Largest |one - two|; none where neither is a number, infinite where only one is.
+
+    >>> largest_gap(np.array([1.0, np.nan]), np.array([1.5, np.nan]))
+    0.5
+    """
+    both = np.isnan(one) & np.isnan(two)
+    return float(np.nan_to_num(abs(np.where(both, 0.0, one - two)), nan=np.inf).max())
+
+
 @torch.inference_mode()
 def check_against_plain_loop(
     decoder: Decoder,
@@ -293,7 +303,7 @@ def check_against_plain_loop(
                 f"model {decoder.name!r}: its blocks cannot be run on more rows than the model was "
                 f"given ({type(error).__name__}: {error}). This architecture is not supported."
             ) from error
-        apart = max(apart, float(abs(found - plain).max()))
+        apart = max(apart, largest_gap(found, plain))
     allowed = max(1e-3, 4 * torch.finfo(decoder.model.dtype).eps * largest)
     if not apart <= allowed:
         raise ValueError(
