@@ -51,6 +51,7 @@ REASONS = {
 """Why a statistic or its interval is NaN; `unstable` is one undefined in over 1% of resamples."""
 
 PAIR = ("estimand", "model", "concept")
+BETWEEN_MODELS = ("estimand", "concept", "model", "model_other")
 
 COORDINATES = MODEL_VARIABLES | {
     "n_items": Variable(("concept",), "i", "number of items", "1"),
@@ -91,7 +92,7 @@ SELECTED_VARIABLES = {
     ),
     "selected_reason": Variable(PAIR, "i", "why the interval is NaN", flags=REASONS, dtype="int8"),
     "selected_covariance": Variable(
-        ("estimand", "concept", "model", "model_other"),
+        BETWEEN_MODELS,
         "f",
         "sampling covariance of selected effects between models, items resampled jointly",
     ),
@@ -99,6 +100,32 @@ SELECTED_VARIABLES = {
         ("model", "concept"), "f", "layer with the largest delta over the valid items alone"
     ),
     "valid_selected_estimate": Variable(PAIR, "f", "estimate there, over the valid items alone"),
+    "valid_selected_optimism": Variable(
+        PAIR, "f", "what selection and small samples add to it (Efron)", required=False
+    ),
+    "valid_selected_covariance": Variable(
+        BETWEEN_MODELS, "f", "its sampling covariance, as selected_covariance", required=False
+    ),
+    "valid_estimate": Variable(
+        ("estimand", *CELL),
+        "f",
+        "estimate of every layer over the valid items alone, in concepts where some are not",
+        required=False,
+    ),
+    "selected_depth_covariance": Variable(
+        BETWEEN_MODELS[1:],
+        "f",
+        "sampling covariance of the selected layers' depths, items resampled jointly",
+        "1",
+        required=False,
+    ),
+    "depth_centroid_covariance": Variable(
+        BETWEEN_MODELS[1:],
+        "f",
+        "sampling covariance of the depth centroids, items resampled jointly",
+        "1",
+        required=False,
+    ),
 }
 GENERATION_VARIABLES = RATE_VARIABLES | {
     "response_match_rate": Variable(
@@ -155,6 +182,28 @@ CONTROL_VARIABLES = {
         ("estimand", *CELL), "f", "estimate for the shuffled pairs' vector", required=False
     ),
 }
+ITEM_FITS = (
+    "REML, items crossed",
+    "MixedLM, without items",
+    "MixedLM, items crossed",
+    "NUTS, items",
+)
+ITEM_TERMS = (
+    *("intercept", "training", "scale"),
+    *("sd_model", "sd_concept", "sd_cell", "sd_item", "sd_residual"),
+)
+_FITTED = ("item_fit", "item_term")
+ITEM_FIT_VARIABLES = {
+    "item_fit_value": Variable(_FITTED, "f", "estimate of the model of items", required=False),
+    "item_fit_low": Variable(_FITTED, "f", "lower end of its interval", required=False),
+    "item_fit_high": Variable(_FITTED, "f", "upper end of its interval", required=False),
+    "item_fit_diagnostics": Variable(
+        _FITTED[:1], "U", "whether it converged, and where", required=False
+    ),
+    "item_fit_problem": Variable(_FITTED[:1], "U", "why it must not be used", required=False),
+}
+"""Fits of Cohen's d at the selected layers, item by item: `steercube.analysis.mixed`."""
+
 OF_THE_VECTOR = VECTOR_VARIABLES | {
     name: RECEIPT_VARIABLES[name] for name in ("added_over_residual", "generation_logit_apart")
 }
@@ -166,6 +215,7 @@ VARIABLES = (
     | GENERATION_VARIABLES
     | CURVE_VARIABLES
     | CONTROL_VARIABLES
+    | ITEM_FIT_VARIABLES
     | OF_THE_VECTOR
 )
 ATTRIBUTES = {

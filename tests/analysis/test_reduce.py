@@ -230,6 +230,35 @@ def test_invalid_items_are_left_out_of_the_valid_versions(cube: xr.Dataset) -> N
         valid_alone = cells["valid_selected_estimate"].sel(estimand=name).values
         assert valid_alone == pytest.approx(kept["selected_estimate"].sel(estimand=name).values)
     assert cells["n_valid_items"].values.tolist() == [19, 25]
+    of_layers = cells["valid_estimate"].sel(estimand="cohens_d")
+    assert of_layers.values == pytest.approx(
+        kept["estimate"].sel(estimand="cohens_d").values, nan_ok=True
+    )
+
+
+def test_valid_versions_are_the_whole_where_every_item_is_valid(cube: xr.Dataset) -> None:
+    cells = reduce(cube)
+    for name in ("layer", "estimate", "optimism", "covariance"):
+        xr.testing.assert_equal(cells[f"valid_selected_{name}"], cells[f"selected_{name}"])
+    assert cells["valid_estimate"].isnull().all()
+
+
+def test_the_error_of_valid_items_is_that_of_fewer_items(cube: xr.Dataset) -> None:
+    valid = cube["item_valid"] & (cube["sample"] >= 12)
+    cells = reduce(cube.assign_coords(item_valid=valid))
+    at = {"estimand": "delta", "concept": "honesty", "model": "small", "model_other": "small"}
+    ratio = float((cells["valid_selected_covariance"] / cells["selected_covariance"]).sel(at))
+    assert 1.2 < ratio < 4
+
+
+def test_a_place_that_never_moves_has_no_error_and_others_have(cube: xr.Dataset) -> None:
+    at = {"concept": "humour", "model": "large", "model_other": "large"}
+    cells = reduce(cube)
+    frequency = cells["selection_frequency"].sel(model="large", concept="humour")
+    depth = cells["depth"].sel(model="large")
+    spread = float((frequency * (depth - (frequency * depth).sum()) ** 2).sum())
+    assert float(cells["selected_depth_covariance"].sel(at)) == pytest.approx(spread, rel=0.05)
+    assert float(cells["depth_centroid_covariance"].sel(at)) > 0
 
 
 def test_a_share_has_wilsons_interval(cube: xr.Dataset) -> None:

@@ -7,11 +7,12 @@ from scipy import stats
 from steercube.analysis.effects import ESTIMANDS, Samples, cohens_d, delta
 from steercube.analysis.resample import (
     SelectedCell,
+    centroid,
+    deltas,
     error_covariance,
     half_weights,
     resample_weights,
     select_and_estimate,
-    select_layer,
     studentised_interval,
 )
 
@@ -133,10 +134,21 @@ def test_a_clear_best_layer_is_selected_always_and_adds_no_optimism(
     assert abs(cell.effects["delta"].optimism) < 0.02
 
 
-def test_selection_is_by_delta(rng: np.random.Generator) -> None:
+def test_deltas_are_those_of_the_weighted_items(rng: np.random.Generator) -> None:
     samples = tie(rng, 8)
-    deltas = delta(samples, np.ones(60)).value
-    assert select_layer(samples, np.ones((1, 60)))[0] == np.argmax(deltas)
+    weights = rng.integers(0, 3, size=(2, 60)).astype(float)
+    assert deltas(samples, np.ones((1, 60)))[0] == pytest.approx(delta(samples, np.ones(60)).value)
+    for row, found in zip(weights, deltas(samples, weights), strict=True):
+        assert found == pytest.approx(delta(samples, row).value)
+
+
+def test_the_centroid_lies_where_the_effect_is() -> None:
+    depth = np.array([0.2, 0.4, 0.6])
+    assert centroid(np.array([0.0, 5.0, -3.0]), depth) == pytest.approx(0.4)
+    assert centroid(np.array([1.0, 1.0, 1.0]), depth) == pytest.approx(0.4)
+    assert centroid(np.array([[3.0, 1.0, 0.0], [-1.0, -1.0, -1.0]]), depth) == pytest.approx(
+        [0.25, np.nan], nan_ok=True
+    )
 
 
 def test_more_confidence_is_a_wider_interval(rng: np.random.Generator) -> None:

@@ -66,6 +66,26 @@ def training_gap(
     )
 
 
+def two_sample_t(values: np.ndarray, marked: np.ndarray, *, level: float) -> Estimate:
+    """Mean of the marked minus mean of the others, one sd for both: t with n - 2 df.
+
+    `p_value` is the permutation's, which assumes no distribution.
+    """
+    a, b = values[marked], values[~marked]
+    s, df = pooled_sd(values, marked.astype(int))
+    half = t_quantile(level, df) * s * np.sqrt(1 / len(a) + 1 / len(b))
+    value = float(a.mean() - b.mean())
+    return Estimate(
+        value,
+        low=value - half,
+        high=value + half,
+        over="models",
+        n=len(values),
+        p_value=permutation_p(values, marked),
+        reason="" if df else "two models have no spread within a training",
+    )
+
+
 def permutation_p(values: np.ndarray, marked: np.ndarray) -> float:
     """Two-sided exact p of the difference in means, over every choice of the marked ones.
 

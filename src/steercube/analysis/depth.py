@@ -12,12 +12,11 @@ from scipy import stats
 
 from steercube.analysis.averages import (
     level_of,
-    pooled_sd,
     swept_models,
     t_over_models,
-    t_quantile,
 )
-from steercube.analysis.contrasts import permutation_p
+from steercube.analysis.contrasts import two_sample_t
+from steercube.analysis.resample import centroid
 from steercube.results import Estimate
 
 SAME_LAYER = "the same layer in nearly every resample"
@@ -32,6 +31,21 @@ def typical_depths(cells: xr.Dataset) -> xr.DataArray:
 def best_depths(cells: xr.Dataset) -> xr.DataArray:
     """Depth of every selected layer: layer / number of layers, dims (model, concept)."""
     return cells["selected_layer"] / cells["n_layers"]
+
+
+def depth_centroids(cells: xr.Dataset) -> xr.DataArray:
+    """Centroid of each curve of delta over the swept layers, fraction of depth (model, concept).
+
+    Its definition is `steercube.analysis.resample.centroid`.
+    """
+    delta = cells["estimate"].sel(estimand="delta", drop=True).fillna(0.0)
+    return xr.apply_ufunc(
+        centroid,
+        delta,
+        cells["depth"].fillna(0.0),
+        input_core_dims=[["layer"], ["layer"]],
+        vectorize=True,
+    )
 
 
 def selection_interval(cells: xr.Dataset, model: str, concept: str) -> Estimate:
@@ -110,22 +124,12 @@ def depth_difference(cells: xr.Dataset, *, low: str = "distilled", high: str = "
     """
     depths = typical_depths(cells)
     labels = cells["training"].sel(model=depths["model"]).values
-    a, b = depths.values[labels == high], depths.values[labels == low]
-    if not len(a) or not len(b):
+    if not {low, high} <= set(labels):
         return Estimate.undefined(f"needs models of both trainings, {low!r} and {high!r}")
-    values, of = np.concatenate([a, b]), np.array([0] * len(a) + [1] * len(b))
-    s, df = pooled_sd(values, of)
-    se = s * np.sqrt(1 / len(a) + 1 / len(b))
-    half = t_quantile(level_of(cells), df) * se
-    value = float(a.mean() - b.mean())
+    compared = np.isin(labels, (low, high))
+    depths, labels = depths[compared], labels[compared]
+    found = two_sample_t(depths.values, labels == high, level=level_of(cells))
     blocks = cells["n_layers"].sel(model=depths["model"]).values
-    apart = blocks[labels == high].min() > blocks[labels == low].max()
-    return Estimate(
-        value,
-        low=value - half,
-        high=value + half,
-        over="models",
-        n=len(values),
-        p_value=permutation_p(values, of == 0),
-        reason=f"every {high} model has more blocks than every {low} one" if apart else "",
-    )
+    if blocks[labels == high].min() > blocks[labels == low].max():
+        return replace(found, reason=f"every {high} model has more blocks than every {low} one")
+    return found

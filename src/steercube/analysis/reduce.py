@@ -26,11 +26,11 @@ from steercube.analysis.resample import (
     N_RESAMPLES,
     N_SPLITS,
     SelectedCell,
+    centroid,
     error_covariance,
     half_weights,
     resample_weights,
     select_and_estimate,
-    select_layer,
 )
 from steercube.analysis.responses import (
     Answers,
@@ -149,9 +149,6 @@ def _reduce_concept(
 ) -> None:
     cube = cube.isel(sample=np.flatnonzero(cube["item_id"] != ""))
     concept, n_items = cube["concept"].item(), cube.sizes["sample"]
-    rng = stream(f"items of {concept}", seed=seed)
-    resamples = resample_weights(n_items, n_resamples, rng)
-    halves = half_weights(n_items, N_SPLITS, rng)
     runs = {}
     for model in cube["model"].values:
         run = _run(cube, model)
@@ -160,30 +157,56 @@ def _reduce_concept(
             _describe_strengths(out, run, cell)
             _describe_layers(out, run, cell)
             _describe_controls(out, cube, run, cell)
-            _select_among_valid(out, run, cell)
             runs[model] = run
+    if not runs:
+        return
     if n_items < MIN_ITEMS:
         few = {"concept": concept, "model": list(runs)}
         out["selected_reason"].loc[few] = REASONS["too_few_items"]
         return
-    select = partial(
-        select_and_estimate, resamples=resamples, halves=halves, confidence_level=confidence_level
-    )
-    with ThreadPoolExecutor() as pool:
-        chosen = list(pool.map(select, [run.samples for run in runs.values()]))
-    selected = dict(zip(runs, chosen, strict=True))
+    settings = {"n_resamples": n_resamples, "confidence_level": confidence_level}
+    selected = _select(runs, rng=stream(f"items of {concept}", seed=seed), **settings)
     for model, run in runs.items():
         cell = {"model": model, "concept": concept}
         _record_selected(out, run, selected[model], cell, confidence_level)
-    _record_covariance(out, selected, concept)
+    _record_covariance(out, "selected_covariance", selected, concept)
+    _record_depths(out, runs, selected, concept)
+    valid = cube["item_valid"].values
+    if valid.sum() < MIN_ITEMS:
+        return
+    if not valid.all():
+        runs = {model: _among(run, valid) for model, run in runs.items()}
+        selected = _select(runs, rng=stream(f"valid items of {concept}", seed=seed), **settings)
+        _describe_valid_layers(out, runs, concept)
+    _record_valid(out, runs, selected, concept)
+
+
+def _select(
+    runs: Mapping[str, "_Run"],
+    *,
+    n_resamples: int,
+    confidence_level: float,
+    rng: np.random.Generator,
+) -> dict[str, SelectedCell]:
+    """What selection did in each model's run; the models share every resample of the items."""
+    n_items = len(next(iter(runs.values())).samples.letter)
+    select = partial(
+        select_and_estimate,
+        resamples=resample_weights(n_items, n_resamples, rng),
+        halves=half_weights(n_items, N_SPLITS, rng),
+        confidence_level=confidence_level,
+    )
+    with ThreadPoolExecutor() as pool:
+        chosen = list(pool.map(select, [run.samples for run in runs.values()]))
+    return dict(zip(runs, chosen, strict=True))
 
 
 class _Run(NamedTuple):
-    """The complete layers of one (model, concept), and which of their items are valid."""
+    """The complete layers of one (model, concept), their depths and samples."""
 
     layers: Array
+    depth: Array
     samples: Samples
-    valid: Array
 
 
 def _run(cube: xr.Dataset, model: str) -> _Run:
@@ -191,7 +214,13 @@ def _run(cube: xr.Dataset, model: str) -> _Run:
     run = run.isel(layer=np.flatnonzero(run["cell_status"] == STATUS["complete"]))
     values = run["logit_diff"].transpose("layer", "strength", "sample").values.astype(float)
     samples = Samples(values, run["strength"].values, run["letter"].values)
-    return _Run(run["layer"].values, samples, run["item_valid"].values)
+    return _Run(run["layer"].values, run["depth"].values, samples)
+
+
+def _among(run: _Run, items: Array) -> _Run:
+    """The same run over some of its items."""
+    samples, letter = run.samples, run.samples.letter[items]
+    return run._replace(samples=Samples(samples.values[..., items], samples.strengths, letter))
 
 
 def _describe_strengths(out: xr.Dataset, run: _Run, cell: Mapping[str, str]) -> None:
@@ -261,15 +290,27 @@ def _reason(name: str, samples: Samples, value: Array, se: Array) -> Array:
     return np.where(defined, REASONS["defined"], REASONS["zero_variance"])
 
 
-def _select_among_valid(out: xr.Dataset, run: _Run, cell: Mapping[str, str]) -> None:
-    if run.valid.sum() < MIN_ITEMS:
-        return
-    everyone = run.valid.astype(float)
-    layer = int(select_layer(run.samples, everyone[None])[0])
-    out["valid_selected_layer"].loc[cell] = run.layers[layer]
-    out["valid_selected_estimate"].loc[cell] = [
-        estimand(run.samples, everyone).value[layer] for estimand in ESTIMANDS.values()
-    ]
+def _describe_valid_layers(out: xr.Dataset, runs: Mapping[str, _Run], concept: str) -> None:
+    """Every estimand at every layer over the valid items, where all of them have it."""
+    for model, run in runs.items():
+        where = {"model": model, "concept": concept, "layer": run.layers}
+        everyone = np.ones(len(run.samples.letter))
+        value = np.stack([estimand(run.samples, everyone).value for estimand in ESTIMANDS.values()])
+        has_value = out["estimate"].loc[where].notnull().values & np.isfinite(value)
+        out["valid_estimate"].loc[where] = np.where(has_value, value, np.nan)
+
+
+def _record_valid(
+    out: xr.Dataset, runs: Mapping[str, _Run], selected: Mapping[str, SelectedCell], concept: str
+) -> None:
+    for model, run in runs.items():
+        cell = {"model": model, "concept": concept}
+        found = selected[model]
+        effects = list(found.effects.values())
+        out["valid_selected_layer"].loc[cell] = run.layers[found.layer]
+        out["valid_selected_estimate"].loc[cell] = [effect.apparent for effect in effects]
+        out["valid_selected_optimism"].loc[cell] = [effect.optimism for effect in effects]
+    _record_covariance(out, "valid_selected_covariance", selected, concept)
 
 
 def _record_selected(
@@ -312,9 +353,11 @@ def _wilson(share: float, n_items: int, confidence_level: float) -> tuple[float,
     return interval.low, interval.high
 
 
-def _record_covariance(out: xr.Dataset, selected: Mapping[str, SelectedCell], concept: str) -> None:
+def _record_covariance(
+    out: xr.Dataset, name: str, selected: Mapping[str, SelectedCell], concept: str
+) -> None:
     models = out["model"].values
-    out["selected_covariance"].loc[{"concept": concept}] = np.stack(
+    out[name].loc[{"concept": concept}] = np.stack(
         [
             error_covariance(
                 [selected[m].effects[name].error if m in selected else None for m in models]
@@ -322,6 +365,20 @@ def _record_covariance(out: xr.Dataset, selected: Mapping[str, SelectedCell], co
             for name in ESTIMANDS
         ]
     )
+
+
+def _record_depths(
+    out: xr.Dataset, runs: Mapping[str, _Run], selected: Mapping[str, SelectedCell], concept: str
+) -> None:
+    """How the place of the effect varies with the items: selected depth, and depth centroid."""
+    models = out["model"].values
+    places = {
+        "selected_depth_covariance": lambda run, found: run.depth[found.chosen],
+        "depth_centroid_covariance": lambda run, found: centroid(found.delta, run.depth),
+    }
+    for name, place in places.items():
+        drawn = [place(runs[m], selected[m]) if m in selected else None for m in models]
+        out[name].loc[{"concept": concept}] = error_covariance(drawn)
 
 
 def _reduce_generation(

@@ -50,10 +50,21 @@ def half_weights(n_items: int, n_splits: int, rng: np.random.Generator) -> Array
     return (order < n_items // 2).astype(float)
 
 
-def select_layer(samples: Samples, weights: Array) -> Array:
-    """Index of the layer with the largest delta under each row of weights."""
-    total = np.einsum("ri,li->rl", weights, samples.shift)
-    return np.argmax(total, axis=-1)
+def deltas(samples: Samples, weights: Array) -> Array:
+    """Delta of each layer under each row of weights, dims (resample, layer), in nats."""
+    return np.einsum("ri,li->rl", weights, samples.shift) / weights.sum(axis=-1, keepdims=True)
+
+
+def centroid(delta: Array, depth: Array) -> Array:
+    r"""Where the effect lies: $\sum_l z_l \max(0, \delta_l) / \sum_l \max(0, \delta_l)$.
+
+    `delta` (..., layer) and `depth` (layer,), z in fractions of the model's depth; result (...),
+    NaN where no layer steers the right way. It runs over the layers that were swept, so it lies
+    deeper where only late layers were.
+    """
+    weight = np.maximum(delta, 0)
+    with np.errstate(invalid="ignore"):
+        return weight @ depth / weight.sum(axis=-1)
 
 
 def at_layers(estimand: Estimand, samples: Samples, layers: Array, weights: Array) -> Effect:
@@ -81,11 +92,16 @@ class Selected:
 
 
 class SelectedCell(NamedTuple):
-    """What selection did in one (model, concept): layer index, frequencies, every estimand."""
+    """What selection did in one (model, concept): layer index, frequencies, every estimand.
+
+    `chosen` is the index of the layer and `delta` every layer's delta in each resample.
+    """
 
     layer: int
     frequency: Array
     effects: dict[str, Selected]
+    chosen: Array
+    delta: Array
 
 
 def select_and_estimate(
@@ -102,9 +118,10 @@ def select_and_estimate(
     (split, item) are shared by the models of a concept.
     """
     everyone = np.ones(len(samples.letter))
-    layer = int(select_layer(samples, everyone[None])[0])
-    chosen = select_layer(samples, resamples)
-    chosen_by_half = select_layer(samples, halves)
+    layer = int(deltas(samples, everyone[None]).argmax())
+    delta = deltas(samples, resamples)
+    chosen = delta.argmax(axis=-1)
+    chosen_by_half = deltas(samples, halves).argmax(axis=-1)
     effects = {}
     for name, estimand in estimands.items():
         value, se = estimand(samples, everyone)
@@ -129,7 +146,7 @@ def select_and_estimate(
             error=error,
         )
     frequency = np.bincount(chosen, minlength=len(samples.values)) / len(chosen)
-    return SelectedCell(layer, frequency, effects)
+    return SelectedCell(layer, frequency, effects, chosen, delta)
 
 
 def _at_fixed_layer(

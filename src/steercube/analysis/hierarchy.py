@@ -1,0 +1,453 @@
+r"""The primary model of training and scale: effects of cells, with everything that varies.
+
+    d = mu + b_training x_training + b_scale log10(params) + u_model + v_concept + w_cell + error,
+    u ~ N(0, sd_model^2),  v ~ N(0, sd_concept^2),  w ~ N(0, sd_cell^2),  error ~ N(0, S).
+
+S is known: the covariance that the joint item bootstrap found between models within a concept.
+Predictors are centred, x_training is 1 for full RL and 0 for distilled before that, so b_training
+is full RL minus distilled. Given the three sds everything is normal and the posterior exact; the
+sds are integrated on a grid (Gauss-Legendre nodes over where their posterior lies). The result is
+deterministic and the oracle for every sampler.
+
+When to use it: for any statement that should generalise over models and concepts. What it is wrong
+for: statements about just these models (intervals over items), and six models whatever the prior:
+`prior_sensitivity` in `steercube.analysis.training` shows how much the prior on sd_model says.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import NamedTuple
+
+import numpy as np
+import xarray as xr
+from scipy import interpolate, optimize, special, stats
+
+from steercube.analysis.averages import best_effects, swept_models
+from steercube.analysis.depth import best_depths, depth_centroids
+from steercube.analysis.effects import ESTIMANDS
+
+LOW, HIGH = "distilled", "rl"
+"""The trainings compared: b_training is that of HIGH minus that of LOW."""
+
+TERMS = ("training", "scale")
+SDS = ("sd_model", "sd_concept", "sd_cell")
+MAX_TAIL = 1e-6
+"""Posterior density, of its largest, at which the grid of an sd ends."""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What is explained: `unit` is the size that priors are scaled by, `negligible` the half-width
+    of the region of practical equivalence of b_training, both stated before any fit.
+    """
+
+    units: str
+    unit: float
+    negligible: float
+
+
+OUTCOMES = {
+    "cohens_d": Outcome("1", 1.0, 0.1),
+    "within_letter_d": Outcome("1", 1.0, 0.1),
+    "delta": Outcome("nat", 5.0, 0.5),
+    "best_depth": Outcome("fraction of depth", 0.25, 0.025),
+    "depth_centroid": Outcome("fraction of depth", 0.25, 0.025),
+}
+"""By name: an estimand, or a place in the network. The first is the primary one."""
+
+
+@dataclass(frozen=True)
+class Prior:
+    """Scales of the priors in units of the outcome: normal around 0, half-normal for the sds.
+
+    The slopes' are wide enough to shrink nothing; sd_model's says that models rarely differ by
+    more than half of a typical effect. With these the interval of b_training has its nominal
+    coverage for six models, four and two of a training (`nox -s calibrate`).
+    """
+
+    intercept: float = 5.0
+    training: float = 2.0
+    scale: float = 2.0
+    sd_model: float = 0.3
+    sd_concept: float = 0.5
+    sd_cell: float = 0.5
+
+    def of(self, name: str) -> float:
+        """The scale of one coefficient or sd."""
+        return float(getattr(self, name))
+
+    def __str__(self) -> str:
+        return (
+            f"b_training ~ N(0, {self.training:g}), b_scale ~ N(0, {self.scale:g}), "
+            f"sd_model ~ HN({self.sd_model:g}), sd_concept ~ HN({self.sd_concept:g}), "
+            f"sd_cell ~ HN({self.sd_cell:g})"
+        )
+
+
+PRIOR = Prior()
+
+
+@dataclass(frozen=True)
+class CellEffects:
+    """Effects of the n cells that were run, and what is known of each.
+
+    `value` (n,) less its optimism, `covariance` (n, n) over items, `model` and `concept` (n,)
+    indices into `models` and `concepts`; `predictors` (model,) by term, centred over models.
+    """
+
+    outcome: str
+    value: np.ndarray
+    covariance: np.ndarray
+    model: np.ndarray
+    concept: np.ndarray
+    models: tuple[str, ...]
+    concepts: tuple[str, ...]
+    predictors: dict[str, np.ndarray]
+
+    @property
+    def unit(self) -> float:
+        """The size that priors are scaled by."""
+        return OUTCOMES[self.outcome].unit
+
+    def design(self, terms: Sequence[str]) -> np.ndarray:
+        """Intercept and terms of each cell, dims (cell, coefficient)."""
+        columns = [self.predictors[term][self.model] for term in terms]
+        return np.stack([np.ones(len(self.value)), *columns], axis=1)
+
+    def only(self, cells: np.ndarray) -> "CellEffects":
+        """Some of the cells, with the coding of predictors as it is."""
+        return replace(
+            self,
+            value=self.value[cells],
+            covariance=self.covariance[np.ix_(cells, cells)],
+            model=self.model[cells],
+            concept=self.concept[cells],
+        )
+
+
+def cell_effects(
+    cells: xr.Dataset,
+    outcome: str = "cohens_d",
+    *,
+    models: Sequence[str] | None = None,
+    concepts: Sequence[str] | None = None,
+    scale: str = "n_params",
+) -> CellEffects:
+    """The outcome of every cell that was run, less its optimism, with its covariance over items.
+
+    Models of other trainings are left out where both compared ones are there. Raises ValueError
+    where a cell's sampling error is not known.
+    """
+    names = [m for m in compared_models(cells) if models is None or m in models]
+    held = [str(c) for c in cells["concept"].values if concepts is None or c in concepts]
+    table, covariance = _outcome(cells, outcome, names, held)
+    model, concept = np.nonzero(np.isfinite(table))
+    order = np.lexsort((model, concept))
+    model, concept = model[order], concept[order]
+    same = concept[:, None] == concept[None, :]
+    between = np.where(same, covariance[concept[:, None], model[:, None], model[None, :]], 0.0)
+    if not np.isfinite(between).all():
+        raise ValueError(f"the sampling covariance of {outcome} is not known for every cell")
+    return CellEffects(
+        outcome=outcome,
+        value=table[model, concept],
+        covariance=between,
+        model=model,
+        concept=concept,
+        models=tuple(names),
+        concepts=tuple(held),
+        predictors=predictors_of(cells, names, scale),
+    )
+
+
+def compared_models(cells: xr.Dataset) -> list[str]:
+    """The swept models; where both compared trainings are among them, those of these alone."""
+    names = swept_models(cells)
+    training = dict(zip(names, cells["training"].sel(model=names).values.tolist(), strict=True))
+    if {LOW, HIGH} <= set(training.values()):
+        return [m for m in names if training[m] in (LOW, HIGH)]
+    return names
+
+
+def _outcome(
+    cells: xr.Dataset, outcome: str, models: Sequence[str], concepts: Sequence[str]
+) -> tuple[np.ndarray, np.ndarray]:
+    """The outcome (model, concept), and its covariance (concept, model, model_other)."""
+    at = {"model": list(models), "concept": list(concepts)}
+    if outcome in ESTIMANDS:
+        value = best_effects(cells, outcome, models=models, concepts=concepts)
+        optimism = best_effects(
+            cells, outcome, models=models, concepts=concepts, field="selected_optimism"
+        )
+        covariance = cells["selected_covariance"].sel(estimand=outcome)
+        value = value - optimism.where(value.notnull() & optimism.notnull(), np.nan)
+    else:
+        name = "selected_depth" if outcome == "best_depth" else "depth_centroid"
+        place = best_depths(cells) if outcome == "best_depth" else depth_centroids(cells)
+        value = place.sel(at)
+        if f"{name}_covariance" not in cells:
+            raise ValueError("these cells keep no error of depths; make them again from their cube")
+        covariance = cells[f"{name}_covariance"]
+    between = covariance.sel(at | {"model_other": list(models)})
+    between = between.transpose("concept", "model", "model_other").values
+    if outcome == "best_depth":
+        between = between + _rounding(cells, models)[:, None] * np.eye(len(models))
+    return value.transpose("model", "concept").values.astype(float), between
+
+
+def _rounding(cells: xr.Dataset, models: Sequence[str]) -> np.ndarray:
+    """Variance of a depth that is known to one swept layer only, step^2 / 12, dims (model,)."""
+    swept = cells["estimate"].sel(estimand="delta").notnull().any("concept")
+    steps = [np.diff(cells["depth"].sel(model=m).values[swept.sel(model=m).values]) for m in models]
+    return np.array([step.mean() ** 2 / 12 if len(step) else 1 / 12 for step in steps])
+
+
+def predictors_of(
+    cells: xr.Dataset, models: Sequence[str], scale: str = "n_params"
+) -> dict[str, np.ndarray]:
+    """Each term of each model, centred; a term that does not vary over them is left out."""
+    training = cells["training"].sel(model=list(models)).values
+    size = np.log10(cells[scale].sel(model=list(models)).values)
+    found = {}
+    if set(training) == {LOW, HIGH}:
+        found["training"] = (training == HIGH).astype(float)
+    if len(models) and np.ptp(size) > 0:
+        found["scale"] = size
+    return {term: values - values.mean() for term, values in found.items()}
+
+
+def why_not(effects: CellEffects, terms: Sequence[str]) -> str:
+    """Why these terms cannot be told from model-to-model variation here; empty if they can."""
+    n_models = len(set(effects.model.tolist()))
+    lacking = [term for term in terms if term not in effects.predictors]
+    if "training" in lacking:
+        return f"needs models of both trainings, {LOW!r} and {HIGH!r}"
+    if lacking:
+        return "needs models of unlike size"
+    if n_models < len(terms) + 2:
+        return (
+            f"{len(terms)} term(s) and the spread between models need {len(terms) + 2} models; "
+            f"{n_models} ran"
+        )
+    present = effects.design(terms)
+    if np.linalg.matrix_rank(present) < present.shape[1]:
+        return f"{' and '.join(terms)} cannot be told apart in these models"
+    return ""
+
+
+def primary_terms(effects: CellEffects) -> tuple[str, ...]:
+    """The terms that these cells can tell apart: training and scale, one of them, or none."""
+    for terms in (TERMS, *((term,) for term in TERMS)):
+        if not why_not(effects, terms):
+            return terms
+    return ()
+
+
+@dataclass(frozen=True)
+class Posterior:
+    """The exact posterior: a mixture of normals over the nodes of the grid of sds.
+
+    `weight` (node,) sums to 1; `sds` (node,) by name; `mean` and `variance` (node, coefficient) of
+    `coefficients`: the intercept, the terms, then every model's u as "u of <model>". `below` is
+    the share of the posterior below each value of an sd.
+    """
+
+    effects: CellEffects
+    prior: Prior
+    terms: tuple[str, ...]
+    coefficients: tuple[str, ...]
+    log_evidence: float
+    weight: np.ndarray
+    sds: dict[str, np.ndarray]
+    mean: np.ndarray
+    variance: np.ndarray
+    below: dict[str, interpolate.PPoly]
+
+    def cdf(self, name: str, value: float) -> float:
+        """P(coefficient or sd < value)."""
+        if name in self.sds:
+            below = self.below[name]
+            return float(np.clip(below(np.clip(value, *below.x[[0, -1]])), 0, 1))
+        mean, sd = self._normal(name)
+        return float(self.weight @ special.ndtr((value - mean) / sd))
+
+    def quantile(self, name: str, share: float) -> float:
+        """The value below which lies `share` of the posterior."""
+        if name in self.sds:
+            low, high = self.below[name].x[[0, -1]]
+        else:
+            mean, sd = self._normal(name)
+            low, high = (mean - 9 * sd).min(), (mean + 9 * sd).max()
+        return float(optimize.brentq(lambda x: self.cdf(name, x) - share, low, high, xtol=1e-10))
+
+    def expectation(self, name: str) -> float:
+        """Posterior mean."""
+        return float(self.weight @ (self.sds[name] if name in self.sds else self._normal(name)[0]))
+
+    def spread(self, name: str) -> float:
+        """Posterior standard deviation."""
+        mean, sd = (self.sds[name], 0.0) if name in self.sds else self._normal(name)
+        return float(np.sqrt(self.weight @ (mean**2 + sd**2) - self.expectation(name) ** 2))
+
+    def within(self, name: str, half_width: float) -> float:
+        """P(|coefficient| < half_width)."""
+        return self.cdf(name, half_width) - self.cdf(name, -half_width)
+
+    def bayes_factor(self, term: str) -> float:
+        """Evidence for the term over its absence: prior density at 0 over posterior density at 0.
+
+        Savage and Dickey's ratio (Verdinelli & Wasserman 1995), exact for this posterior.
+        """
+        mean, sd = self._normal(term)
+        posterior = float(self.weight @ (stats.norm.pdf(mean / sd) / sd))
+        return float(stats.norm.pdf(0, scale=self.prior.of(term) * self.effects.unit) / posterior)
+
+    def _normal(self, name: str) -> tuple[np.ndarray, np.ndarray]:
+        at = self.coefficients.index(name)
+        return self.mean[:, at], np.sqrt(self.variance[:, at])
+
+
+def fit(
+    effects: CellEffects,
+    *,
+    terms: Sequence[str] = TERMS,
+    prior: Prior = PRIOR,
+    n_nodes: int = 24,
+) -> Posterior:
+    """The posterior of the model with these terms, by two passes of the grid.
+
+    The first, coarse and quadratic in each sd, finds where the posterior lies; the second puts
+    `n_nodes` Gauss-Legendre nodes there. With one concept sd_concept and sd_cell are left out, as
+    nothing then tells a concept or a cell from its model. Raises ValueError where `why_not` does
+    object.
+    """
+    if reason := why_not(effects, terms):
+        raise ValueError(reason)
+    sds = SDS if len(np.unique(effects.concept)) > 1 else SDS[:1]
+    scale = {name: prior.of(name) * effects.unit for name in sds}
+    coarse = {name: _Axis.coarse(5 * scale[name]) for name in sds}
+    share = _shares(_on_grid(effects, terms, prior, coarse).weight, coarse)
+    fine = {n: _Axis.gauss(*_support(axis, share[n]), n_nodes) for n, axis in coarse.items()}
+    return _on_grid(effects, terms, prior, fine)
+
+
+class _Axis(NamedTuple):
+    """Nodes of one sd from `low` to `high`, and their weights in an integral."""
+
+    nodes: np.ndarray
+    width: np.ndarray
+    low: float
+    high: float
+
+    @classmethod
+    def coarse(cls, high: float) -> "_Axis":
+        """Midpoint rule, denser near 0."""
+        edges = high * np.linspace(0, 1, 15) ** 2
+        return cls((edges[1:] + edges[:-1]) / 2, np.diff(edges), 0.0, high)
+
+    @classmethod
+    def gauss(cls, low: float, high: float, n_nodes: int) -> "_Axis":
+        """Gauss and Legendre's rule."""
+        nodes, width = np.polynomial.legendre.leggauss(n_nodes)
+        half = (high - low) / 2
+        return cls(low + half * (1 + nodes), half * width, low, high)
+
+    def below(self, share: np.ndarray) -> interpolate.PPoly:
+        """The distribution whose mass at the nodes is `share`, by a spline of its density."""
+        knots = np.concatenate([[self.low], self.nodes, [self.high]])
+        density = interpolate.CubicSpline(self.nodes, share / self.width)(knots)
+        integral = interpolate.CubicSpline(knots, np.maximum(density, 0)).antiderivative()
+        return interpolate.PPoly(integral.c / integral(self.high), integral.x)
+
+
+def _support(axis: _Axis, share: np.ndarray) -> tuple[float, float]:
+    """Where the density exceeds MAX_TAIL of its largest, and one node beyond."""
+    density = share / axis.width
+    inside = np.flatnonzero(density > MAX_TAIL * density.max())
+    low, high = inside[0] - 1, min(inside[-1] + 1, len(axis.nodes) - 1)
+    return (0.0 if low < 0 else float(axis.nodes[low])), float(axis.nodes[high])
+
+
+def _on_grid(
+    effects: CellEffects, terms: Sequence[str], prior: Prior, axes: Mapping[str, _Axis]
+) -> Posterior:
+    r"""The posterior on a grid of sds, weights by evidence x prior x width.
+
+    With $W = [X, Z_{model}, y]$ and $V_0 = S + sd_{cell}^2 I + sd_{concept}^2 Z Z^T$, everything is
+    in $G = W^T V_0^{-1} W$: given the sds the coefficients a = (intercept, terms, u) with prior
+    variances D have precision $G_{aa} + D^{-1}$, and
+    $\log p(y) = -(n \log 2\pi + \log|V_0| + \log|I + D^{1/2} G_{aa} D^{1/2}| + G_{yy}
+    - G_{ya} (G_{aa} + D^{-1})^{-1} G_{ay}) / 2$.
+    """
+    names = list(axes)
+    grid = np.meshgrid(*(axes[n].nodes for n in names), indexing="ij")
+    width = np.prod(np.meshgrid(*(axes[n].width for n in names), indexing="ij"), axis=0)
+    gram, log_det = _grams(effects, terms, axes)
+    n_fixed, n_models = 1 + len(terms), len(effects.models)
+    variances = [(prior.of(n) * effects.unit) ** 2 for n in ("intercept", *terms)]
+    root = np.sqrt(
+        np.concatenate(
+            [
+                np.broadcast_to(variances, (*grid[0].shape, n_fixed)),
+                np.repeat(grid[0][..., None] ** 2, n_models, axis=-1),
+            ],
+            axis=-1,
+        )
+    )
+    aa = root[..., :, None] * gram[..., :-1, :-1] * root[..., None, :] + np.eye(root.shape[-1])
+    ay = root * gram[..., :-1, -1]
+    inverse = np.linalg.inv(aa)
+    scaled = np.einsum("...ij,...j->...i", inverse, ay)
+    fit_of_y = gram[..., -1, -1] - np.einsum("...i,...i->...", ay, scaled)
+    n = len(effects.value)
+    log_likelihood = -0.5 * (n * np.log(2 * np.pi) + log_det + np.linalg.slogdet(aa)[1] + fit_of_y)
+    log_prior = sum(
+        stats.halfnorm.logpdf(sd, scale=prior.of(name) * effects.unit)
+        for name, sd in zip(names, grid, strict=True)
+    )
+    log_weight = log_likelihood + log_prior + np.log(width)
+    log_evidence = float(special.logsumexp(log_weight))
+    weight = np.exp(log_weight - log_evidence)
+    diagonal = np.einsum("...ii->...i", inverse)
+    share = _shares(weight, axes)
+    nodes = weight.size
+    return Posterior(
+        effects=effects,
+        prior=prior,
+        terms=tuple(terms),
+        coefficients=("intercept", *terms, *(f"u of {m}" for m in effects.models)),
+        log_evidence=log_evidence,
+        weight=weight.ravel(),
+        sds={name: sd.ravel() for name, sd in zip(names, grid, strict=True)},
+        mean=(root * scaled).reshape(nodes, -1),
+        variance=(root**2 * diagonal).reshape(nodes, -1),
+        below={name: axes[name].below(share[name]) for name in names},
+    )
+
+
+def _shares(weight: np.ndarray, axes: Mapping[str, _Axis]) -> dict[str, np.ndarray]:
+    """How much of the posterior each node of each sd holds."""
+    grid = weight.reshape([len(axis.nodes) for axis in axes.values()])
+    dims = range(grid.ndim)
+    return {n: grid.sum(axis=tuple(d for d in dims if d != at)) for at, n in enumerate(axes)}
+
+
+def _grams(
+    effects: CellEffects, terms: Sequence[str], axes: Mapping[str, _Axis]
+) -> tuple[np.ndarray, np.ndarray]:
+    """G and log|V0| for every node of the grid, the first dim (sd_model) of size 1."""
+    of_model = np.eye(len(effects.models))[effects.model]
+    of_concept = np.eye(len(effects.concepts))[effects.concept]
+    w = np.column_stack([effects.design(terms), of_model, effects.value])
+    v = effects.covariance
+    if "sd_cell" in axes:
+        concept, cell = np.meshgrid(axes["sd_concept"].nodes, axes["sd_cell"].nodes, indexing="ij")
+        v = (
+            v
+            + concept[..., None, None] ** 2 * (of_concept @ of_concept.T)
+            + cell[..., None, None] ** 2 * np.eye(len(w))
+        )
+    lower = np.linalg.cholesky(v)
+    half = np.linalg.solve(lower, np.broadcast_to(w, (*v.shape[:-2], *w.shape)))
+    log_det = 2 * np.log(np.einsum("...ii->...i", lower)).sum(axis=-1)
+    return (np.einsum("...ni,...nj->...ij", half, half)[None], log_det[None])

@@ -1,0 +1,204 @@
+r"""PyMC's NUTS on the same models, and the gates that a fit must pass before a number is used.
+
+The model of cells is `steercube.analysis.hierarchy`'s with u, v and w integrated out,
+y ~ N(X b, S + sd_model^2 Z Z' + sd_concept^2 Z Z' + sd_cell^2 I), so that no funnel is left; the
+grid is exact, and NUTS must agree with it. The model of items has every effect: models, concepts
+and cells non-centred, items centred, as each has several answers.
+"""
+
+import logging
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from steercube.analysis.hierarchy import PRIOR, SDS, CellEffects, Posterior, Prior
+from steercube.analysis.items import ItemShifts
+from steercube.streams import SEED, stream
+
+MAX_R_HAT = 1.01
+MIN_ESS = 400
+MIN_BFMI = 0.2
+MAX_MCSE = 4.0
+"""Gates: Vehtari et al. 2021 (Bayesian Analysis 16(2)) for the first two; agreement with the grid
+in Monte Carlo standard errors."""
+
+ITEM_PRIOR = 1.0
+"""Half-normal scale of sd_item and sd_residual, which hundreds of items settle."""
+
+
+@dataclass(frozen=True)
+class Sampled:
+    """What NUTS gave for each coefficient and sd: summaries (statistic to value) by name."""
+
+    summary: dict[str, dict[str, float]]
+    n_divergences: int
+    min_bfmi: float
+    n_draws: int
+    idata: Any
+
+    @property
+    def worst(self) -> dict[str, float]:
+        """The least favourable of each diagnostic over all parameters."""
+        rows = self.summary.values()
+        return {
+            "r_hat": max(row["r_hat"] for row in rows),
+            "ess_bulk": min(row["ess_bulk"] for row in rows),
+            "ess_tail": min(row["ess_tail"] for row in rows),
+        }
+
+
+def failed_gates(sampled: Sampled, exact: Posterior | None = None) -> list[str]:
+    """Every gate that the fit fails, with the value and the rule; none for a usable fit."""
+    worst = sampled.worst
+    problems = []
+    if not worst["r_hat"] < MAX_R_HAT:
+        problems.append(f"R-hat {worst['r_hat']:.3f} is not under {MAX_R_HAT}")
+    for name in ("ess_bulk", "ess_tail"):
+        if not worst[name] >= MIN_ESS:
+            problems.append(f"{name} {worst[name]:.0f} is under {MIN_ESS}")
+    if sampled.n_divergences:
+        problems.append(f"{sampled.n_divergences} divergence(s)")
+    if not sampled.min_bfmi > MIN_BFMI:
+        problems.append(f"E-BFMI {sampled.min_bfmi:.2f} is not over {MIN_BFMI}")
+    if exact is not None:
+        name, apart = furthest_from(exact, sampled)
+        if not apart <= MAX_MCSE:
+            problems.append(f"the mean of {name} is {apart:.1f} MCSE from the grid's")
+    return problems
+
+
+def gates_text(sampled: Sampled, exact: Posterior | None = None) -> str:
+    """The diagnostics that the gates are about, in words."""
+    worst = sampled.worst
+    text = (
+        f"R-hat {worst['r_hat']:.4f}, ESS bulk {worst['ess_bulk']:.0f} and tail "
+        f"{worst['ess_tail']:.0f} of {sampled.n_draws} draws, {sampled.n_divergences} divergences, "
+        f"E-BFMI {sampled.min_bfmi:.2f}"
+    )
+    if exact is None:
+        return text
+    name, apart = furthest_from(exact, sampled)
+    return f"{text}; furthest from the grid: the mean of {name}, {apart:.1f} MCSE"
+
+
+def furthest_from(exact: Posterior, sampled: Sampled) -> tuple[str, float]:
+    """The parameter whose mean lies furthest from the grid's, and how far in MCSE."""
+    apart = {
+        name: abs(row["mean"] - exact.expectation(name)) / row["mcse_mean"]
+        for name, row in sampled.summary.items()
+    }
+    name = max(apart, key=lambda n: apart[n])
+    return name, apart[name]
+
+
+def sample_cells(
+    effects: CellEffects,
+    *,
+    terms: Sequence[str],
+    prior: Prior = PRIOR,
+    level: float = 0.95,
+    seed: int = SEED,
+    n_draws: int = 1500,
+) -> Sampled:
+    """NUTS on the model of cells, four chains of `n_draws`."""
+    x = effects.design(terms)
+    groups = {"sd_model": effects.model, "sd_concept": effects.concept}
+    with _pymc() as pm, pm.Model():
+        beta, sds = _parameters(pm, terms, prior, effects.unit)
+        covariance = effects.covariance + sds["sd_cell"] ** 2 * np.eye(len(x))
+        for name, group in groups.items():
+            covariance += sds[name] ** 2 * np.equal.outer(group, group)
+        pm.MvNormal("y", _linear(x, beta), cov=covariance, observed=effects.value)
+        return _sample(pm, [*beta, *sds], "cells", level, seed, n_draws)
+
+
+def sample_items(
+    shifts: ItemShifts,
+    *,
+    terms: Sequence[str],
+    prior: Prior = PRIOR,
+    level: float = 0.95,
+    seed: int = SEED,
+    n_draws: int = 1500,
+) -> Sampled:
+    """NUTS on the model of items, four chains of `n_draws` (minutes)."""
+    x = shifts.design(terms)
+    with _pymc() as pm, pm.Model():
+        beta, sds = _parameters(pm, terms, prior, 1.0)
+        sds |= {name: pm.HalfNormal(name, ITEM_PRIOR) for name in ("sd_item", "sd_residual")}
+        mean = _linear(x, beta)
+        for name in SDS:
+            z = pm.Normal(f"z_{name[3:]}", shape=int(shifts.index[name].max()) + 1)
+            mean += sds[name] * z[shifts.index[name]]
+        of_item = shifts.index["sd_item"]
+        mean += pm.Normal("item", 0, sds["sd_item"], shape=int(of_item.max()) + 1)[of_item]
+        pm.Normal("y", mean, sds["sd_residual"], observed=shifts.value)
+        return _sample(pm, [*beta, *sds], "items", level, seed, n_draws)
+
+
+def _parameters(
+    pm: Any, terms: Sequence[str], prior: Prior, unit: float
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    names = ("intercept", *terms)
+    beta = {name: pm.Normal(name, 0, prior.of(name) * unit) for name in names}
+    return beta, {name: pm.HalfNormal(name, prior.of(name) * unit) for name in SDS}
+
+
+def _linear(x: np.ndarray, beta: Mapping[str, Any]) -> Any:
+    return sum(column * b for column, b in zip(x.T, beta.values(), strict=True))
+
+
+def _sample(
+    pm: Any, names: Sequence[str], what: str, level: float, seed: int, n_draws: int
+) -> Sampled:
+    import arviz as az
+
+    rng = stream(f"nuts of {what}", seed=seed)
+    idata = pm.sample(
+        n_draws,
+        tune=n_draws,
+        chains=4,
+        random_seed=int(rng.integers(2**31)),
+        nuts_sampler="pymc",
+        target_accept=0.99,
+        progressbar=False,
+        compute_convergence_checks=False,
+    )
+    table = az.summary(idata, var_names=list(names), round_to="none")
+    summary = {}
+    for name in names:
+        draws = idata.posterior[name].values.ravel()
+        ends = np.quantile(draws, [(1 - level) / 2, 0.5, (1 + level) / 2]).tolist()
+        row = dict(zip(("low", "median", "high"), ends, strict=True))
+        row |= {k: float(table.loc[name, k]) for k in ("mean", "sd", "mcse_mean", "r_hat")}
+        row |= {k: float(table.loc[name, k]) for k in ("ess_bulk", "ess_tail")}
+        summary[name] = row | {"negative": float(np.mean(draws < 0))}
+    return Sampled(
+        summary=summary,
+        n_divergences=int(idata.sample_stats["diverging"].sum()),
+        min_bfmi=float(np.min(az.bfmi(idata))),
+        n_draws=4 * n_draws,
+        idata=idata,
+    )
+
+
+@contextmanager
+def _pymc() -> Iterator[Any]:
+    """The package, without its progress lines and ArviZ's notice of its next version."""
+    loggers = [logging.getLogger(name) for name in ("pymc", "pymc.stats.convergence")]
+    levels = [logger.level for logger in loggers]
+    try:
+        for logger in loggers:
+            logger.setLevel(logging.ERROR)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            import pymc
+
+            yield pymc
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)

@@ -1,0 +1,309 @@
+r"""Does training change the effect, and does scale? Every method beside the others.
+
+Each row says what its method takes as random, because that decides its interval: over items alone
+it knows nothing of other models. The primary row is the posterior of
+`steercube.analysis.hierarchy` with training and scale; all estimates are full RL minus distilled,
+of effects less their optimism.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import combinations
+from math import comb
+
+import numpy as np
+import xarray as xr
+
+from steercube.analysis.averages import level_of, t_quantile
+from steercube.analysis.contrasts import two_sample_t
+from steercube.analysis.hierarchy import (
+    HIGH,
+    LOW,
+    OUTCOMES,
+    PRIOR,
+    TERMS,
+    CellEffects,
+    Posterior,
+    cell_effects,
+    compared_models,
+    fit,
+    primary_terms,
+    why_not,
+)
+from steercube.analysis.nuts import Sampled, failed_gates, gates_text
+from steercube.analysis.reml import Reml, reml_of_cells
+from steercube.streams import stream
+
+N_RESAMPLES = 10_000
+MAX_ASSIGNMENTS = 20_000
+"""Beyond so many ways to give out the labels, that many are drawn at random."""
+
+GRID = "hierarchical, exact"
+NUTS = "hierarchical, NUTS"
+REML = "REML, cells"
+BOTH = "training and scale"
+ALONE = "training"
+ITEMS, CONCEPTS, MODELS = "items", "items, concepts", "items, concepts, models"
+
+
+@dataclass(frozen=True)
+class Effect:
+    """b_training of one outcome by one method; NaN with its `reason`."""
+
+    outcome: str
+    method: str
+    takes_as_random: str
+    adjusted: str = ALONE
+    estimate: float = np.nan
+    low: float = np.nan
+    high: float = np.nan
+    p_value: float = np.nan
+    probability_negative: float = np.nan
+    probability_negligible: float = np.nan
+    bayes_factor: float = np.nan
+    n_models: int = 0
+    diagnostics: str = ""
+    reason: str = ""
+
+
+def training_effects(
+    cells: xr.Dataset, *, sampled: Mapping[str, Sampled] | None = None
+) -> list[Effect]:
+    """Every outcome by every method; `sampled` are NUTS fits of the model of cells by outcome."""
+    rows: list[Effect] = []
+    for outcome in OUTCOMES:
+        try:
+            effects = cell_effects(cells, outcome)
+        except ValueError as error:
+            rows.append(Effect(outcome, GRID, MODELS, BOTH, reason=str(error)))
+            continue
+        level = level_of(cells)
+        rows += _by_design(effects, level, int(cells.attrs["seed"]))
+        for adjusted, terms in {BOTH: TERMS, ALONE: ("training",)}.items():
+            rows.append(_exact(effects, terms, adjusted, level))
+            rows.append(_reml(effects, terms, adjusted, level))
+        if outcome in (sampled or {}):
+            rows.append(_nuts(effects, (sampled or {})[outcome]))
+    return [*rows, *_of_items(cells)]
+
+
+def difference(
+    table: np.ndarray, high: np.ndarray, models: np.ndarray, concepts: np.ndarray
+) -> np.ndarray:
+    r"""Mean over concepts of the difference of the trainings' means, weighted; dims (...).
+
+    $\hat b = \sum_c k_c (\bar y_{Hc} - \bar y_{Lc}) / \sum_c k_c$ over the concepts that models of
+    both trainings ran, so that a cell that was never run changes the concepts' weight only.
+    `table` (..., model, concept) with NaN where not run, `high` (model,) true for full RL,
+    `models` (..., model) and `concepts` (..., concept) how often each counts.
+    """
+    ran = np.isfinite(table) * models[..., None]
+    filled = np.where(np.isfinite(table), table, 0.0)
+    side = [high.astype(float), 1.0 - high]
+    counts = [np.einsum("...mc,m->...c", ran, of) for of in side]
+    sums = [np.einsum("...mc,m->...c", ran * filled, of) for of in side]
+    both = (counts[0] > 0) & (counts[1] > 0)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        apart = np.where(both, sums[0] / counts[0] - sums[1] / counts[1], 0.0)
+        return (apart * concepts).sum(-1) / (both * concepts).sum(-1)
+
+
+def _by_design(effects: CellEffects, level: float, seed: int) -> Iterator[Effect]:
+    """What the design says without a model of effects: bootstraps, t over models, permutation."""
+    if reason := why_not(effects, ()) or _one_sided(effects):
+        yield Effect(effects.outcome, "bootstrap", ITEMS, reason=reason)
+        return
+    table, high = _table(effects), effects.predictors["training"] > 0
+    n_models = len(table)
+    ones = np.ones(n_models), np.ones(table.shape[1])
+    estimate = float(difference(table, high, *ones))
+    for takes, draws in _bootstraps(effects, table, high, seed).items():
+        low, high_end = np.quantile(draws[np.isfinite(draws)], [(1 - level) / 2, (1 + level) / 2])
+        yield Effect(
+            effects.outcome, "bootstrap", takes, estimate=estimate, low=float(low),
+            high=float(high_end), probability_negative=np.nan, n_models=n_models,
+            diagnostics=_bootstrap_note(takes, high),
+        )  # fmt: skip
+    means = adjusted_means(table)
+    t = two_sample_t(means, high, level=level)
+    yield Effect(
+        effects.outcome, "t over model means", "models", estimate=t.value, low=t.low, high=t.high,
+        n_models=n_models, diagnostics=f"{n_models - 2} degrees of freedom", reason=t.reason,
+    )  # fmt: skip
+    p, floor = permutation(table, high, stream("training labels", seed=seed))
+    yield Effect(
+        effects.outcome, "permutation of labels", "labels of models", estimate=estimate, p_value=p,
+        n_models=n_models, diagnostics=f"the least possible p is {floor:.4g}",
+    )  # fmt: skip
+
+
+def _one_sided(effects: CellEffects) -> str:
+    both = "training" in effects.predictors
+    return "" if both else f"needs models of both trainings, {LOW!r} and {HIGH!r}"
+
+
+def _table(effects: CellEffects) -> np.ndarray:
+    table = np.full((len(effects.models), len(effects.concepts)), np.nan)
+    table[effects.model, effects.concept] = effects.value
+    return table
+
+
+def adjusted_means(table: np.ndarray) -> np.ndarray:
+    """Model means as if all had run every concept: least squares of model + concept, dims (model).
+
+    The plain means where nothing is missing.
+    """
+    model, concept = np.nonzero(np.isfinite(table))
+    n_models, n_concepts = table.shape
+    design = np.hstack([np.eye(n_models)[model], np.eye(n_concepts)[concept]])
+    solution = np.linalg.lstsq(design, table[model, concept], rcond=None)[0]
+    ran = np.isfinite(table).any(axis=0)
+    return solution[:n_models] + solution[n_models:][ran].mean()
+
+
+def _bootstrap_note(takes: str, high: np.ndarray) -> str:
+    if takes != MODELS:
+        return ""
+    return f"{int(high.sum())} {HIGH} models resampled: their spread is understated"
+
+
+def _bootstraps(
+    effects: CellEffects, table: np.ndarray, high: np.ndarray, seed: int
+) -> dict[str, np.ndarray]:
+    """Draws of the difference with items, then concepts, then models too drawn anew.
+
+    Items enter by their sampling covariance, the joint item bootstrap's; models are drawn within
+    their training.
+    """
+    rng = stream(f"bootstrap of training in {effects.outcome}", seed=seed)
+    n_models, n_concepts = table.shape
+    errors = np.zeros((N_RESAMPLES, n_models, n_concepts))
+    for c in range(n_concepts):
+        at = np.flatnonzero(effects.concept == c)
+        factor = _factor(effects.covariance[np.ix_(at, at)])
+        errors[:, effects.model[at], c] = rng.standard_normal((N_RESAMPLES, len(at))) @ factor.T
+    concepts = rng.multinomial(n_concepts, np.full(n_concepts, 1 / n_concepts), N_RESAMPLES)
+    models = np.ones((N_RESAMPLES, n_models))
+    for side in (high, ~high):
+        n = int(side.sum())
+        models[:, side] = rng.multinomial(n, np.full(n, 1 / n), N_RESAMPLES)
+    every = np.ones((1, n_models)), np.ones((1, n_concepts))
+    return {
+        ITEMS: difference(table + errors, high, *every),
+        CONCEPTS: difference(table + errors, high, every[0], concepts),
+        MODELS: difference(table + errors, high, models, concepts),
+    }
+
+
+def _factor(covariance: np.ndarray) -> np.ndarray:
+    ridge = 1e-12 + 1e-9 * np.trace(covariance)
+    return np.linalg.cholesky(covariance + ridge * np.eye(len(covariance)))
+
+
+def permutation(
+    table: np.ndarray, high: np.ndarray, rng: np.random.Generator
+) -> tuple[float, float]:
+    """Two-sided p of `difference` over every way to give out the labels, and the least possible p.
+
+    With more than MAX_ASSIGNMENTS ways, over so many random ones and the one found.
+    """
+    n, k = len(high), int(high.sum())
+    if comb(n, k) <= MAX_ASSIGNMENTS:
+        marked = np.zeros((comb(n, k), n), bool)
+        for row, chosen in enumerate(combinations(range(n), k)):
+            marked[row, list(chosen)] = True
+    else:
+        marked = rng.permuted(np.tile(high, (MAX_ASSIGNMENTS, 1)), axis=1)
+        marked[0] = high
+    ones = np.ones(n), np.ones(table.shape[1])
+    drawn = np.abs([difference(table, labels, *ones) for labels in marked])
+    observed = abs(float(difference(table, high, *ones)))
+    p = float(np.mean(drawn >= observed - 1e-12 * max(1.0, observed)))
+    floor = (2 if 2 * k == n else 1) / len(marked)
+    return p, floor
+
+
+def _exact(effects: CellEffects, terms: Sequence[str], adjusted: str, level: float) -> Effect:
+    if reason := why_not(effects, terms):
+        return Effect(effects.outcome, GRID, MODELS, adjusted, reason=reason)
+    posterior = fit(effects, terms=terms)
+    return Effect(
+        effects.outcome, GRID, MODELS, adjusted, **summary(posterior, level),
+        n_models=len(np.unique(effects.model)), diagnostics=f"prior: {PRIOR}",
+    )  # fmt: skip
+
+
+def summary(posterior: Posterior, level: float, name: str = "training") -> dict[str, float]:
+    """Median, interval and what a reader asks of one slope's posterior."""
+    return {
+        "estimate": posterior.quantile(name, 0.5),
+        "low": posterior.quantile(name, (1 - level) / 2),
+        "high": posterior.quantile(name, (1 + level) / 2),
+        "probability_negative": posterior.cdf(name, 0.0),
+        "probability_negligible": posterior.within(
+            name, OUTCOMES[posterior.effects.outcome].negligible
+        ),
+        "bayes_factor": posterior.bayes_factor(name),
+    }
+
+
+def _reml(effects: CellEffects, terms: Sequence[str], adjusted: str, level: float) -> Effect:
+    if reason := why_not(effects, terms):
+        return Effect(effects.outcome, REML, MODELS, adjusted, reason=reason)
+    n_models = len(np.unique(effects.model))
+    found = reml_of_cells(effects, terms=terms)
+    return Effect(
+        effects.outcome, REML, MODELS, adjusted, **t_interval(found, n_models, level),
+        n_models=n_models, diagnostics=_boundary(found),
+    )  # fmt: skip
+
+
+def t_interval(
+    found: Reml, n_models: int, level: float, name: str = "training"
+) -> dict[str, float]:
+    """Estimate and t interval with as many degrees of freedom as models remain after the terms."""
+    half = t_quantile(level, n_models - len(found.coefficients)) * found.standard_errors[name]
+    value = found.coefficients[name]
+    return {"estimate": value, "low": value - half, "high": value + half}
+
+
+def _boundary(found: Reml) -> str:
+    if not found.at_boundary:
+        return "no variance at its boundary"
+    return f"at its boundary 0, so that the interval is too narrow: {', '.join(found.at_boundary)}"
+
+
+def _nuts(effects: CellEffects, sampled: Sampled) -> Effect:
+    terms = primary_terms(effects)
+    adjusted = BOTH if terms == TERMS else ALONE
+    exact = fit(effects, terms=terms)
+    diagnostics = gates_text(sampled, exact)
+    problems = failed_gates(sampled, exact)
+    if problems or "training" not in terms:
+        reason = f"failed its gates: {'; '.join(problems)}" if problems else _one_sided(effects)
+        return Effect(effects.outcome, NUTS, MODELS, adjusted, diagnostics=diagnostics,
+                      reason=reason)  # fmt: skip
+    row = sampled.summary["training"]
+    return Effect(
+        effects.outcome, NUTS, MODELS, adjusted, estimate=row["median"], low=row["low"],
+        high=row["high"], probability_negative=row["negative"],
+        n_models=len(np.unique(effects.model)), diagnostics=diagnostics,
+    )  # fmt: skip
+
+
+def _of_items(cells: xr.Dataset) -> Iterator[Effect]:
+    """The fits of single items that the cells keep, of Cohen's d."""
+    outcome, n_models = "cohens_d", len(compared_models(cells))
+    if "item_fit_value" not in cells:
+        reason = "the cells keep no fit of single items; `steercube analyze` makes it from the cube"
+        yield Effect(outcome, "items", MODELS, BOTH, reason=reason)
+        return
+    for fit_name in cells["item_fit"].values:
+        found = cells.sel(item_fit=fit_name)
+        ends = {name: float(found[f"item_fit_{name}"].sel(item_term="training"))
+                for name in ("value", "low", "high")}  # fmt: skip
+        yield Effect(
+            outcome, str(fit_name), MODELS, BOTH, estimate=ends["value"], low=ends["low"],
+            high=ends["high"], n_models=n_models, diagnostics=found["item_fit_diagnostics"].item(),
+            reason=found["item_fit_problem"].item(),
+        )  # fmt: skip
