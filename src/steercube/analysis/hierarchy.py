@@ -248,8 +248,9 @@ class Posterior:
     """The exact posterior: a mixture of normals over the nodes of the grid of sds.
 
     `weight` (node,) sums to 1; `sds` (node,) by name; `mean` and `variance` (node, coefficient) of
-    `coefficients`: the intercept, the terms, then every model's u as "u of <model>". `below` is
-    the share of the posterior below each value of an sd.
+    `coefficients`: the intercept, the terms, then every model's u as "u of <model>";
+    `slope_covariance` (node, slope, slope) of the intercept and terms. `below` is the share of the
+    posterior below each value of an sd.
     """
 
     effects: CellEffects
@@ -261,6 +262,7 @@ class Posterior:
     sds: dict[str, np.ndarray]
     mean: np.ndarray
     variance: np.ndarray
+    slope_covariance: np.ndarray
     below: dict[str, interpolate.PPoly]
 
     def cdf(self, name: str, value: float) -> float:
@@ -301,6 +303,10 @@ class Posterior:
         mean, sd = self._normal(term)
         posterior = float(self.weight @ (stats.norm.pdf(mean / sd) / sd))
         return float(stats.norm.pdf(0, scale=self.prior.of(term) * self.effects.unit) / posterior)
+
+    def slopes(self, node: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Mean (draw, slope) and covariance of the intercept and terms at these nodes."""
+        return self.mean[node, : 1 + len(self.terms)], self.slope_covariance[node]
 
     def _normal(self, name: str) -> tuple[np.ndarray, np.ndarray]:
         at = self.coefficients.index(name)
@@ -421,6 +427,9 @@ def _on_grid(
         sds={name: sd.ravel() for name, sd in zip(names, grid, strict=True)},
         mean=(root * scaled).reshape(nodes, -1),
         variance=(root**2 * diagonal).reshape(nodes, -1),
+        slope_covariance=(
+            root[..., :n_fixed, None] * inverse[..., :n_fixed, :n_fixed] * root[..., None, :n_fixed]
+        ).reshape(nodes, n_fixed, n_fixed),
         below={name: axes[name].below(share[name]) for name in names},
     )
 

@@ -82,8 +82,8 @@ def training_effects(
         for adjusted, terms in {BOTH: TERMS, ALONE: ("training",)}.items():
             rows.append(_exact(effects, terms, adjusted, level))
             rows.append(_reml(effects, terms, adjusted, level))
-        if outcome in (sampled or {}):
-            rows.append(_nuts(effects, (sampled or {})[outcome]))
+        if sampled and outcome in sampled:
+            rows.append(_nuts(effects, sampled[outcome]))
     return [*rows, *_of_items(cells)]
 
 

@@ -1,0 +1,100 @@
+"""How much models, concepts, their cells and items each vary, by every method of the same model."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import xarray as xr
+
+from steercube.analysis.averages import level_of
+from steercube.analysis.hierarchy import OUTCOMES, SDS, cell_effects, fit, primary_terms, why_not
+from steercube.analysis.nuts import Sampled, failed_gates
+from steercube.analysis.reml import reml_of_cells
+from steercube.analysis.training import GRID, NUTS, REML
+
+Row = dict[str, Any]
+
+
+def variance_components(
+    cells: xr.Dataset, *, sampled: Mapping[str, Sampled] | None = None
+) -> list[Row]:
+    """Sds of each outcome beyond the terms of the primary model: median, interval, share.
+
+    `share` is the component's share of the variance of one cell's effect, the known sampling error
+    (`sd_items`, its root mean square) included. NaN with its `reason`.
+    """
+    rows: list[Row] = []
+    level = level_of(cells)
+    for outcome in OUTCOMES:
+        try:
+            effects = cell_effects(cells, outcome)
+            if reason := why_not(effects, ()):
+                raise ValueError(reason)
+        except ValueError as error:
+            rows.append(_row(outcome, GRID, "sd_model", reason=str(error)))
+            continue
+        terms = primary_terms(effects)
+        posterior, reml = fit(effects, terms=terms), reml_of_cells(effects, terms=terms)
+        items = float(np.sqrt(np.mean(np.diag(effects.covariance))))
+        found = {name: posterior.quantile(name, 0.5) for name in posterior.sds}
+        total = items**2 + sum(sd**2 for sd in found.values())
+        for name, sd in found.items():
+            ends = [posterior.quantile(name, share) for share in ((1 - level) / 2, (1 + level) / 2)]
+            rows.append(_row(outcome, GRID, name, sd, *ends, share=sd**2 / total))
+        rows.append(_row(outcome, GRID, "sd_items", items, share=items**2 / total))
+        for name, sd in reml.sds.items():
+            boundary = "at its boundary 0" if name in reml.at_boundary else ""
+            rows.append(_row(outcome, REML, name, sd, reason=boundary))
+        if outcome in (sampled or {}):
+            rows += _of_nuts(
+                outcome, (sampled or {})[outcome], bool(failed_gates(sampled[outcome], posterior))
+            )
+    return rows + _of_items(cells)
+
+
+def _row(
+    outcome: str,
+    method: str,
+    component: str,
+    estimate: float = np.nan,
+    low: float = np.nan,
+    high: float = np.nan,
+    share: float = np.nan,
+    reason: str = "",
+) -> Row:
+    return {
+        "outcome": outcome,
+        "units": OUTCOMES[outcome].units,
+        "method": method,
+        "component": component,
+        "estimate": estimate,
+        "low": low,
+        "high": high,
+        "share": share,
+        "reason": reason,
+    }
+
+
+def _of_nuts(outcome: str, sampled: Sampled, failed: bool) -> list[Row]:
+    if failed:
+        return [_row(outcome, NUTS, "sd_model", reason="failed its gates")]
+    return [
+        _row(outcome, NUTS, name, row["median"], row["low"], row["high"])
+        for name, row in sampled.summary.items()
+        if name in SDS
+    ]
+
+
+def _of_items(cells: xr.Dataset) -> list[Row]:
+    """The sds of the fits of single items that the cells keep, without those that did not run."""
+    if "item_fit_value" not in cells:
+        return []
+    rows = []
+    for fit_name in cells["item_fit"].values:
+        for term in cells["item_term"].values:
+            found = cells.sel(item_fit=fit_name, item_term=term)
+            value = float(found["item_fit_value"])
+            if str(term).startswith("sd_") and np.isfinite(value):
+                ends = float(found["item_fit_low"]), float(found["item_fit_high"])
+                rows.append(_row("cohens_d", str(fit_name), str(term), value, *ends))
+    return rows

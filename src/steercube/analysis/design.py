@@ -1,0 +1,184 @@
+r"""What a sweep of so many models, concepts and items can find: power, and errors of what it finds.
+
+The difference of two trainings in means over concepts has, with the fitted variance components,
+
+    se^2 = (1 / n_high + 1 / n_low) (sd_model^2 + (sd_cell^2 + s^2 n_0 / n) / C),
+
+s^2 being the part of a cell's sampling variance that models do not share, with n_0 items, and n
+items in each of C concepts; sd_concept cancels. It is tested by t with n_high + n_low - 2 degrees
+of freedom. *Type S*: the share of significant results with the wrong sign; *type M*: by what factor
+a significant estimate exaggerates (Gelman & Carlin 2014, Perspect. Psychol. Sci. 9). Everything is
+averaged over the posterior of the sds.
+"""
+
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+import xarray as xr
+from scipy import stats
+
+from steercube.analysis.averages import level_of
+from steercube.analysis.hierarchy import (
+    HIGH,
+    OUTCOMES,
+    CellEffects,
+    Posterior,
+    cell_effects,
+    fit,
+    primary_terms,
+    why_not,
+)
+
+POWER = 0.8
+DESIGNS = ((2, 4), (3, 3), (4, 4), (6, 6), (8, 8), (12, 12), (20, 20))
+"""Models of the two trainings, the rarer first; the study's own stands beside them."""
+
+CONCEPTS = (6, 12, 24)
+ITEMS_TIMES = (1, 4)
+"""Items in a concept, as a multiple of those the cells have on average."""
+
+MOST_MODELS = 400
+_QUANTILES = (np.arange(200) + 0.5) / 200
+
+
+class Errors(NamedTuple):
+    """Of a significance test: power, wrong signs among the significant, exaggeration of them."""
+
+    power: float
+    type_s: float
+    type_m: float
+
+
+def errors_of_test(effect: float, se: np.ndarray, df: int, *, level: float) -> Errors:
+    """Power, type S and type M of a t-test with standard errors `se` (draw,), on average.
+
+    The estimated error varies as a chi-square with `df`; given it, the estimate is normal.
+    """
+    se = np.atleast_1d(se)[:, None]
+    estimated = se * np.sqrt(stats.chi2.ppf(_QUANTILES, df) / df)
+    critical = stats.t.ppf((1 + level) / 2, df) * estimated / se
+    z = effect / se
+    above, below = stats.norm.sf(critical - z), stats.norm.cdf(-critical - z)
+    # E|x| over x > c and x < -c for x ~ N(z, 1).
+    size = z * (above - below) + stats.norm.pdf(critical - z) + stats.norm.pdf(-critical - z)
+    power = float((above + below).mean())
+    exaggeration = float((size * se).mean() / power / effect)
+    return Errors(power, float(below.mean()) / power, exaggeration)
+
+
+@dataclass(frozen=True)
+class Components:
+    """Draws of the sds, the unshared sampling variance of a cell, and its number of items."""
+
+    sd_model: np.ndarray
+    sd_cell: np.ndarray
+    unshared: float
+    n_items: float
+
+    def standard_error(
+        self, n_high: int, n_low: int, n_concepts: float, items_times: float
+    ) -> np.ndarray:
+        """Of the difference of the trainings' means, dims (draw,)."""
+        of_cell = (self.sd_cell**2 + self.unshared / items_times) / n_concepts
+        return np.sqrt((1 / n_high + 1 / n_low) * (self.sd_model**2 + of_cell))
+
+
+def components_of(cells: xr.Dataset, posterior: Posterior) -> Components:
+    """What the fit says of the variances, its sds thinned to their weighted quantiles."""
+    effects, shares = posterior.effects, (np.arange(40) + 0.5) / 40
+    variance = posterior.sds["sd_model"] ** 2
+    cell = posterior.sds.get("sd_cell", np.zeros_like(variance))
+    order = np.argsort(variance + cell**2 / len(effects.concepts))
+    reached = np.searchsorted(np.cumsum(posterior.weight[order]), shares)
+    node = order[np.minimum(reached, len(order) - 1)]
+    items = cells["n_items"].sel(concept=[effects.concepts[c] for c in effects.concept])
+    return Components(
+        sd_model=np.sqrt(variance[node]),
+        sd_cell=cell[node],
+        unshared=_unshared(effects),
+        n_items=float(items.mean()),
+    )
+
+
+def _unshared(effects: CellEffects) -> float:
+    """Mean over concepts of a cell's sampling variance less what two models share of it."""
+    found = []
+    for concept in np.unique(effects.concept):
+        at = np.flatnonzero(effects.concept == concept)
+        block = effects.covariance[np.ix_(at, at)]
+        between = block[~np.eye(len(at), dtype=bool)]
+        found.append(np.diag(block).mean() - (between.mean() if len(between) else 0.0))
+    return float(max(np.mean(found), 0.0))
+
+
+def design_table(cells: xr.Dataset) -> list[dict[str, Any]]:
+    """Errors of every design for effects of three sizes, and how many models would settle each."""
+    rows: list[dict[str, Any]] = []
+    for outcome in OUTCOMES:
+        try:
+            effects = cell_effects(cells, outcome)
+            if reason := why_not(effects, ("training",)):
+                raise ValueError(reason)
+        except ValueError as error:
+            rows.append({"outcome": outcome, "kind": "errors", "reason": str(error)})
+            continue
+        posterior = fit(effects, terms=primary_terms(effects))
+        parts, level = components_of(cells, posterior), level_of(cells)
+        high = effects.predictors["training"] > 0
+        own = (int(high.sum()), int((~high).sum()))
+        for source, effect in _effect_sizes(outcome, effects).items():
+            labels = {"outcome": outcome, "effect_is": source, "effect": effect}
+            for n_high, n_low in dict.fromkeys((own, *DESIGNS)):
+                for n_concepts in dict.fromkeys((len(effects.concepts), *CONCEPTS)):
+                    for times in ITEMS_TIMES:
+                        se = parts.standard_error(n_high, n_low, n_concepts, times)
+                        found = errors_of_test(effect, se, n_high + n_low - 2, level=level)
+                        rows.append(
+                            labels
+                            | {"kind": "errors", f"n_{HIGH}": n_high, "n_other": n_low}
+                            | {"n_concepts": n_concepts, "n_items": round(parts.n_items * times)}
+                            | {"standard_error": float(np.sqrt(np.mean(se**2)))}
+                            | found._asdict()
+                        )
+            rows += [labels | row for row in _needed(parts, effect, level)]
+    return rows
+
+
+def _effect_sizes(outcome: str, effects: CellEffects) -> dict[str, float]:
+    negligible = OUTCOMES[outcome].negligible
+    alone = fit(effects, terms=("training",)).quantile("training", 0.5)
+    return {
+        "bound of the negligible": negligible,
+        "three times that": 3 * negligible,
+        "found here": abs(alone),
+    }
+
+
+def _needed(parts: Components, effect: float, level: float) -> list[dict[str, Any]]:
+    """The fewest models of each training with POWER, for so many concepts and items."""
+    rows = []
+    for n_concepts in CONCEPTS:
+        for times in ITEMS_TIMES:
+            row = {"kind": "needed", "n_concepts": n_concepts, "power": POWER}
+            row["n_items"] = round(parts.n_items * times)
+            n = _fewest(parts, effect, n_concepts, times, level)
+            found = {f"n_{HIGH}": n, "n_other": n} if n else {"reason": f"over {MOST_MODELS}"}
+            rows.append(row | found)
+    return rows
+
+
+def _fewest(
+    parts: Components, effect: float, n_concepts: int, times: float, level: float
+) -> int | None:
+    def powerful(n: int) -> bool:
+        se = parts.standard_error(n, n, n_concepts, times)
+        return errors_of_test(effect, se, 2 * n - 2, level=level).power >= POWER
+
+    if not powerful(MOST_MODELS):
+        return None
+    low, high = 1, MOST_MODELS
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (low, middle) if powerful(middle) else (middle, high)
+    return high
