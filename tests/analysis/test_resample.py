@@ -15,6 +15,7 @@ from steercube.analysis.resample import (
     select_and_estimate,
     studentised_interval,
 )
+from steercube.analysis.simulation import draw
 
 STRENGTHS = np.array([-1.0, 1.0])
 
@@ -228,7 +229,7 @@ def test_the_default_interval_covers_the_truth(study_cells: xr.Dataset) -> None:
             n_items = int(study_cells["n_items"].sel(concept=concept))
             resamples = resample_weights(n_items, 999, rng)
             halves = half_weights(n_items, 1, rng)
-            for model, samples in simulate.draw(models, n_items, rng).items():
+            for model, samples in draw(models, n_items, rng).items():
                 cell = select_and_estimate(
                     samples, resamples=resamples, halves=halves, estimands={"d": cohens_d}
                 )

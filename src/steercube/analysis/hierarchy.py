@@ -318,7 +318,7 @@ def fit(
     *,
     terms: Sequence[str] = TERMS,
     prior: Prior = PRIOR,
-    n_nodes: int = 24,
+    n_nodes: int = 20,
 ) -> Posterior:
     """The posterior of the model with these terms, by two passes of the grid.
 

@@ -61,16 +61,27 @@ def without(cells: xr.Dataset) -> Iterator[tuple[str, str, xr.Dataset]]:
 def without_invalid_items(cells: xr.Dataset) -> xr.Dataset:
     """Cells whose best layers and effects use the valid items alone.
 
-    Concepts with invalid items lose what cells keep of all items only: their optimism and
-    covariance, so intervals over items become NaN there.
+    Cells made before these kept the error of valid items have no interval over items where some
+    items are invalid, and those of the depths are the errors of all items.
     """
     all_valid = cells["n_valid_items"] == cells["n_items"]
+    error = {
+        f"selected_{name}": cells[f"valid_selected_{name}"]
+        if f"valid_selected_{name}" in cells
+        else cells[f"selected_{name}"].where(all_valid)
+        for name in ("optimism", "covariance")
+    }
+    of_layers = (
+        {"estimate": xr.where(all_valid, cells["estimate"], cells["valid_estimate"])}
+        if "valid_estimate" in cells
+        else {}
+    )
     return cells.assign(
         selected_layer=cells["valid_selected_layer"],
         selected_estimate=cells["valid_selected_estimate"],
-        selected_optimism=cells["selected_optimism"].where(all_valid),
-        selected_covariance=cells["selected_covariance"].where(all_valid),
         n_items=cells["n_valid_items"],
+        **error,
+        **of_layers,
     )
 
 

@@ -43,6 +43,7 @@ NUTS = "hierarchical, NUTS"
 REML = "REML, cells"
 BOTH = "training and scale"
 ALONE = "training"
+ADJUSTED = {BOTH: TERMS, ALONE: ("training",)}
 ITEMS, CONCEPTS, MODELS = "items", "items, concepts", "items, concepts, models"
 
 
@@ -77,14 +78,21 @@ def training_effects(
         except ValueError as error:
             rows.append(Effect(outcome, GRID, MODELS, BOTH, reason=str(error)))
             continue
-        level = level_of(cells)
-        rows += _by_design(effects, level, int(cells.attrs["seed"]))
-        for adjusted, terms in {BOTH: TERMS, ALONE: ("training",)}.items():
-            rows.append(_exact(effects, terms, adjusted, level))
-            rows.append(_reml(effects, terms, adjusted, level))
+        rows += by_method(effects, level=level_of(cells), seed=int(cells.attrs["seed"]))
         if sampled and outcome in sampled:
             rows.append(_nuts(effects, sampled[outcome]))
     return [*rows, *_of_items(cells)]
+
+
+def by_method(
+    effects: CellEffects, *, level: float, seed: int, n_resamples: int = N_RESAMPLES
+) -> list[Effect]:
+    """Every method that needs no more than the cells' effects."""
+    rows = list(_by_design(effects, level, seed, n_resamples))
+    for adjusted, terms in ADJUSTED.items():
+        rows.append(_exact(effects, terms, adjusted, level))
+        rows.append(_reml(effects, terms, adjusted, level))
+    return rows
 
 
 def difference(
@@ -108,7 +116,7 @@ def difference(
         return (apart * concepts).sum(-1) / (both * concepts).sum(-1)
 
 
-def _by_design(effects: CellEffects, level: float, seed: int) -> Iterator[Effect]:
+def _by_design(effects: CellEffects, level: float, seed: int, n_resamples: int) -> Iterator[Effect]:
     """What the design says without a model of effects: bootstraps, t over models, permutation."""
     if reason := why_not(effects, ()) or _one_sided(effects):
         yield Effect(effects.outcome, "bootstrap", ITEMS, reason=reason)
@@ -117,11 +125,11 @@ def _by_design(effects: CellEffects, level: float, seed: int) -> Iterator[Effect
     n_models = len(table)
     ones = np.ones(n_models), np.ones(table.shape[1])
     estimate = float(difference(table, high, *ones))
-    for takes, draws in _bootstraps(effects, table, high, seed).items():
+    for takes, draws in _bootstraps(effects, table, high, seed, n_resamples).items():
         low, high_end = np.quantile(draws[np.isfinite(draws)], [(1 - level) / 2, (1 + level) / 2])
         yield Effect(
             effects.outcome, "bootstrap", takes, estimate=estimate, low=float(low),
-            high=float(high_end), probability_negative=np.nan, n_models=n_models,
+            high=float(high_end), n_models=n_models,
             diagnostics=_bootstrap_note(takes, high),
         )  # fmt: skip
     means = adjusted_means(table)
@@ -168,7 +176,7 @@ def _bootstrap_note(takes: str, high: np.ndarray) -> str:
 
 
 def _bootstraps(
-    effects: CellEffects, table: np.ndarray, high: np.ndarray, seed: int
+    effects: CellEffects, table: np.ndarray, high: np.ndarray, seed: int, n_resamples: int
 ) -> dict[str, np.ndarray]:
     """Draws of the difference with items, then concepts, then models too drawn anew.
 
@@ -177,16 +185,16 @@ def _bootstraps(
     """
     rng = stream(f"bootstrap of training in {effects.outcome}", seed=seed)
     n_models, n_concepts = table.shape
-    errors = np.zeros((N_RESAMPLES, n_models, n_concepts))
+    errors = np.zeros((n_resamples, n_models, n_concepts))
     for c in range(n_concepts):
         at = np.flatnonzero(effects.concept == c)
         factor = _factor(effects.covariance[np.ix_(at, at)])
-        errors[:, effects.model[at], c] = rng.standard_normal((N_RESAMPLES, len(at))) @ factor.T
-    concepts = rng.multinomial(n_concepts, np.full(n_concepts, 1 / n_concepts), N_RESAMPLES)
-    models = np.ones((N_RESAMPLES, n_models))
+        errors[:, effects.model[at], c] = rng.standard_normal((n_resamples, len(at))) @ factor.T
+    concepts = rng.multinomial(n_concepts, np.full(n_concepts, 1 / n_concepts), n_resamples)
+    models = np.ones((n_resamples, n_models))
     for side in (high, ~high):
         n = int(side.sum())
-        models[:, side] = rng.multinomial(n, np.full(n, 1 / n), N_RESAMPLES)
+        models[:, side] = rng.multinomial(n, np.full(n, 1 / n), n_resamples)
     every = np.ones((1, n_models)), np.ones((1, n_concepts))
     return {
         ITEMS: difference(table + errors, high, *every),
