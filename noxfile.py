@@ -65,9 +65,17 @@ def tests(session: nox.Session) -> None:
 
 @nox.session
 def analyze(session: nox.Session) -> None:
-    """Every study in data/ to paper/<study>/: tables, numbers, figures (about 1 min, no GPU)."""
+    """Every study in data/ to paper/<study>/: tables, numbers, figures (about 3 min, no GPU)."""
     install(session, "stats")
     session.run("steercube", "analyze", *session.posargs)
+
+
+@nox.session
+def calibrate(session: nox.Session) -> None:
+    """What the intervals cover, on 4,000 simulated sweeps (about 15 min on two cores, no GPU)."""
+    install(session)
+    one_thread = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
+    session.run("steercube", "calibrate", *session.posargs, env=one_thread)
 
 
 @nox.session(name="import-study")

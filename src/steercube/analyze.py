@@ -1,20 +1,26 @@
 """A study from end to end: its cube or its cells in, its folder of conclusions out."""
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 
 import xarray as xr
 
+from steercube.analysis.averages import level_of, swept_models
+from steercube.analysis.calibration import calibrate as simulate_and_fit
 from steercube.analysis.claims import Claim, read_claims
+from steercube.analysis.hierarchy import TERMS, cell_effects, primary_terms, why_not
+from steercube.analysis.mixed import item_fits, keep_slow_fits
+from steercube.analysis.nuts import Sampled, sample_cells
 from steercube.analysis.reduce import cells as reduce_to_cells
 from steercube.analysis.tables import conclude
 from steercube.cells import compare_cells, open_cells, save_cells
 from steercube.cube import open_cube
 from steercube.netcdf import digest
-from steercube.report.figures import draw
-from steercube.report.write import write_study
+from steercube.report.figures import draw, draw_calibration
+from steercube.report.write import write_calibration, write_study
 
 Report = Callable[[str], None]
 
@@ -39,9 +45,14 @@ def analyze(
     paper: str | Path,
     *,
     study: str | None = None,
+    full: bool = False,
+    nuts: bool = True,
     report: Report = print,
 ) -> None:
     """Every study in `data`, or the one named, to `paper`/<study>/, one after the other.
+
+    `full` adds the slow fits of single items, which need the cube; without `nuts` the exact
+    posterior is not checked by sampling.
 
     Raises FileNotFoundError with what to do where `data` holds no study, ValueError for a file
     that breaks its contract; what an earlier run made of that study is then as it was.
@@ -58,23 +69,31 @@ def analyze(
     ledgers = read_ledgers(paper)
     for name in names:
         report(f"{name}:")
-        cells, changed = cells_of(name, data, report=report)
-        write_conclusions(name, cells, paper, ledger=ledgers.get(name), report=report)
+        posteriors = Path(paper) / name / "posteriors"
+        cells, changed = cells_of(
+            name, data, posteriors=posteriors if full else None, report=report
+        )
+        sampled = sample(cells, posteriors, report=report) if nuts else {}
+        ledger = ledgers.get(name)
+        write_conclusions(name, cells, paper, ledger=ledger, sampled=sampled, report=report)
         if changed:
             save_cells(cells, Path(data) / f"{name}.cells.nc")
 
 
-def cells_of(study: str, data: str | Path, *, report: Report = print) -> tuple[xr.Dataset, bool]:
+def cells_of(
+    study: str, data: str | Path, *, posteriors: Path | None = None, report: Report = print
+) -> tuple[xr.Dataset, bool]:
     """The cells of a study, and whether they differ from the file (or there is none).
 
-    Rebuilt from the cube where that is present, and compared with the file; else read from it.
+    Rebuilt from the cube where that is present, and compared with the file; else read from it. With
+    a folder of `posteriors` the slow fits of single items are made, and NUTS's draws saved there.
     """
     cube_path, cells_path = Path(data) / f"{study}.nc", Path(data) / f"{study}.cells.nc"
     if not cube_path.exists():
         report(f"  from {cells_path}; no cube here, so the samples are not looked at again")
         return open_cells(cells_path), False
     report(f"  from {cube_path}")
-    rebuilt = reduce_to_cells(open_cube(cube_path), report=lambda line: report(f"  {line}"))
+    rebuilt = _from_cube(open_cube(cube_path), posteriors, report)
     if not cells_path.exists():
         report(f"  {cells_path} is new")
         return rebuilt, True
@@ -83,6 +102,7 @@ def cells_of(study: str, data: str | Path, *, report: Report = print) -> tuple[x
     except ValueError as error:
         report(f"  {cells_path} cannot be used and is replaced: {error}")
         return rebuilt, True
+    rebuilt = keep_slow_fits(rebuilt, committed)
     differences = compare_cells(rebuilt, committed)
     if not differences:
         report(f"  the cells agree with {cells_path}")
@@ -91,6 +111,49 @@ def cells_of(study: str, data: str | Path, *, report: Report = print) -> tuple[x
     for difference in differences:
         report(f"    {difference}")
     return rebuilt, True
+
+
+def _from_cube(cube: xr.Dataset, posteriors: Path | None, report: Report) -> xr.Dataset:
+    cells = reduce_to_cells(cube, report=lambda line: report(f"  {line}"))
+    if not swept_models(cells):
+        return cells
+    full = posteriors is not None
+    report("  fitting single items" + (", in full (minutes)" if full else ""))
+    fits, sampled = item_fits(cube, cells, full=full)
+    if sampled is not None and posteriors is not None:
+        save_posterior(sampled, posteriors / "items.nc")
+    return cells.merge(fits)
+
+
+def sample(cells: xr.Dataset, posteriors: Path, *, report: Report = print) -> dict[str, Sampled]:
+    """NUTS on the hierarchical model of Cohen's d, where training can be asked about.
+
+    Its draws are saved in `posteriors`. Nothing, with a line that says why, where pymc is absent.
+    """
+    try:
+        effects = cell_effects(cells)
+    except ValueError:
+        return {}
+    terms = primary_terms(effects)
+    if "training" not in terms or len(set(effects.concept.tolist())) < 2:
+        return {}
+    if find_spec("pymc") is None:
+        report("  NUTS is left out: it needs pymc (pip install -c constraints.txt -e '.[stats]')")
+        return {}
+    report("  sampling the hierarchical model (about a minute)")
+    sampled = sample_cells(
+        effects, terms=terms, level=level_of(cells), seed=int(cells.attrs["seed"])
+    )
+    save_posterior(sampled, posteriors / "cells.nc")
+    return {effects.outcome: sampled}
+
+
+def save_posterior(sampled: Sampled, path: Path) -> None:
+    """The draws as ArviZ InferenceData in NetCDF, written whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    aside = path.with_name(f".{path.name}.part")
+    sampled.idata.to_netcdf(str(aside))
+    aside.replace(path)
 
 
 @dataclass(frozen=True)
@@ -119,11 +182,12 @@ def write_conclusions(
     paper: str | Path,
     *,
     ledger: Ledger | None = None,
+    sampled: Mapping[str, Sampled] | None = None,
     report: Report = print,
 ) -> None:
     """Tables, numbers, figures and manifest of one study to `paper`/<study>/."""
     report("  tables")
-    tables = conclude(cells, ledger.claims if ledger else ())
+    tables = conclude(cells, ledger.claims if ledger else (), sampled=sampled)
     report("  figures")
     figures = draw(cells, tables)
     inputs = {f"{study}.cells.nc (content)": digest(cells)}
@@ -140,3 +204,31 @@ def write_conclusions(
     if "claims" in tables:
         counts = tables["claims"]["verdict"].value_counts()
         report("  claims: " + "; ".join(f"{verdict!r} {n}" for verdict, n in counts.items()))
+    counts = tables["conclusions"]["verdict"].value_counts()
+    report("  conclusions: " + "; ".join(f"{verdict!r} {n}" for verdict, n in counts.items()))
+
+
+def calibrate(
+    study: str,
+    data: str | Path,
+    paper: str | Path,
+    *,
+    n_simulations: int,
+    n_workers: int,
+    report: Report = print,
+) -> None:
+    """Coverage of the intervals for sweeps of a study's shape, to `paper`/<study>/calibration/.
+
+    Raises FileNotFoundError where there are no cells, ValueError where they compare no trainings
+    or no simulation is asked for.
+    """
+    cells = open_cells(Path(data) / f"{study}.cells.nc")
+    if reason := why_not(cell_effects(cells), TERMS):
+        raise ValueError(f"{study} gives calibration no shape: {reason}")
+    if n_simulations < 1 or n_workers < 1:
+        raise ValueError("calibration needs at least one simulation and one worker")
+    found = simulate_and_fit(cells, n_simulations=n_simulations, n_workers=n_workers, report=report)
+    folder = Path(paper) / study / "calibration"
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    write_calibration(folder, found, draw_calibration(found))
+    report(f"wrote {folder}")

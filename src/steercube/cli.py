@@ -48,7 +48,28 @@ def parser() -> argparse.ArgumentParser:
     analyze.add_argument("study", nargs="?", help="only this one (default: all)")
     analyze.add_argument("--data", default="data", help="folder of cubes and cells")
     analyze.add_argument("--paper", default="paper", help="folder of results and claims.toml")
+    analyze.add_argument(
+        "--full",
+        action="store_true",
+        help="also the slow fits of single items, from the cube (about 10 minutes)",
+    )
+    analyze.add_argument(
+        "--without-nuts",
+        dest="nuts",
+        action="store_false",
+        help="do not check the exact posterior by sampling (a minute less)",
+    )
     analyze.set_defaults(run=_analyze)
+
+    calibrated = commands.add_parser(
+        "calibrate", help="coverage of the intervals on simulated sweeps of a study's shape"
+    )
+    calibrated.add_argument("study", nargs="?", default="qwen3")
+    calibrated.add_argument("--data", default="data", help="folder of cells")
+    calibrated.add_argument("--paper", default="paper", help="folder of results")
+    calibrated.add_argument("--simulations", type=int, default=1000, help="sweeps a scenario")
+    calibrated.add_argument("--workers", type=int, default=os.cpu_count() or 1)
+    calibrated.set_defaults(run=_calibrate)
 
     imported = commands.add_parser(
         "import-study", help="the published study to data/qwen3.nc, fetched or from a folder"
@@ -161,7 +182,19 @@ def _names(text: str) -> tuple[str, ...]:
 def _analyze(options: argparse.Namespace) -> None:
     from steercube.analyze import analyze
 
-    analyze(options.data, options.paper, study=options.study)
+    analyze(options.data, options.paper, study=options.study, full=options.full, nuts=options.nuts)
+
+
+def _calibrate(options: argparse.Namespace) -> None:
+    from steercube.analyze import calibrate
+
+    calibrate(
+        options.study,
+        options.data,
+        options.paper,
+        n_simulations=options.simulations,
+        n_workers=options.workers,
+    )
 
 
 def _import_study(options: argparse.Namespace) -> None:

@@ -53,6 +53,10 @@ from steercube.analysis.generation import (
 from steercube.results import Estimate
 from steercube.streams import stream
 
+MEAN_R = "mean r of models"
+MISMATCHED = "matched minus mismatched r"
+"""Statistics as the table of agreement names them."""
+
 N_RESAMPLES = 4_000
 """Resamples of models, layers and shifts; the error of an end of an interval is then about 1%."""
 MIN_RELIABILITY = 0.05

@@ -186,6 +186,56 @@ def concept_concordance(
     )
 
 
+def pairwise_concordance(
+    cells: xr.Dataset, *, estimand: str, concepts: Sequence[str] | None = None
+) -> list[tuple[tuple[str, str], Estimate]]:
+    """Kendall's tau of the concepts' effects for each pair of models, then their mean.
+
+    The mean's pair is named ("every model", "every model"). Models and concepts, and the basic
+    interval over items, are those of `concept_concordance`.
+    """
+    effects = best_effects(cells, estimand, concepts=concepts)
+    effects = effects.isel(concept=np.flatnonzero(effects.notnull().all("model")))
+    every = ("every model", "every model")
+    if effects.sizes["model"] < 2 or effects.sizes["concept"] < 3:
+        reason = "needs two models that ran the same three concepts"
+        return [(every, Estimate.undefined(reason))]
+    table = effects.transpose("model", "concept").values
+    errors = _sampling_errors(
+        cells, effects, estimand, stream(f"pairs of {estimand}", seed=cells.attrs["seed"])
+    )
+    names = [str(m) for m in effects["model"].values]
+    pairs = list(combinations(range(len(names)), 2))
+    value = kendalls_tau(table, pairs)
+    drawn = kendalls_tau(table + errors, pairs) if len(errors) else np.full((1, len(pairs)), np.nan)
+    tail = (1 - level_of(cells)) / 2
+    n = int(cells["n_items"].sel(concept=effects["concept"]).sum())
+    labelled = {(names[i], names[j]): at for at, (i, j) in enumerate(pairs)}
+    rows = []
+    for pair, tau, of in [
+        *((pair, value[at], drawn[:, at]) for pair, at in labelled.items()),
+        (every, value.mean(), drawn.mean(axis=1)),
+    ]:
+        low, high = np.quantile(of, [tail, 1 - tail])
+        ends = np.clip([2 * tau - high, 2 * tau - low], -1, 1)
+        ends = ends if ends[0] < ends[1] else np.full(2, np.nan)
+        reason = "" if np.isfinite(ends).all() else "at the limit of tau, or its error is not known"
+        found = Estimate(float(tau), *ends.tolist(), over="items", n=n, reason=reason)
+        rows.append((pair, found))
+    return rows
+
+
+def kendalls_tau(table: np.ndarray, pairs: Sequence[tuple[int, int]]) -> np.ndarray:
+    """Kendall's tau of pairs of rows over columns without ties, dims (..., pair).
+
+    >>> float(kendalls_tau(np.array([[1.0, 2.0, 3.0], [1.0, 3.0, 2.0]]), [(0, 1)])[0])
+    0.3333333333333333
+    """
+    one, other = np.triu_indices(table.shape[-1], 1)
+    order = np.sign(table[..., one] - table[..., other])
+    return np.stack([(order[..., i, :] * order[..., j, :]).mean(-1) for i, j in pairs], axis=-1)
+
+
 def _sampling_errors(
     cells: xr.Dataset, effects: xr.DataArray, estimand: str, rng: np.random.Generator
 ) -> np.ndarray:

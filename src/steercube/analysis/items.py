@@ -16,12 +16,7 @@ import numpy as np
 import xarray as xr
 
 from steercube.analysis.effects import NEGATIVE, POSITIVE
-from steercube.analysis.hierarchy import (
-    cell_effects,
-    compared_models,
-    predictors_of,
-    primary_terms,
-)
+from steercube.analysis.hierarchy import compared_models, predictors_of
 
 
 @dataclass(frozen=True)
@@ -29,14 +24,12 @@ class ItemShifts:
     """One row an item of a cell: standardised shift, and the groups and predictors of the row.
 
     `value` (row,), less the optimism of its cell; `index` by sd name (row,), numbered from 0
-    without a gap; `predictors` by term (row,), centred over models; `terms` those that the cells
-    can tell apart.
+    without a gap; `predictors` by term (row,), centred over models.
     """
 
     value: np.ndarray
     index: dict[str, np.ndarray]
     predictors: dict[str, np.ndarray]
-    terms: tuple[str, ...]
     n_models: int
 
     def design(self, terms: Sequence[str]) -> np.ndarray:
@@ -77,6 +70,5 @@ def item_shifts(cube: xr.Dataset, cells: xr.Dataset) -> ItemShifts:
         value=np.concatenate([shift for shift, *_ in rows]),
         index={name: np.unique(group, return_inverse=True)[1] for name, group in groups.items()},
         predictors={term: values[model] for term, values in predictors.items()},
-        terms=primary_terms(cell_effects(cells)),
         n_models=len(np.unique(model)),
     )

@@ -15,6 +15,7 @@ import numpy as np
 import xarray as xr
 
 from steercube.analysis.averages import level_of, t_quantile
+from steercube.analysis.hierarchy import cell_effects, primary_terms
 from steercube.analysis.items import ItemShifts, item_shifts
 from steercube.analysis.nuts import Sampled, failed_gates, gates_text, sample_items
 from steercube.analysis.reml import Reml, reml_of_items
@@ -69,10 +70,14 @@ def item_fits(
     so in `item_fit_problem`. No fits at all, an empty Dataset, where the cells cannot tell a
     training or scale from their models.
     """
-    shifts = item_shifts(cube, cells)
-    terms = shifts.terms
-    if not terms or len(np.unique(shifts.index["sd_concept"])) < 2:
+    try:
+        effects = cell_effects(cells)
+    except ValueError:
         return xr.Dataset(), None
+    terms = primary_terms(effects)
+    if not terms or len(np.unique(effects.concept)) < 2:
+        return xr.Dataset(), None
+    shifts = item_shifts(cube, cells)
     out = _blank_fits()
     level, crossed, cell_level = level_of(cells), list(shifts.index), list(shifts.index)[:-1]
     ours = {
@@ -144,3 +149,12 @@ def _record_sampled(out: xr.Dataset, sampled: Sampled) -> None:
         at = {"item_fit": fit, "item_term": name}
         out["item_fit_value"].loc[at] = row["median"]
         out["item_fit_low"].loc[at], out["item_fit_high"].loc[at] = row["low"], row["high"]
+
+
+def keep_slow_fits(new: xr.Dataset, old: xr.Dataset) -> xr.Dataset:
+    """`new` cells, with what only a full analysis fits taken from `old` cells of the same cube."""
+    same = new.attrs["cube_sha256"] == old.attrs.get("cube_sha256")
+    if not same or "item_fit_value" not in new or "item_fit_value" not in old:
+        return new
+    absent = new["item_fit_problem"] == NOT_FULL
+    return new.assign({name: new[name].where(~absent, old[name]) for name in ITEM_FIT_VARIABLES})

@@ -11,6 +11,8 @@ import xarray as xr
 from scipy import stats
 
 from steercube.analysis.agreement import (
+    MEAN_R,
+    MISMATCHED,
     agreement_against_effect,
     agreement_by_blocks,
     agreement_effect_correlation,
@@ -38,13 +40,19 @@ from steercube.analysis.averages import (
     swept_models,
 )
 from steercube.analysis.claims import Claim, ledger
-from steercube.analysis.contrasts import scale_slope
+from steercube.analysis.components import variance_components
+from steercube.analysis.contrasts import (
+    concept_concordance,
+    pairwise_concordance,
+    scale_slope,
+)
 from steercube.analysis.depth import (
     depth_difference,
     model_depth,
     selection_interval,
     training_depth,
 )
+from steercube.analysis.design import design_table
 from steercube.analysis.effects import ESTIMANDS
 from steercube.analysis.generation import (
     best_generation,
@@ -58,9 +66,24 @@ from steercube.analysis.generation import (
     is_counted,
     layer_curves,
 )
+from steercube.analysis.hierarchy import (
+    OUTCOMES,
+    cell_effects,
+    fit,
+    primary_terms,
+    why_not,
+)
+from steercube.analysis.multiverse import multiverse
+from steercube.analysis.nuts import Sampled
+from steercube.analysis.predictive import predictive_checks
+from steercube.analysis.refits import leave_one_out, prior_sensitivity
+from steercube.analysis.scale import SCALED, scale_trends
 from steercube.analysis.sensitivity import sensitivity
+from steercube.analysis.training import training_effects
+from steercube.analysis.verdicts import conclusions
 from steercube.cells import CONTROL_VARIABLES, OF_THE_VECTOR, REASONS
 from steercube.results import Estimate
+from steercube.streams import stream
 
 AVERAGED = ("delta", "cohens_d", "within_letter_d", "glass_delta_negative", "glass_delta_baseline")
 """Estimands that the tables of models and concepts average."""
@@ -68,8 +91,16 @@ AVERAGED = ("delta", "cohens_d", "within_letter_d", "glass_delta_negative", "gla
 Labels = Mapping[str, Any]
 
 
-def conclude(cells: xr.Dataset, claims: Sequence[Claim] = ()) -> dict[str, pd.DataFrame]:
-    """Every table of a study, by name. Without claims there is no table of claims."""
+def conclude(
+    cells: xr.Dataset,
+    claims: Sequence[Claim] = (),
+    *,
+    sampled: Mapping[str, Sampled] | None = None,
+) -> dict[str, pd.DataFrame]:
+    """Every table of a study, by name. Without claims there is no table of claims.
+
+    `sampled` are NUTS fits of the hierarchical model, by outcome, to stand beside the exact one.
+    """
     if not swept_models(cells):
         raise ValueError(
             "the cells hold no effect: every (model, concept, layer) is unrun, failed, not finite "
@@ -87,7 +118,62 @@ def conclude(cells: xr.Dataset, claims: Sequence[Claim] = ()) -> dict[str, pd.Da
     }
     if any(name in cells for name in CONTROL_VARIABLES):
         tables["controls"] = controls(cells)
+    tables |= hierarchical(cells, sampled)
+    tables["conclusions"] = conclusions(cells, tables, claims)
     return tables | ({"claims": ledger(cells, claims)} if claims else {})
+
+
+def hierarchical(
+    cells: xr.Dataset, sampled: Mapping[str, Sampled] | None
+) -> dict[str, pd.DataFrame]:
+    """Training, scale and spread over models and concepts, and what they hang on."""
+    every = multiverse(cells)
+    summary = [{"statistic": "median", "value": every.median, "p_value": every.p_value,
+                "least_p": every.least_p, "n": len(every.table)}]  # fmt: skip
+    shares = [{"statistic": f"share of variance: {k}", "value": v} for k, v in every.shares.items()]
+    reason = [{"reason": every.reason}]
+    return {
+        "training_effect": pd.DataFrame(training_effects(cells, sampled=sampled)),
+        "scale_trends": _table(scale_trends(cells)),
+        "variance_components": pd.DataFrame(variance_components(cells, sampled=sampled)),
+        "concordance": concordance(cells),
+        "multiverse": pd.DataFrame(reason) if every.reason else every.table,
+        "multiverse_summary": pd.DataFrame(reason if every.reason else [*summary, *shares]),
+        "design": pd.DataFrame(design_table(cells)),
+        "leave_one_out": pd.DataFrame(leave_one_out(cells)),
+        "prior_sensitivity": pd.DataFrame(prior_sensitivity(cells)),
+        "predictive_checks": checks(cells),
+    }
+
+
+def concordance(cells: xr.Dataset) -> pd.DataFrame:
+    """Do models rank the concepts alike: Kendall's W over all, tau of every pair."""
+    rows: list[tuple[Labels, Estimate]] = []
+    for estimand in SCALED:
+        labels = {"estimand": estimand, "statistic": "Kendall's W"}
+        of_all = {"model": "every model", "model_other": "every model"}
+        rows.append((labels | of_all, concept_concordance(cells, estimand=estimand)))
+        for (one, other), tau in pairwise_concordance(cells, estimand=estimand):
+            pair = {"statistic": "Kendall's tau", "model": one, "model_other": other}
+            rows.append((labels | pair, tau))
+    return _table(rows)
+
+
+def checks(cells: xr.Dataset) -> pd.DataFrame:
+    """Prior and posterior predictive checks of the primary model, every outcome."""
+    rows: list[dict[str, Any]] = []
+    for outcome in OUTCOMES:
+        try:
+            effects = cell_effects(cells, outcome)
+            if reason := why_not(effects, ()):
+                raise ValueError(reason)
+        except ValueError as error:
+            rows.append({"outcome": outcome, "reason": str(error)})
+            continue
+        rng = stream(f"predictive checks of {outcome}", seed=int(cells.attrs["seed"]))
+        posterior = fit(effects, terms=primary_terms(effects))
+        rows += predictive_checks(posterior, rng, level=level_of(cells))
+    return pd.DataFrame(rows)
 
 
 def _table(rows: Sequence[tuple[Labels, Estimate]]) -> pd.DataFrame:
@@ -285,7 +371,6 @@ def depth(cells: xr.Dataset) -> pd.DataFrame:
 
 
 PUBLISHED_METHOD = "r, layers of all models pooled (published method)"
-MEAN_R = "mean r of models"
 R_OVER_LAYERS = "r over layers"
 SHIFTS = "r against circular shifts"
 R_EVERY_RESPONSE = "r over layers, every response"
@@ -310,7 +395,7 @@ def agreement(cells: xr.Dataset) -> pd.DataFrame:
             MEAN_R: model_agreement,
             SHIFTS: shift_test,
             "mean r, models and blocks of layers resampled": agreement_by_blocks,
-            "matched minus mismatched r": matched_minus_mismatched,
+            MISMATCHED: matched_minus_mismatched,
             "repeated-measures r (pingouin)": repeated_measures,
             "mean best generation delta": best_generation,
             "mean best generation delta less its null": best_generation_excess,
@@ -344,9 +429,7 @@ def _agreement_of_model(cells: xr.Dataset, concept: str, model: str) -> dict[str
         "reliability of the logit curve": reliable["logit"],
         "reliability of the generation curve": reliable["generation"],
         "r without noise (disattenuated)": disattenuated(cells, concept=concept, model=model),
-        "matched minus mismatched r": matched_minus_mismatched(
-            cells, concept=concept, models=[model]
-        ),
+        MISMATCHED: matched_minus_mismatched(cells, concept=concept, models=[model]),
         "best generation layer": best_generation_layer(cells, concept=concept, model=model),
         "best generation delta": best_response(cells, concept=concept, model=model)
         if counted

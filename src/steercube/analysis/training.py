@@ -41,6 +41,7 @@ MAX_ASSIGNMENTS = 20_000
 GRID = "hierarchical, exact"
 NUTS = "hierarchical, NUTS"
 REML = "REML, cells"
+PERMUTATION = "permutation of labels"
 BOTH = "training and scale"
 ALONE = "training"
 ADJUSTED = {BOTH: TERMS, ALONE: ("training",)}
@@ -140,7 +141,7 @@ def _by_design(effects: CellEffects, level: float, seed: int, n_resamples: int) 
     )  # fmt: skip
     p, floor = permutation(table, high, stream("training labels", seed=seed))
     yield Effect(
-        effects.outcome, "permutation of labels", "labels of models", estimate=estimate, p_value=p,
+        effects.outcome, PERMUTATION, "labels of models", estimate=estimate, p_value=p,
         n_models=n_models, diagnostics=f"the least possible p is {floor:.4g}",
     )  # fmt: skip
 

@@ -1,7 +1,6 @@
 """The figures of a study: `<name>(plain data) -> Figure`, and `draw` that hands them their data.
 
-Colours: a sequential map that is even in lightness (cividis), and two hues apart in lightness
-for the trainings (Okabe & Ito 2008), so nothing is told by hue alone.
+Those of the models of training and scale are in `steercube.report.model_figures`.
 """
 
 from collections.abc import Mapping
@@ -14,34 +13,30 @@ import pandas as pd
 import xarray as xr
 from matplotlib.axes import Axes
 from matplotlib.axis import Axis
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from scipy import stats
 
+from steercube.analysis.agreement import MEAN_R
 from steercube.analysis.averages import swept_models
 from steercube.analysis.claims import read_printed
 from steercube.analysis.curves import scaled
 from steercube.analysis.generation import generation_delta, is_counted, layer_curves
-from steercube.analysis.tables import MEAN_R, R_EVERY_RESPONSE, R_OVER_LAYERS
-
-TRAINING_COLOURS = {"distilled": "#0072B2", "rl": "#D55E00"}
-OTHER_COLOUR = "#555555"
-STRENGTH_COLOURS = {-1.0: "#56B4E9", 1.0: "#E69F00"}
-INTERVAL_COLOURS = {"items": "#009E73", "models": "#999999"}
-PUBLISHED_COLOUR = "#CC79A7"
-GENERATION_COLOUR = "#CC79A7"
-RESPONSES_COLOUR = "#0072B2"
-TRAINING_NAMES = {"distilled": "distilled", "rl": "full RL"}
-STYLE: dict[Any, Any] = {
-    "font.family": "DejaVu Sans",
-    "font.size": 9.0,
-    "axes.titlesize": 9.5,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "figure.facecolor": "white",
-}
-WIDTH = 8.0
-"""Inches: a post's column, so that letters of 9 points stay readable in it."""
+from steercube.analysis.tables import R_EVERY_RESPONSE, R_OVER_LAYERS
+from steercube.report.model_figures import draw_models
+from steercube.report.style import (
+    GENERATION_COLOUR,
+    INTERVAL_COLOURS,
+    OTHER_COLOUR,
+    PUBLISHED_COLOUR,
+    RESPONSES_COLOUR,
+    STRENGTH_COLOURS,
+    STYLE,
+    TRAINING_COLOURS,
+    TRAINING_NAMES,
+    WIDTH,
+    blank_figure,
+    name_of,
+)
 
 
 def draw(cells: xr.Dataset, tables: Mapping[str, pd.DataFrame]) -> dict[str, Figure]:
@@ -61,6 +56,7 @@ def draw(cells: xr.Dataset, tables: Mapping[str, pd.DataFrame]) -> dict[str, Fig
             figures["layer_curves_gen_vs_logit"] = layer_curves_gen_vs_logit(
                 curves, models, _agreements(tables["agreement"])
             )
+        figures |= draw_models(tables)
         if "claims" in tables and len(numeric := _numeric(tables["claims"])):
             figures["claims"] = claims(numeric)
     return figures
@@ -93,18 +89,6 @@ def _model_labels(cells: xr.Dataset) -> ModelLabels:
     return {m: ModelLabel(m, training.sel(model=m).item()) for m in swept_models(cells)}
 
 
-def _name(concept: str) -> str:
-    return concept.replace("_", " ")
-
-
-def _figure(width: float, height: float, **grid: object) -> tuple[Figure, np.ndarray]:
-    """A figure outside pyplot, which keeps no state between calls, and its axes (row, column)."""
-    figure = Figure(figsize=(width, height), layout="constrained")
-    FigureCanvasAgg(figure)
-    axes = figure.subplots(squeeze=False, **grid)  # type: ignore[call-overload]
-    return figure, axes
-
-
 def _name_models(axis: Axis, models: ModelLabels, fontsize: float = 9.0) -> None:
     axis.set_ticks(range(len(models)), [label.text for label in models.values()], fontsize=fontsize)
     for tick, label in zip(axis.get_ticklabels(), models.values(), strict=True):
@@ -118,7 +102,9 @@ def effect_size_heatmap(effects: pd.DataFrame, models: ModelLabels) -> Figure:
         index="concept", columns="model", values="cohens_d", dropna=False
     ).reindex(index=concepts, columns=list(models))
     cell = effects.set_index(["concept", "model"])
-    figure, axes = _figure(max(6.2, 2.4 + 0.95 * len(models)), max(2.8, 1.6 + 0.62 * len(concepts)))
+    figure, axes = blank_figure(
+        max(6.2, 2.4 + 0.95 * len(models)), max(2.8, 1.6 + 0.62 * len(concepts))
+    )
     ax = axes[0, 0]
     finite = table.to_numpy(dtype=float)
     top = np.nanmax(finite) if np.isfinite(finite).any() else 1.0
@@ -129,7 +115,7 @@ def effect_size_heatmap(effects: pd.DataFrame, models: ModelLabels) -> Figure:
             text = _readable_on(image.to_rgba(finite[row, column]))
             _write_cell(ax, column, row, cell.loc[(concept, model)], text)
     _name_models(ax.xaxis, models)
-    ax.set_yticks(range(len(concepts)), [_name(c) for c in concepts])
+    ax.set_yticks(range(len(concepts)), [name_of(c) for c in concepts])
     ax.spines[:].set_visible(False)
     ax.tick_params(length=0)
     ax.set_xlabel("model, in order of size" if len(models) > 1 else "model")
@@ -196,7 +182,7 @@ def best_layer_violins(
     """
     columns = min(2, len(quantiles))
     rows = -(-len(quantiles) // columns)
-    figure, axes = _figure(
+    figure, axes = blank_figure(
         max(5.4, WIDTH * columns / 2), 1.0 + 2.3 * rows, nrows=rows, ncols=columns
     )
     for ax, (concept, by_model) in zip(axes.flat, quantiles.items(), strict=False):
@@ -208,7 +194,7 @@ def best_layer_violins(
                 why = missing.get((concept, model), "")
                 ax.text(x, 0, why, ha="center", va="bottom", fontsize=7.5, color="#555555",
                         rotation=90)  # fmt: skip
-        ax.set_title(_name(concept), loc="left")
+        ax.set_title(name_of(concept), loc="left")
         ax.set_xlim(-0.6, len(models) - 0.4)
         _name_models(ax.xaxis, models, fontsize=7.5)
     for ax in axes.flat[len(quantiles) :]:
@@ -321,7 +307,7 @@ def layer_curves_gen_vs_logit(
     columns = [model for model in models if any(model in by_model for by_model in curves.values())]
     if len(columns) == 1:
         return _curves_of_one_model(curves, columns[0], models, agreements)
-    figure, axes = _figure(
+    figure, axes = blank_figure(
         max(5.4, 1.2 + 1.75 * len(columns)),
         max(2.9, 1.1 + 1.75 * len(curves)),
         nrows=len(curves),
@@ -338,7 +324,7 @@ def layer_curves_gen_vs_logit(
             ax.set_title(_r_of_panel(agreements, concept, model), fontsize=7.5, loc="right", pad=2)
         mean = agreements[concept, "every model", MEAN_R]
         shown = f"mean r {_with_range(mean)}" if mean["interval_over"] == "models" else ""
-        line[0].set_ylabel(f"{_name(concept)}\n{shown}".strip(), fontsize=8.5)
+        line[0].set_ylabel(f"{name_of(concept)}\n{shown}".strip(), fontsize=8.5)
     for ax, model in zip(axes[0], columns, strict=True):
         ax.annotate(models[model].text.replace("\n", ", "), (0, 1), (0, 22), fontsize=8.5,
                     xycoords="axes fraction", textcoords="offset points",
@@ -352,11 +338,11 @@ def _curves_of_one_model(
     """The same, concepts side by side."""
     columns = min(3, len(curves))
     rows = -(-len(curves) // columns)
-    figure, axes = _figure(max(5.4, 0.8 + 2.5 * columns), 1.5 + 2.0 * rows, nrows=rows,
+    figure, axes = blank_figure(max(5.4, 0.8 + 2.5 * columns), 1.5 + 2.0 * rows, nrows=rows,
                            ncols=columns, sharey=True, sharex=True)  # fmt: skip
     for ax, (concept, by_model) in zip(axes.flat, curves.items(), strict=False):
         _draw_curves(ax, by_model[model])
-        shown = f"{_name(concept)}\n{_r_of_panel(agreements, concept, model)}"
+        shown = f"{name_of(concept)}\n{_r_of_panel(agreements, concept, model)}"
         ax.set_title(shown, fontsize=8.5, loc="left", pad=3)
     for ax in axes.flat[len(curves) :]:
         ax.set_visible(False)
@@ -400,8 +386,9 @@ def logit_layer_curves(layer_effects: pd.DataFrame, models: ModelLabels) -> Figu
     concepts = list(dict.fromkeys(layer_effects["concept"]))
     columns = min(3, len(concepts))
     rows = -(-len(concepts) // columns)
-    figure, axes = _figure(max(5.4, 2.7 * columns), 1.1 + 2.1 * rows, nrows=rows, ncols=columns,
-                           sharex=True)  # fmt: skip
+    figure, axes = blank_figure(
+        max(5.4, 2.7 * columns), 1.1 + 2.1 * rows, nrows=rows, ncols=columns, sharex=True
+    )
     for ax, concept in zip(axes.flat, concepts, strict=False):
         for number, (model, label) in enumerate(models.items()):
             of = layer_effects.query("model == @model and concept == @concept")
@@ -410,7 +397,7 @@ def logit_layer_curves(layer_effects: pd.DataFrame, models: ModelLabels) -> Figu
             ax.fill_between(of["depth"], of["cohens_d_low"], of["cohens_d_high"],
                             color=label.colour, alpha=0.15, linewidth=0)  # fmt: skip
         ax.axhline(0, color="#999999", linewidth=0.8, zorder=0)
-        ax.set_title(_name(concept), loc="left")
+        ax.set_title(name_of(concept), loc="left")
     for ax in axes.flat[len(concepts) :]:
         ax.set_visible(False)
     figure.supxlabel("depth of the steered layer (layer / number of layers)", fontsize=9)
@@ -424,7 +411,7 @@ def depth_by_training(effects: pd.DataFrame, depth: pd.DataFrame, models: ModelL
     """Best depth of every concept, its selection interval, and each model's typical depth."""
     concepts = list(dict.fromkeys(effects["concept"]))
     markers = "osD^vPX*<>"
-    figure, axes = _figure(WIDTH * 0.85, 1.8 + 0.55 * len(models))
+    figure, axes = blank_figure(WIDTH * 0.85, 1.8 + 0.55 * len(models))
     ax = axes[0, 0]
     typical = depth.set_index("group")
     for row, (model, label) in enumerate(models.items()):
@@ -445,7 +432,7 @@ def depth_by_training(effects: pd.DataFrame, depth: pd.DataFrame, models: ModelL
                        color=TRAINING_COLOURS[training], linewidth=0, label=f"{name}: mean of "
                        "models, 95% interval")  # fmt: skip
     shapes = [
-        mpl.lines.Line2D([], [], marker=m, color=OTHER_COLOUR, linestyle="", label=_name(c))
+        mpl.lines.Line2D([], [], marker=m, color=OTHER_COLOUR, linestyle="", label=name_of(c))
         for c, m in zip(concepts, markers * 9, strict=False)
     ]
     bar = mpl.lines.Line2D([], [], color="black", linewidth=1.8, label="typical (mean of concepts)")
@@ -469,7 +456,7 @@ def claims(table: pd.DataFrame) -> Figure:
     """Published value, recomputed value and its interval of every claim, by what they measure."""
     panels = {kind: table[table["quantity"] == kind] for kind in dict.fromkeys(table["quantity"])}
     heights = [len(rows) + 1.2 for rows in panels.values()]
-    figure, axes = _figure(WIDTH * 0.9, 1.0 + 0.235 * sum(heights), nrows=len(panels),
+    figure, axes = blank_figure(WIDTH * 0.9, 1.0 + 0.235 * sum(heights), nrows=len(panels),
                            gridspec_kw={"height_ratios": heights})  # fmt: skip
     for ax, (kind, rows) in zip(axes[:, 0], panels.items(), strict=True):
         for y, (_, row) in enumerate(rows.iterrows()):

@@ -28,6 +28,13 @@ KEYS = {
     "agreement": ["concept", "model", "statistic"],
     "sensitivity": ["headline", "without", "left_out"],
     "claims": ["id"],
+    "training_effect": ["outcome", "method", "takes_as_random", "adjusted"],
+    "scale_trends": ["outcome", "size", "concept", "method"],
+    "variance_components": ["outcome", "method", "component"],
+    "concordance": ["estimand", "statistic", "model", "model_other"],
+    "leave_one_out": ["outcome", "adjusted", "without", "left_out"],
+    "multiverse_summary": ["statistic"],
+    "conclusions": ["id"],
 }
 """Columns that name a row of each table whose numbers a text may cite."""
 
@@ -84,6 +91,19 @@ def _json(value: Any) -> str:
     return json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
 
 
+def write_calibration(folder: Path, tables: Mapping[str, pd.DataFrame], figure: Figure) -> None:
+    """The tables of a calibration and its figure, each written whole or not at all."""
+    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}.") as aside:
+        made = Path(aside) / "made"
+        made.mkdir()
+        for name, table in tables.items():
+            table.to_csv(made / f"{name}.csv", index=False, float_format=NUMBER)
+        figure.savefig(made / "calibration.png", dpi=DPI, metadata={"Software": None})
+        folder.mkdir(exist_ok=True)
+        for name in _files(made):
+            (made / name).replace(folder / name)
+
+
 def write_tables(folder: Path, tables: Mapping[str, pd.DataFrame]) -> None:
     """Each table as CSV, and those that a post prints as Markdown too."""
     folder.mkdir(parents=True)
@@ -104,7 +124,8 @@ def numbers(tables: Mapping[str, pd.DataFrame]) -> dict[str, dict[str, Any]]:
     """Every number of the tables but the layers' by id: value, interval, n, and its table."""
     found: dict[str, dict[str, Any]] = {}
     for name, keys in KEYS.items():
-        for row in tables.get(name, pd.DataFrame()).to_dict("records"):
+        table = tables.get(name, pd.DataFrame())
+        for row in table.to_dict("records") if set(keys) <= set(table) else []:
             stem = "/".join([name, *(str(row[key]) for key in keys if row[key] != "")])
             found |= _numbers_of_row(stem, name, row)
     return found
@@ -121,20 +142,30 @@ def _numbers_of_row(stem: str, table: str, row: Mapping[str, Any]) -> dict[str, 
             number: _number(table, row, value, f"{value}_low", f"{value}_high", over="items")
             for number, value in named.items()
         }
-    value = "recomputed" if table == "claims" else "value"
-    number = _number(table, row, value, "low", "high", over=row["interval_over"])
-    return {stem: number | {name: _plain(row[name]) for name in ("corrected", "p_value")}}
+    value = {"claims": "recomputed"}.get(table, "estimate" if "estimate" in row else "value")
+    over = row.get("interval_over") or row.get("takes_as_random") or ""
+    number = _number(table, row, value, "low", "high", over=over)
+    extra = [name for name in EXTRA if name in row]
+    return {stem: number | {name: _plain(row[name]) for name in extra}}
+
+
+EXTRA = (
+    *("corrected", "p_value", "probability_negative", "probability_negligible", "bayes_factor"),
+    *("share", "gain", "gain_standard_error"),
+)
+"""What else a text may say of a number, where its table has it."""
 
 
 def _number(
     table: str, row: Mapping[str, Any], value: str, low: str, high: str, *, over: str
 ) -> dict[str, Any]:
+    n = next((row[name] for name in ("n", "n_models") if name in row), None)
     return {
         "value": _plain(row[value]),
-        "low": _plain(row[low]),
-        "high": _plain(row[high]),
+        "low": _plain(row.get(low)),
+        "high": _plain(row.get(high)),
         "interval_over": over,
-        "n": _plain(row["n"]),
+        "n": _plain(n),
         "table": f"tables/{table}.csv",
     }
 
@@ -171,6 +202,7 @@ def markdown_tables(tables: Mapping[str, pd.DataFrame]) -> dict[str, str]:
         columns = ["id", "claim", "published", "recomputed_as_printed", "verdict", "reason"]
         renamed = tables["claims"][columns].rename(columns={"recomputed_as_printed": "recomputed"})
         texts["claims"] = _markdown(renamed)
+    texts["conclusions"] = _markdown(tables["conclusions"][["id", "verdict", "sentence"]])
     return texts
 
 

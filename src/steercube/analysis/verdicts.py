@@ -1,0 +1,296 @@
+r"""What may be said: one sentence a question, no stronger than its interval, chosen by rule.
+
+A statement is *reproduced* only if its interval lies on the claimed side of zero and nothing below
+objects; *contradicted* if it lies on the other side, unobjected, or wholly within what was called
+negligible beforehand; else *inconclusive*, with the objection. Objections, each from a table:
+
+- the interval includes zero;
+- the exact permutation of labels gives p > 0.05 (with two of six models it cannot give less);
+- the design confounds the cause with another: every model of one training has more blocks;
+- without one model, or one concept, the interval includes zero, or p exceeds 0.05;
+- another measure of the same thing (active instead of total parameters) includes zero.
+
+*Cannot be asked* has the reason why the data hold no answer.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+import xarray as xr
+
+from steercube.analysis.agreement import MEAN_R, MISMATCHED
+from steercube.analysis.claims import SIGNIFICANT, Claim
+from steercube.analysis.depth import depth_difference
+from steercube.analysis.effects import NAMES
+from steercube.analysis.hierarchy import OUTCOMES
+from steercube.analysis.training import BOTH, GRID, PERMUTATION
+
+REPRODUCED, INCONCLUSIVE = "reproduced", "inconclusive"
+CONTRADICTED, UNASKED = "contradicted", "cannot be asked"
+
+Tables = Mapping[str, pd.DataFrame]
+
+
+@dataclass(frozen=True)
+class Question:
+    """A statement as claimed, the sign it needs, its estimate, and what speaks against using it."""
+
+    id: str
+    statement: str
+    claimed: int
+    value: float
+    low: float
+    high: float
+    over: str
+    n: int
+    units: str = ""
+    p_value: float = np.nan
+    negligible: float = 0.0
+    objections: tuple[str, ...] = ()
+    reason: str = ""
+
+
+def verdict(question: Question) -> tuple[str, str]:
+    """The verdict by the rules of this module, and what it rests on where it is not reproduced."""
+    if not np.isfinite(question.value) or not np.isfinite(question.low):
+        return UNASKED, question.reason or "there is no interval"
+    if -question.negligible < question.low and question.high < question.negligible:
+        return (
+            CONTRADICTED,
+            f"any difference is under {question.negligible:g} {question.units}".strip(),
+        )
+    if question.low <= 0 <= question.high:
+        return INCONCLUSIVE, "the interval includes zero"
+    if question.objections:
+        return INCONCLUSIVE, "; ".join(question.objections)
+    if np.sign(question.low) == question.claimed:
+        return REPRODUCED, ""
+    return CONTRADICTED, "the interval lies on the other side of zero"
+
+
+def sentence(question: Question, found: str, why: str) -> str:
+    """The one sentence that a text may use."""
+    if found == UNASKED:
+        return f"Whether {question.statement} cannot be asked of these data: {why}."
+    units = f" {question.units}" if question.units not in ("", "1") else ""
+    shown = (
+        f"{question.value:+.2f} [{question.low:.2f}, {question.high:.2f}]{units}, "
+        f"over {question.over}, n = {question.n}"
+    )
+    shown = shown.replace("-", "−")
+    return {
+        REPRODUCED: f"These data show that {question.statement}: {shown}.",
+        INCONCLUSIVE: f"These data do not settle whether {question.statement}: {shown}; {why}.",
+        CONTRADICTED: f"These data contradict that {question.statement}: {shown}; {why}.",
+    }[found]
+
+
+def conclusions(cells: xr.Dataset, tables: Tables, claims: Sequence[Claim] = ()) -> pd.DataFrame:
+    """One row a question: verdict, sentence, and the numbers that chose them."""
+    rows = []
+    for question in _questions(cells, tables, claims):
+        found, why = verdict(question)
+        rows.append(
+            {
+                "id": question.id,
+                "statement": question.statement,
+                "claimed": {1: "+", -1: "-"}[question.claimed],
+                "verdict": found,
+                "sentence": sentence(question, found, why),
+                "value": question.value,
+                "low": question.low,
+                "high": question.high,
+                "interval_over": question.over,
+                "n": question.n,
+                "p_value": question.p_value,
+                "reason": why,
+            }
+        )
+    return pd.DataFrame(rows)
+
+
+def _questions(cells: xr.Dataset, tables: Tables, claims: Sequence[Claim]) -> Iterator[Question]:
+    for outcome in OUTCOMES:
+        yield _of_training(cells, tables, outcome)
+    yield from _of_scale(tables, claims)
+    yield _of_ranking(tables)
+    yield from _of_agreement(tables)
+
+
+def _of_training(cells: xr.Dataset, tables: Tables, outcome: str) -> Question:
+    """The primary interval, the exact permutation beside it, and the intervals without a part."""
+    place = outcome not in NAMES
+    of = tables["training_effect"]
+    of = of[of["outcome"] == outcome]
+    primary = of[of["method"] == GRID].iloc[0]
+    permuted = of[of["method"] == PERMUTATION]
+    p = float(permuted["p_value"].iloc[0]) if len(permuted) else np.nan
+    objections = []
+    if place and (confound := depth_difference(cells).reason) and np.isfinite(primary["estimate"]):
+        objections.append(f"{confound}, which the data cannot tell from training")
+    if p > SIGNIFICANT:
+        objections.append(
+            f"giving the training labels to other models yields as much (p = {p:.3f})"
+        )
+    rest = tables["leave_one_out"]
+    objections += _without(rest[(rest["outcome"] == outcome) & (rest["adjusted"] == BOTH)])
+    statement = (
+        f"full-RL models steer best later in the network ({NAMES_OF_PLACES[outcome]})"
+        if place
+        else f"full RL lowers the effect of steering ({NAMES[outcome]})"
+    )
+    return Question(
+        id=f"training-{outcome.replace('_', '-')}",
+        statement=statement,
+        claimed=1 if place else -1,
+        value=float(primary["estimate"]),
+        low=float(primary["low"]),
+        high=float(primary["high"]),
+        over="items, concepts and models",
+        n=int(primary["n_models"]),
+        units=OUTCOMES[outcome].units,
+        p_value=p,
+        negligible=OUTCOMES[outcome].negligible,
+        objections=tuple(objections),
+        reason=primary["reason"],
+    )
+
+
+NAMES_OF_PLACES = {
+    "best_depth": "depth of the best layer",
+    "depth_centroid": "centroid of the effect over depth",
+}
+
+
+def _without(rows: pd.DataFrame) -> list[str]:
+    """Parts without which an interval includes zero."""
+    if "low" not in rows:
+        return []
+    parts = rows[rows["without"].isin(["model", "concept"]) & rows["low"].notna()]
+    carried = parts[(parts["low"] <= 0) & (parts["high"] >= 0)]["left_out"]
+    return [f"without {' or '.join(carried)} the interval includes zero"] if len(carried) else []
+
+
+def _of_scale(tables: Tables, claims: Sequence[Claim]) -> Iterator[Question]:
+    """The claims of a slope on size, in Cohen's d: by total and by active parameters."""
+    trends = tables["scale_trends"]
+    trends = trends[(trends["outcome"] == "cohens_d") & (trends["method"] == "least squares")]
+    for claim in claims:
+        if claim.statistic != "scale_slope" or claim.published not in ("+", "-"):
+            continue
+        concept = claim.arguments["concept"]
+        of = trends[trends["concept"] == concept].set_index("size")
+        if "n_params" not in of.index:
+            continue
+        total, active = of.loc["n_params"], of.loc["n_active_params"]
+        objections = []
+        if active["low"] <= 0 <= active["high"]:
+            objections.append(
+                f"by active parameters it is {active['value']:.2f} "
+                f"[{active['low']:.2f}, {active['high']:.2f}]".replace("-", "−")
+            )
+        rest = tables["sensitivity"]
+        objections += _without(rest[rest["headline"] == f"scale slope of {concept}"])
+        harder = "harder" if claim.published == "-" else "easier"
+        yield Question(
+            id=f"scale-{concept.replace('_', '-')}",
+            statement=f"{concept.replace('_', ' ')} is {harder} to steer in larger models "
+            "(Cohen's d for a tenfold size)",
+            claimed=-1 if claim.published == "-" else 1,
+            value=float(total["value"]),
+            low=float(total["low"]),
+            high=float(total["high"]),
+            over="models",
+            n=int(total["n"]),
+            p_value=float(total["p_value"]),
+            objections=tuple(objections),
+            reason=total["reason"],
+        )
+
+
+def _of_ranking(tables: Tables) -> Question:
+    """Kendall's W: its test, and its test without each concept."""
+    rows = tables["sensitivity"]
+    rows = rows[rows["headline"] == "concordance of concepts"]
+    whole = rows[rows["without"] == "nothing"].iloc[0]
+    parts = rows[rows["without"].isin(["model", "concept"])]
+    objections = []
+    if not whole["p_value"] <= SIGNIFICANT:
+        objections.append(f"rankings at random agree as well (p = {whole['p_value']:.2f})")
+    carried = parts[parts["p_value"] > SIGNIFICANT]
+    if len(carried):
+        listed = " or ".join(
+            f"{r['left_out']} (p = {r['p_value']:.2f})" for _, r in carried.iterrows()
+        )
+        objections.append(f"without {listed} rankings at random agree as well")
+    return Question(
+        id="ranking",
+        statement="models rank the concepts alike (Kendall's W of Cohen's d)",
+        claimed=1,
+        value=float(whole["value"]),
+        low=float(whole["low"]),
+        high=float(whole["high"]),
+        over=whole["interval_over"],
+        n=int(whole["n"]),
+        p_value=float(whole["p_value"]),
+        objections=tuple(objections),
+        reason=whole["reason"],
+    )
+
+
+def _of_agreement(tables: Tables) -> Iterator[Question]:
+    """Mean r of each concept's models, and whether it rises with the effect."""
+    table = tables["agreement"]
+    if not len(table):
+        return
+    over_models = table[table["model"] == "every model"]
+    means = over_models[over_models["statistic"] == MEAN_R]
+    mismatched = over_models[over_models["statistic"] == MISMATCHED].set_index("concept")
+    for _, row in means.iterrows():
+        concept = row["concept"]
+        objections = []
+        other = mismatched.loc[concept]
+        if other["low"] <= 0 <= other["high"]:
+            objections.append(
+                "the logits of other concepts predict the answers about as well "
+                f"({other['value']:+.2f} [{other['low']:.2f}, {other['high']:.2f}])".replace(
+                    "-", "−"
+                )
+            )
+        yield _question_of_r(
+            row, f"agreement-{concept.replace('_', '-')}",
+            f"logits and answers agree on which layers steer {concept.replace('_', ' ')} (r)",
+            objections,
+        )  # fmt: skip
+    slope = table[table["statistic"] == "slope of r on cohens_d"]
+    if len(slope):
+        row = slope.iloc[0]
+        p = row["p_value"]
+        objections = (
+            [f"exchanging the concepts yields as much (p = {p:.2f})"] if p > SIGNIFICANT else []
+        )
+        yield _question_of_r(
+            row, "agreement-tracks-steering",
+            "concepts that steer well have logits and answers that agree (r per unit of d)",
+            objections,
+        )  # fmt: skip
+
+
+def _question_of_r(
+    row: pd.Series, name: str, statement: str, objections: Sequence[str]
+) -> Question:
+    return Question(
+        id=name,
+        statement=statement,
+        claimed=1,
+        value=float(row["value"]),
+        low=float(row["low"]),
+        high=float(row["high"]),
+        over=row["interval_over"],
+        n=int(row["n"]),
+        p_value=float(row["p_value"]),
+        objections=tuple(objections),
+        reason=row["reason"],
+    )
