@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import xarray as xr
 
+from steercube.analysis.hierarchy import CellEffects
 from steercube.cube import STATUS, Item, Model, blank_cube
 
 ROOT = Path(__file__).parents[1]
@@ -117,3 +118,43 @@ def with_controls(cube: xr.Dataset, rng: np.random.Generator) -> xr.Dataset:
     noise = values.copy(data=rng.normal(scale=0.05, size=values.shape).astype("float32"))
     still = values.sel(strength=0.0, drop=True) + noise.where(cube["strength"] != 0, 0)
     return cube.assign(logit_diff_random=still.transpose(*values.dims))
+
+
+def make_effects(
+    rng: np.random.Generator,
+    *,
+    n_models: int = 6,
+    n_concepts: int = 5,
+    training: float = 0.0,
+    sd_model: float = 0.2,
+    outcome: str = "cohens_d",
+) -> CellEffects:
+    """Cells of the hierarchical model: two full-RL models, the largest, and one cell never run."""
+    model = np.tile(np.arange(n_models), n_concepts)
+    concept = np.repeat(np.arange(n_concepts), n_models)
+    kept = np.arange(len(model)) != len(model) - 1
+    model, concept = model[kept], concept[kept]
+    block = 0.03 * (0.7 * np.eye(n_models) + 0.3)
+    same = concept[:, None] == concept
+    covariance = np.where(same, block[model[:, None], model], 0.0)
+    is_rl = (np.arange(n_models) >= n_models - 2).astype(float)
+    size = np.log10(np.linspace(1, 40, n_models) * rng.uniform(0.5, 2, n_models))
+    x = is_rl - is_rl.mean()
+    value = (
+        1.0
+        + training * x[model]
+        + sd_model * rng.normal(size=n_models)[model]
+        + 0.3 * rng.normal(size=n_concepts)[concept]
+        + 0.2 * rng.normal(size=len(model))
+        + np.linalg.cholesky(covariance) @ rng.normal(size=len(model))
+    )
+    return CellEffects(
+        outcome=outcome,
+        value=value,
+        covariance=covariance,
+        model=model,
+        concept=concept,
+        models=tuple("abcdefghij"[:n_models]),
+        concepts=tuple(f"concept {c}" for c in range(n_concepts)),
+        predictors={"training": x, "scale": size - size.mean()},
+    )

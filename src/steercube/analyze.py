@@ -19,7 +19,8 @@ from steercube.analysis.tables import conclude
 from steercube.cells import compare_cells, open_cells, save_cells
 from steercube.cube import open_cube
 from steercube.netcdf import digest
-from steercube.report.figures import draw, draw_calibration
+from steercube.report.figures import draw
+from steercube.report.model_figures import draw_calibration
 from steercube.report.write import write_calibration, write_study
 
 Report = Callable[[str], None]

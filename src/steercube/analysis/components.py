@@ -39,16 +39,15 @@ def variance_components(
         found = {name: posterior.quantile(name, 0.5) for name in posterior.sds}
         total = items**2 + sum(sd**2 for sd in found.values())
         for name, sd in found.items():
-            ends = [posterior.quantile(name, share) for share in ((1 - level) / 2, (1 + level) / 2)]
-            rows.append(_row(outcome, GRID, name, sd, *ends, share=sd**2 / total))
+            low, high = (posterior.quantile(name, s) for s in ((1 - level) / 2, (1 + level) / 2))
+            rows.append(_row(outcome, GRID, name, sd, low, high, share=sd**2 / total))
         rows.append(_row(outcome, GRID, "sd_items", items, share=items**2 / total))
         for name, sd in reml.sds.items():
             boundary = "at its boundary 0" if name in reml.at_boundary else ""
             rows.append(_row(outcome, REML, name, sd, reason=boundary))
-        if outcome in (sampled or {}):
-            rows += _of_nuts(
-                outcome, (sampled or {})[outcome], bool(failed_gates(sampled[outcome], posterior))
-            )
+        if sampled and outcome in sampled:
+            failed = bool(failed_gates(sampled[outcome], posterior))
+            rows += _of_nuts(outcome, sampled[outcome], failed)
     return rows + _of_items(cells)
 
 
@@ -95,6 +94,6 @@ def _of_items(cells: xr.Dataset) -> list[Row]:
             found = cells.sel(item_fit=fit_name, item_term=term)
             value = float(found["item_fit_value"])
             if str(term).startswith("sd_") and np.isfinite(value):
-                ends = float(found["item_fit_low"]), float(found["item_fit_high"])
-                rows.append(_row("cohens_d", str(fit_name), str(term), value, *ends))
+                low, high = float(found["item_fit_low"]), float(found["item_fit_high"])
+                rows.append(_row("cohens_d", str(fit_name), str(term), value, low, high))
     return rows

@@ -218,9 +218,10 @@ def pairwise_concordance(
     ]:
         low, high = np.quantile(of, [tail, 1 - tail])
         ends = np.clip([2 * tau - high, 2 * tau - low], -1, 1)
-        ends = ends if ends[0] < ends[1] else np.full(2, np.nan)
-        reason = "" if np.isfinite(ends).all() else "at the limit of tau, or its error is not known"
-        found = Estimate(float(tau), *ends.tolist(), over="items", n=n, reason=reason)
+        found = Estimate(float(tau), float(ends[0]), float(ends[1]), over="items", n=n)
+        if not ends[0] < ends[1]:
+            reason = "at the limit of tau, or the items' covariance is not known"
+            found = Estimate(float(tau), n=n, reason=reason)
         rows.append((pair, found))
     return rows
 

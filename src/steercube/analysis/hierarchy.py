@@ -93,6 +93,7 @@ class CellEffects:
 
     `value` (n,) less its optimism, `covariance` (n, n) over items, `model` and `concept` (n,)
     indices into `models` and `concepts`; `predictors` (model,) by term, centred over models.
+    `left_out` names cells that were run without a usable effect or error.
     """
 
     outcome: str
@@ -103,6 +104,7 @@ class CellEffects:
     models: tuple[str, ...]
     concepts: tuple[str, ...]
     predictors: dict[str, np.ndarray]
+    left_out: tuple[str, ...] = ()
 
     @property
     def unit(self) -> float:
@@ -136,18 +138,15 @@ def cell_effects(
     """The outcome of every cell that was run, less its optimism, with its covariance over items.
 
     Models of other trainings are left out where both compared ones are there. Raises ValueError
-    where a cell's sampling error is not known.
+    where the cells keep no error of the outcome at all.
     """
     names = [m for m in compared_models(cells) if models is None or m in models]
     held = [str(c) for c in cells["concept"].values if concepts is None or c in concepts]
     table, covariance = _outcome(cells, outcome, names, held)
-    model, concept = np.nonzero(np.isfinite(table))
-    order = np.lexsort((model, concept))
-    model, concept = model[order], concept[order]
+    known = np.isfinite(table) & np.isfinite(np.einsum("cmm->mc", covariance))
+    concept, model = np.nonzero(known.T)
     same = concept[:, None] == concept[None, :]
     between = np.where(same, covariance[concept[:, None], model[:, None], model[None, :]], 0.0)
-    if not np.isfinite(between).all():
-        raise ValueError(f"the sampling covariance of {outcome} is not known for every cell")
     return CellEffects(
         outcome=outcome,
         value=table[model, concept],
@@ -157,7 +156,17 @@ def cell_effects(
         models=tuple(names),
         concepts=tuple(held),
         predictors=predictors_of(cells, names, scale),
+        left_out=_unusable(cells, names, held, known),
     )
+
+
+def _unusable(
+    cells: xr.Dataset, models: Sequence[str], concepts: Sequence[str], known: np.ndarray
+) -> tuple[str, ...]:
+    """Cells that were run and whose effect or error is not known all the same."""
+    ran = cells["selected_layer"].sel(model=list(models), concept=list(concepts)).notnull()
+    lost = ran.transpose("model", "concept").values & ~known
+    return tuple(f"{models[m]} on {concepts[c]}" for m, c in zip(*np.nonzero(lost), strict=True))
 
 
 def compared_models(cells: xr.Dataset) -> list[str]:
@@ -180,7 +189,7 @@ def _outcome(
             cells, outcome, models=models, concepts=concepts, field="selected_optimism"
         )
         covariance = cells["selected_covariance"].sel(estimand=outcome)
-        value = value - optimism.where(value.notnull() & optimism.notnull(), np.nan)
+        value = value - optimism
     else:
         name = "selected_depth" if outcome == "best_depth" else "depth_centroid"
         place = best_depths(cells) if outcome == "best_depth" else depth_centroids(cells)
@@ -188,11 +197,12 @@ def _outcome(
         if f"{name}_covariance" not in cells:
             raise ValueError("these cells keep no error of depths; make them again from their cube")
         covariance = cells[f"{name}_covariance"]
-    between = covariance.sel(at | {"model_other": list(models)})
-    between = between.transpose("concept", "model", "model_other").values
+    covariance = covariance.sel(at | {"model_other": list(models)})
+    between: np.ndarray = covariance.transpose("concept", "model", "model_other").values
     if outcome == "best_depth":
         between = between + _rounding(cells, models)[:, None] * np.eye(len(models))
-    return value.transpose("model", "concept").values.astype(float), between
+    table: np.ndarray = value.transpose("model", "concept").values.astype(float)
+    return table, between
 
 
 def _rounding(cells: xr.Dataset, models: Sequence[str]) -> np.ndarray:
@@ -219,6 +229,8 @@ def predictors_of(
 def why_not(effects: CellEffects, terms: Sequence[str]) -> str:
     """Why these terms cannot be told from model-to-model variation here; empty if they can."""
     n_models = len(set(effects.model.tolist()))
+    if not n_models:
+        return f"no cell has a usable effect and error: {', '.join(effects.left_out)}"
     lacking = [term for term in terms if term not in effects.predictors]
     if "training" in lacking:
         return f"needs models of both trainings, {LOW!r} and {HIGH!r}"

@@ -43,29 +43,30 @@ def item_shifts(cube: xr.Dataset, cells: xr.Dataset) -> ItemShifts:
     predictors = predictors_of(cells, models)
     rows: list[tuple[np.ndarray, int, int, np.ndarray]] = []
     first_item = 0
-    for c, concept in enumerate(concepts):
-        of_concept = cube.sel(concept=concept).isel(
-            sample=np.flatnonzero(cube["item_id"].sel(concept=concept) != "")
+    for c, name in enumerate(concepts):
+        of_concept = cube.sel(concept=name).isel(
+            sample=np.flatnonzero(cube["item_id"].sel(concept=name) != "")
         )
         n_items = of_concept.sizes["sample"]
-        for m, model in enumerate(models):
-            cell = {"model": model, "concept": concept}
+        for m, name_of_model in enumerate(models):
+            cell = {"model": name_of_model, "concept": name}
             optimism = float(cells["selected_optimism"].sel(cell | {"estimand": "cohens_d"}))
             if np.isfinite(optimism):
                 layer = float(cells["selected_layer"].sel(cell))
-                at = of_concept["logit_diff"].sel(model=model, layer=layer)
+                at = of_concept["logit_diff"].sel(model=name_of_model, layer=layer)
                 low, high = (at.sel(strength=s).values.astype(float) for s in (NEGATIVE, POSITIVE))
                 pooled = np.sqrt((low.var(ddof=1) + high.var(ddof=1)) / 2)
                 shift = (high - low) / pooled - optimism
                 rows.append((shift, m, c, first_item + np.arange(n_items)))
         first_item += n_items
     sizes = [len(shift) for shift, *_ in rows]
-    model, concept, cell = (
-        np.repeat(of_cell, sizes)
-        for of_cell in ([m for _, m, _, _ in rows], [c for _, _, c, _ in rows], range(len(rows)))
-    )
-    groups = {"sd_model": model, "sd_concept": concept, "sd_cell": cell}
-    groups["sd_item"] = np.concatenate([item for *_, item in rows])
+    model = np.repeat([m for _, m, _, _ in rows], sizes)
+    groups: dict[str, np.ndarray] = {
+        "sd_model": model,
+        "sd_concept": np.repeat([c for _, _, c, _ in rows], sizes),
+        "sd_cell": np.repeat(np.arange(len(rows)), sizes),
+        "sd_item": np.concatenate([item for *_, item in rows]),
+    }
     return ItemShifts(
         value=np.concatenate([shift for shift, *_ in rows]),
         index={name: np.unique(group, return_inverse=True)[1] for name, group in groups.items()},

@@ -148,16 +148,16 @@ def _effects_at(
         at = mean.fillna(-np.inf).argmax("layer")
     else:
         typical = float(best_depths(cells).sel(model=names).mean())
-        apart = np.abs(cells["depth"].sel(model=names) - typical)
+        apart: xr.DataArray = abs(cells["depth"].sel(model=names) - typical)
         at = apart.where(delta.notnull().any("concept"), np.inf).argmin("layer")
     return every.sel(estimand=denominator).isel(layer=at).transpose("model", "concept").values
 
 
 def _of_layers(cells: xr.Dataset, valid: bool) -> xr.DataArray:
-    if not valid:
+    if not valid or "valid_estimate" not in cells:
         return cells["estimate"]
-    some_invalid = cells["n_valid_items"] < cells["n_items"]
-    return xr.where(some_invalid, cells["valid_estimate"], cells["estimate"])
+    all_valid = cells["n_valid_items"] == cells["n_items"]
+    return cells["estimate"].where(all_valid, cells["valid_estimate"])
 
 
 def _n_run(delta: xr.DataArray) -> xr.DataArray:

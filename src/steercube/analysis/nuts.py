@@ -7,6 +7,7 @@ and cells non-centred, items centred, as each has several answers.
 """
 
 import logging
+import os
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -19,6 +20,7 @@ from steercube.analysis.hierarchy import PRIOR, SDS, CellEffects, Posterior, Pri
 from steercube.analysis.items import ItemShifts
 from steercube.streams import SEED, stream
 
+N_CHAINS = 4
 MAX_R_HAT = 1.01
 MIN_ESS = 400
 MIN_BFMI = 0.2
@@ -157,31 +159,34 @@ def _sample(
 ) -> Sampled:
     import arviz as az
 
+    bfmi: Any = az.bfmi
+
     rng = stream(f"nuts of {what}", seed=seed)
     idata = pm.sample(
         n_draws,
         tune=n_draws,
-        chains=4,
+        chains=N_CHAINS,
+        cores=min(N_CHAINS, os.cpu_count() or 1),
         random_seed=int(rng.integers(2**31)),
         nuts_sampler="pymc",
         target_accept=0.99,
         progressbar=False,
         compute_convergence_checks=False,
     )
-    table = az.summary(idata, var_names=list(names), round_to="none")
+    table: Any = az.summary(idata, var_names=list(names), round_to="none")
     summary = {}
     for name in names:
         draws = idata.posterior[name].values.ravel()
         ends = np.quantile(draws, [(1 - level) / 2, 0.5, (1 + level) / 2]).tolist()
         row = dict(zip(("low", "median", "high"), ends, strict=True))
-        row |= {k: float(table.loc[name, k]) for k in ("mean", "sd", "mcse_mean", "r_hat")}
-        row |= {k: float(table.loc[name, k]) for k in ("ess_bulk", "ess_tail")}
+        diagnosed = ("mean", "sd", "mcse_mean", "r_hat", "ess_bulk", "ess_tail")
+        row |= {k: float(table.at[name, k]) for k in diagnosed}
         summary[name] = row | {"negative": float(np.mean(draws < 0))}
     return Sampled(
         summary=summary,
         n_divergences=int(idata.sample_stats["diverging"].sum()),
-        min_bfmi=float(np.min(az.bfmi(idata))),
-        n_draws=4 * n_draws,
+        min_bfmi=float(np.min(bfmi(idata))),
+        n_draws=N_CHAINS * n_draws,
         idata=idata,
     )
 
@@ -189,16 +194,14 @@ def _sample(
 @contextmanager
 def _pymc() -> Iterator[Any]:
     """The package, without its progress lines and ArviZ's notice of its next version."""
-    loggers = [logging.getLogger(name) for name in ("pymc", "pymc.stats.convergence")]
-    levels = [logger.level for logger in loggers]
-    try:
-        for logger in loggers:
-            logger.setLevel(logging.ERROR)
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            import pymc
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        import pymc
 
+        logger = logging.getLogger("pymc")
+        level = logger.level
+        logger.setLevel(logging.ERROR)
+        try:
             yield pymc
-    finally:
-        for logger, level in zip(loggers, levels, strict=True):
+        finally:
             logger.setLevel(level)

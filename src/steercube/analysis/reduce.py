@@ -164,8 +164,8 @@ def _reduce_concept(
         few = {"concept": concept, "model": list(runs)}
         out["selected_reason"].loc[few] = REASONS["too_few_items"]
         return
-    settings = {"n_resamples": n_resamples, "confidence_level": confidence_level}
-    selected = _select(runs, rng=stream(f"items of {concept}", seed=seed), **settings)
+    select = partial(_select, n_resamples=n_resamples, confidence_level=confidence_level)
+    selected = select(runs, rng=stream(f"items of {concept}", seed=seed))
     for model, run in runs.items():
         cell = {"model": model, "concept": concept}
         _record_selected(out, run, selected[model], cell, confidence_level)
@@ -176,7 +176,7 @@ def _reduce_concept(
         return
     if not valid.all():
         runs = {model: _among(run, valid) for model, run in runs.items()}
-        selected = _select(runs, rng=stream(f"valid items of {concept}", seed=seed), **settings)
+        selected = select(runs, rng=stream(f"valid items of {concept}", seed=seed))
         _describe_valid_layers(out, runs, concept)
     _record_valid(out, runs, selected, concept)
 
@@ -372,7 +372,7 @@ def _record_depths(
 ) -> None:
     """How the place of the effect varies with the items: selected depth, and depth centroid."""
     models = out["model"].values
-    places = {
+    places: dict[str, Callable[[_Run, SelectedCell], Array]] = {
         "selected_depth_covariance": lambda run, found: run.depth[found.chosen],
         "depth_centroid_covariance": lambda run, found: centroid(found.delta, run.depth),
     }

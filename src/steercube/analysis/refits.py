@@ -64,10 +64,10 @@ def _parts(cells: xr.Dataset, effects: CellEffects, terms: tuple[str, ...]) -> I
         ("model", effects.models, effects.model),
         ("concept", effects.concepts, effects.concept),
     ):
-        gained = []
+        gained: list[float] = []
         for at, name in enumerate(names):
             rest = effects.only(np.flatnonzero(index != at))
-            row = {"without": kind, "left_out": name}
+            row: Row = {"without": kind, "left_out": name}
             if reason := why_not(rest, terms):
                 yield row | {"reason": reason}
                 continue

@@ -65,24 +65,15 @@ def without_invalid_items(cells: xr.Dataset) -> xr.Dataset:
     items are invalid, and those of the depths are the errors of all items.
     """
     all_valid = cells["n_valid_items"] == cells["n_items"]
-    error = {
+    kept = {
         f"selected_{name}": cells[f"valid_selected_{name}"]
         if f"valid_selected_{name}" in cells
         else cells[f"selected_{name}"].where(all_valid)
-        for name in ("optimism", "covariance")
+        for name in ("layer", "estimate", "optimism", "covariance")
     }
-    of_layers = (
-        {"estimate": xr.where(all_valid, cells["estimate"], cells["valid_estimate"])}
-        if "valid_estimate" in cells
-        else {}
-    )
-    return cells.assign(
-        selected_layer=cells["valid_selected_layer"],
-        selected_estimate=cells["valid_selected_estimate"],
-        n_items=cells["n_valid_items"],
-        **error,
-        **of_layers,
-    )
+    if "valid_estimate" in cells:
+        kept["estimate"] = cells["estimate"].where(all_valid, cells["valid_estimate"])
+    return cells.assign(kept | {"n_items": cells["n_valid_items"]})
 
 
 def sensitivity(cells: xr.Dataset) -> list[tuple[dict[str, str], Estimate]]:

@@ -10,6 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
 from math import comb
+from typing import Any
 
 import numpy as np
 import xarray as xr
@@ -217,7 +218,8 @@ def permutation(
     With more than MAX_ASSIGNMENTS ways, over so many random ones and the one found.
     """
     n, k = len(high), int(high.sum())
-    if comb(n, k) <= MAX_ASSIGNMENTS:
+    exact = comb(n, k) <= MAX_ASSIGNMENTS
+    if exact:
         marked = np.zeros((comb(n, k), n), bool)
         for row, chosen in enumerate(combinations(range(n), k)):
             marked[row, list(chosen)] = True
@@ -228,7 +230,7 @@ def permutation(
     drawn = np.abs([difference(table, labels, *ones) for labels in marked])
     observed = abs(float(difference(table, high, *ones)))
     p = float(np.mean(drawn >= observed - 1e-12 * max(1.0, observed)))
-    floor = (2 if 2 * k == n else 1) / len(marked)
+    floor = (2 if exact and 2 * k == n else 1) / len(marked)
     return p, floor
 
 
@@ -238,11 +240,15 @@ def _exact(effects: CellEffects, terms: Sequence[str], adjusted: str, level: flo
     posterior = fit(effects, terms=terms)
     return Effect(
         effects.outcome, GRID, MODELS, adjusted, **summary(posterior, level),
-        n_models=len(np.unique(effects.model)), diagnostics=f"prior: {PRIOR}",
+        n_models=len(np.unique(effects.model)), diagnostics=f"prior: {PRIOR}{_left_out(effects)}",
     )  # fmt: skip
 
 
-def summary(posterior: Posterior, level: float, name: str = "training") -> dict[str, float]:
+def _left_out(effects: CellEffects) -> str:
+    return f"; without a usable effect: {', '.join(effects.left_out)}" if effects.left_out else ""
+
+
+def summary(posterior: Posterior, level: float, name: str = "training") -> dict[str, Any]:
     """Median, interval and what a reader asks of one slope's posterior."""
     return {
         "estimate": posterior.quantile(name, 0.5),
@@ -267,9 +273,7 @@ def _reml(effects: CellEffects, terms: Sequence[str], adjusted: str, level: floa
     )  # fmt: skip
 
 
-def t_interval(
-    found: Reml, n_models: int, level: float, name: str = "training"
-) -> dict[str, float]:
+def t_interval(found: Reml, n_models: int, level: float, name: str = "training") -> dict[str, Any]:
     """Estimate and t interval with as many degrees of freedom as models remain after the terms."""
     half = t_quantile(level, n_models - len(found.coefficients)) * found.standard_errors[name]
     value = found.coefficients[name]

@@ -1,0 +1,69 @@
+import numpy as np
+import pandas as pd
+import pytest
+import xarray as xr
+
+from steercube.analysis.calibration import calibrate, coverage, recovery, uniformity
+from steercube.analysis.hierarchy import TERMS, cell_effects, fit
+from steercube.analysis.simulation import Scenario, simulate
+
+
+def test_a_simulated_sweep_has_the_shape_and_truth_of_its_scenario(
+    study_cells: xr.Dataset,
+) -> None:
+    scenario = Scenario(training=-2.0, sd_model=0.01, sd_concept=0.01, sd_cell=0.01, intercept=3.0)
+    effects = simulate(study_cells, scenario, np.random.default_rng(1))
+    real = cell_effects(study_cells)
+    assert (effects.model == real.model).all()
+    assert (effects.concept == real.concept).all()
+    assert np.sqrt(np.diag(effects.covariance)).mean() == pytest.approx(0.25, abs=0.1)
+    posterior = fit(effects, terms=("training",))
+    assert posterior.quantile("training", 0.5) == pytest.approx(-2.0, abs=0.25)
+
+
+def test_a_small_calibration_runs_whole(study_cells: xr.Dataset) -> None:
+    """Four scenarios of six sweeps: every method is there, and numbers do not depend on workers."""
+    one = calibrate(study_cells, n_simulations=6, n_workers=1, report=lambda line: None)
+    two = calibrate(study_cells, n_simulations=6, n_workers=2, report=lambda line: None)
+    for name, table in one.items():
+        pd.testing.assert_frame_equal(table, two[name])
+    table = one["coverage"]
+    assert len(table) == 4 * 9
+    assert table["n_simulations"].eq(6).all()
+    items = table[table["takes_as_random"] == "items"]["coverage"].mean()
+    exact = table[table["method"] == "hierarchical, exact"]["coverage"].mean()
+    assert items < 0.7 < exact
+    assert set(one["sbc"]["parameter"]) == {
+        "intercept",
+        *TERMS,
+        "sd_model",
+        "sd_concept",
+        "sd_cell",
+    }
+
+
+def test_coverage_and_rejection_are_counted(rng: np.random.Generator) -> None:
+    low = rng.normal(size=1000) - 1.96
+    rows = pd.DataFrame({"training": 0.0, "sd_model": 1.0, "method": "z", "takes_as_random": "",
+                         "adjusted": "", "estimate": low + 1.96, "low": low, "high": low + 3.92,
+                         "p_value": np.nan})  # fmt: skip
+    test = rows.assign(method="test", low=np.nan, high=np.nan, p_value=rng.uniform(size=1000))
+    found = coverage(pd.concat([rows, test])).set_index("method")
+    assert found.loc["z", "coverage"] == pytest.approx(0.95, abs=0.03)
+    assert found.loc["z", "rejected"] == pytest.approx(1 - found.loc["z", "coverage"])
+    assert np.isnan(found.loc["test", "coverage"])
+    assert found.loc["test", "rejected"] == pytest.approx(0.05, abs=0.03)
+
+
+def test_recovery_compares_medians_with_the_truth() -> None:
+    rows = pd.DataFrame({"training": 0.0, "sd_model": 0.2, "component": "sd_model", "true": 0.2,
+                         "median": [0.1, 0.3], "below": [0.5, 0.99]})  # fmt: skip
+    found = recovery(rows).iloc[0]
+    assert found["mean_of_medians"] == pytest.approx(0.2)
+    assert found["coverage"] == 0.5
+
+
+def test_uniform_ranks_pass_and_others_do_not(rng: np.random.Generator) -> None:
+    ranks = pd.DataFrame({"good": rng.uniform(size=800), "narrow": rng.beta(2, 2, size=800)})
+    found = uniformity(ranks).set_index("parameter")["p_value"]
+    assert found["good"] > 0.001 > found["narrow"]

@@ -1,0 +1,88 @@
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from builders import make_effects
+
+from steercube.analysis.hierarchy import Posterior, fit
+from steercube.analysis.items import ItemShifts
+from steercube.analysis.nuts import (
+    Sampled,
+    failed_gates,
+    furthest_from,
+    gates_text,
+    sample_cells,
+    sample_items,
+)
+
+TERM = ("training",)
+
+
+@pytest.fixture(scope="module")
+def exact() -> Posterior:
+    return fit(make_effects(np.random.default_rng(4)), terms=TERM)
+
+
+@pytest.fixture(scope="module")
+def sampled(exact: Posterior) -> Sampled:
+    """One real run, some 20 s, most of them compiling."""
+    return sample_cells(exact.effects, terms=TERM, n_draws=1200)
+
+
+def test_nuts_agrees_with_the_grid(exact: Posterior, sampled: Sampled) -> None:
+    """Fixed seed; each of five means within 4 MCSE, false alarms 1 in 3,000."""
+    assert failed_gates(sampled, exact) == []
+    row = sampled.summary["training"]
+    assert row["low"] == pytest.approx(exact.quantile("training", 0.025), abs=0.06)
+    assert row["negative"] == pytest.approx(exact.cdf("training", 0.0), abs=0.04)
+    assert "divergences" in gates_text(sampled, exact)
+
+
+def test_another_models_grid_is_noticed(exact: Posterior, sampled: Sampled) -> None:
+    """The positive control: the same cells, half a unit higher."""
+    other = replace(exact.effects, value=exact.effects.value + 0.5)
+    problems = failed_gates(sampled, fit(other, terms=TERM))
+    assert len(problems) == 1
+    assert "the mean of intercept" in problems[0]
+    assert furthest_from(exact, sampled)[1] < 4
+
+
+def doctored(sampled: Sampled, **of_training: float) -> Sampled:
+    row = sampled.summary["training"] | of_training
+    return replace(sampled, summary=sampled.summary | {"training": row})
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (lambda s: doctored(s, r_hat=1.02), "R-hat 1.020 is not under 1.01"),
+        (lambda s: doctored(s, r_hat=np.nan), "R-hat nan"),
+        (lambda s: doctored(s, ess_bulk=399.0), "ess_bulk 399 is under 400"),
+        (lambda s: doctored(s, ess_tail=12.0), "ess_tail 12 is under 400"),
+        (lambda s: replace(s, n_divergences=1), "1 divergence"),
+        (lambda s: replace(s, min_bfmi=0.1), "E-BFMI 0.10 is not over 0.2"),
+        (lambda s: doctored(s, mean=3.0), "MCSE from the grid's"),
+    ],
+    ids=["r_hat", "nan", "bulk", "tail", "divergence", "bfmi", "grid"],
+)
+def test_every_gate_can_fail(exact: Posterior, sampled: Sampled, change: object, said: str) -> None:
+    problems = failed_gates(change(sampled), exact)  # type: ignore[operator]
+    assert any(said in problem for problem in problems)
+
+
+def test_the_model_of_items_finds_its_truth() -> None:
+    """A short run: the residual's and the items' sd, settled by 1,200 rows, within 15%."""
+    rng = np.random.default_rng(2)
+    model, item = np.repeat(np.arange(6), 200), np.tile(np.arange(200), 6)
+    concept = item // 50
+    cell = model * 4 + concept
+    x = (model >= 4) - 1 / 3
+    value = 1 + 0.4 * x + 0.1 * rng.normal(size=6)[model] + 0.2 * rng.normal(size=4)[concept]
+    value = value + 0.1 * rng.normal(size=24)[cell] + 0.5 * rng.normal(size=200)[item]
+    value = value + 0.7 * rng.normal(size=1200)
+    index = {"sd_model": model, "sd_concept": concept, "sd_cell": cell, "sd_item": item}
+    shifts = ItemShifts(value, index, {"training": x}, n_models=6)
+    summary = sample_items(shifts, terms=TERM, n_draws=150).summary
+    assert summary["sd_residual"]["median"] == pytest.approx(0.7, rel=0.15)
+    assert summary["sd_item"]["median"] == pytest.approx(0.5, rel=0.15)
+    assert summary["training"]["low"] < 0.4 < summary["training"]["high"]
