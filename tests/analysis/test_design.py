@@ -63,7 +63,7 @@ def test_the_table_has_the_studys_design_and_what_would_settle_it(
     study_tables: dict[str, pd.DataFrame],
 ) -> None:
     table = study_tables["design"]
-    of = table[(table["outcome"] == "cohens_d") & (table["effect_is"] == "bound of the negligible")]
+    of = table[(table["outcome"] == "cohens_d") & (table["effect_is"] == "largest negligible")]
     own = of[(of["kind"] == "errors") & (of["n_rl"] == 2) & (of["n_other"] == 4)]
     assert (own["power"] < 0.15).all()
     assert (own["type_m"] > 2).all()
@@ -73,7 +73,9 @@ def test_the_table_has_the_studys_design_and_what_would_settle_it(
 
 def test_the_fewest_models_have_the_power_and_one_less_has_not(six: xr.Dataset) -> None:
     table = pd.DataFrame(design_table(six))
-    of = table[(table["outcome"] == "cohens_d") & (table["effect_is"] == "three times that")]
+    of = table[
+        (table["outcome"] == "cohens_d") & (table["effect_is"] == "three times the negligible")
+    ]
     row = of[of["kind"] == "needed"].iloc[0]
     from steercube.analysis.design import components_of
     from steercube.analysis.hierarchy import fit

@@ -33,7 +33,7 @@ def test_the_published_specification_is_among_them(
     means = model_means(study_cells, estimand="cohens_d").value
     rl = study_cells["training"].sel(model=means["model"]).values == "rl"
     expected = (means.values[rl].mean() - means.values[~rl].mean()) / means.values.mean()
-    assert effect == pytest.approx(expected)
+    assert effect == pytest.approx(expected, abs=1e-6)
 
 
 def test_size_held_fixed_is_least_squares(of_study: Multiverse, study_cells: xr.Dataset) -> None:
@@ -44,14 +44,14 @@ def test_size_held_fixed_is_least_squares(of_study: Multiverse, study_cells: xr.
     size = np.log10(study_cells["n_params"].sel(model=means["model"]).values)
     design = np.column_stack([np.ones(6), rl, size])
     b = np.linalg.lstsq(design, means.values, rcond=None)[0][1]
-    assert effect == pytest.approx(b / means.values.mean())
+    assert effect == pytest.approx(b / means.values.mean(), abs=1e-6)
 
 
 def test_the_test_is_exact_over_fifteen_ways(of_study: Multiverse) -> None:
     assert of_study.least_p == pytest.approx(1 / 15)
     assert of_study.p_value * 15 == pytest.approx(round(of_study.p_value * 15))
     assert of_study.p_value >= of_study.least_p
-    assert of_study.median == pytest.approx(of_study.table["effect"].median())
+    assert of_study.median == pytest.approx(of_study.table["effect"].median(), abs=1e-6)
 
 
 def test_shares_of_variance_are_shares(of_study: Multiverse) -> None:
@@ -68,7 +68,7 @@ def with_gap(six: xr.Dataset, gap: float, rng: np.random.Generator) -> xr.Datase
     names = ["estimate", "selected_estimate", "selected_optimism"]
     names += ["valid_selected_estimate", "valid_selected_optimism"]
     flat = {n: xr.ones_like(six[n]).where(six[n].notnull()) * factor for n in names}
-    return six.assign(flat)
+    return six.assign({n: 0 * v if n.endswith("optimism") else v for n, v in flat.items()})
 
 
 def test_a_gap_in_all_specifications_has_the_least_p(

@@ -149,8 +149,8 @@ def _effect_sizes(outcome: str, effects: CellEffects) -> dict[str, float]:
     negligible = OUTCOMES[outcome].negligible
     alone = fit(effects, terms=("training",)).quantile("training", 0.5)
     return {
-        "bound of the negligible": negligible,
-        "three times that": 3 * negligible,
+        "largest negligible": negligible,
+        "three times the negligible": 3 * negligible,
         "found here": abs(alone),
     }
 

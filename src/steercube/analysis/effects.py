@@ -188,6 +188,7 @@ NAMES = {name: name.replace("_", " ") for name in ESTIMANDS} | {
     "glass_delta_negative": "Glass's delta (sd at -1)",
     "glass_delta_baseline": "Glass's delta (sd at 0)",
     "within_letter_d": "within-letter d",
+    "d_z": "paired d",
 }
 """Estimands as a reader calls them."""
 

@@ -75,9 +75,15 @@ def multiverse(cells: xr.Dataset) -> Multiverse:
     distinct = table["effect"].notna() & ~table.round({"effect": 12}).duplicated(
         ["denominator", "layer", "models", "aggregation", "effect"]
     )
-    medians = np.nanmedian(drawn[distinct], axis=0)
+    if not distinct.any():
+        return Multiverse(
+            pd.DataFrame(), np.nan, np.nan, np.nan, {}, "no average differs from zero"
+        )
+    asked = np.isfinite(drawn[distinct]).any(axis=0)
+    medians = np.nanmedian(drawn[distinct][:, asked], axis=0)
     p = float(np.mean(np.abs(medians) >= abs(medians[0]) - 1e-12))
     table = table[distinct].sort_values("effect", kind="stable").reset_index(drop=True)
+    table["effect"] = table["effect"].round(6)
     least = (2 if 2 * high.sum() == len(high) else 1) / len(labels)
     return Multiverse(table, float(medians[0]), p, least, shares)
 
@@ -183,7 +189,8 @@ def _effects(
         apart = high @ means / n_high - ~high @ means / n_low
         if aggregation == "mean, size held fixed":
             apart = _held_fixed(means, size, high)
-    return np.where((n_high > 0) & (n_low > 0), apart, np.nan) / abs(means.mean())
+        effect = apart / abs(means.mean())
+    return np.where((n_high > 0) & (n_low > 0) & np.isfinite(effect), effect, np.nan)
 
 
 def _held_fixed(means: np.ndarray, size: np.ndarray, high: np.ndarray) -> np.ndarray:

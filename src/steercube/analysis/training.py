@@ -7,7 +7,7 @@ of effects less their optimism.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import combinations
 from math import comb
 from typing import Any
@@ -43,6 +43,15 @@ GRID = "hierarchical, exact"
 NUTS = "hierarchical, NUTS"
 REML = "REML, cells"
 PERMUTATION = "permutation of labels"
+BOOTSTRAP, MEANS = "bootstrap", "t over model means"
+BY_DESIGN = (BOOTSTRAP, MEANS, PERMUTATION)
+ITEM_OUTCOME = "cohens_d"
+MAX_APART = 0.1
+"""Posterior sds between the estimates of fits that agree."""
+
+MAX_WIDTH = 1.5
+"""Ratio of the widths of intervals that agree: t intervals know no prior, and are wider."""
+
 BOTH = "training and scale"
 ALONE = "training"
 ADJUSTED = {BOTH: TERMS, ALONE: ("training",)}
@@ -51,7 +60,12 @@ ITEMS, CONCEPTS, MODELS = "items", "items, concepts", "items, concepts, models"
 
 @dataclass(frozen=True)
 class Effect:
-    """b_training of one outcome by one method; NaN with its `reason`."""
+    """b_training of one outcome by one method; NaN with its `reason`.
+
+    Other fits of the primary model are compared with the exact one: `apart` is the distance of the
+    estimates in its posterior sds, `width` that of the intervals as a ratio, and `agrees` says
+    whether they are within MAX_APART and MAX_WIDTH.
+    """
 
     outcome: str
     method: str
@@ -64,6 +78,9 @@ class Effect:
     probability_negative: float = np.nan
     probability_negligible: float = np.nan
     bayes_factor: float = np.nan
+    apart: float = np.nan
+    width: float = np.nan
+    agrees: str = ""
     n_models: int = 0
     diagnostics: str = ""
     reason: str = ""
@@ -80,10 +97,30 @@ def training_effects(
         except ValueError as error:
             rows.append(Effect(outcome, GRID, MODELS, BOTH, reason=str(error)))
             continue
-        rows += by_method(effects, level=level_of(cells), seed=int(cells.attrs["seed"]))
+        found = by_method(effects, level=level_of(cells), seed=int(cells.attrs["seed"]))
         if sampled and outcome in sampled:
-            rows.append(_nuts(effects, sampled[outcome]))
-    return [*rows, *_of_items(cells)]
+            found.append(_nuts(effects, sampled[outcome]))
+        if outcome == ITEM_OUTCOME:
+            found += _of_items(cells)
+        rows += _compared(effects, found)
+    return rows
+
+
+def _compared(effects: CellEffects, rows: list[Effect]) -> Iterator[Effect]:
+    """The rows, with how far the fits of the primary model lie from the exact one."""
+    terms = primary_terms(effects)
+    adjusted = next((name for name, of in ADJUSTED.items() if of == terms), "")
+    exact = fit(effects, terms=terms) if adjusted else None
+    primary = next((r for r in rows if r.method == GRID and r.adjusted == adjusted), None)
+    for row in rows:
+        same = row.adjusted == adjusted and row.method not in (GRID, *BY_DESIGN)
+        if exact is None or primary is None or not same or not np.isfinite(row.low):
+            yield row
+            continue
+        apart = abs(row.estimate - primary.estimate) / exact.spread("training")
+        width = (row.high - row.low) / (primary.high - primary.low)
+        agrees = apart <= MAX_APART and 1 / MAX_WIDTH <= width <= MAX_WIDTH
+        yield replace(row, apart=apart, width=width, agrees="yes" if agrees else "no")
 
 
 def by_method(
@@ -121,7 +158,7 @@ def difference(
 def _by_design(effects: CellEffects, level: float, seed: int, n_resamples: int) -> Iterator[Effect]:
     """What the design says without a model of effects: bootstraps, t over models, permutation."""
     if reason := why_not(effects, ()) or _one_sided(effects):
-        yield Effect(effects.outcome, "bootstrap", ITEMS, reason=reason)
+        yield Effect(effects.outcome, BOOTSTRAP, ITEMS, reason=reason)
         return
     table, high = _table(effects), effects.predictors["training"] > 0
     n_models = len(table)
@@ -130,14 +167,14 @@ def _by_design(effects: CellEffects, level: float, seed: int, n_resamples: int) 
     for takes, draws in _bootstraps(effects, table, high, seed, n_resamples).items():
         low, high_end = np.quantile(draws[np.isfinite(draws)], [(1 - level) / 2, (1 + level) / 2])
         yield Effect(
-            effects.outcome, "bootstrap", takes, estimate=estimate, low=float(low),
+            effects.outcome, BOOTSTRAP, takes, estimate=estimate, low=float(low),
             high=float(high_end), n_models=n_models,
             diagnostics=_bootstrap_note(takes, high),
         )  # fmt: skip
     means = adjusted_means(table)
     t = two_sample_t(means, high, level=level)
     yield Effect(
-        effects.outcome, "t over model means", "models", estimate=t.value, low=t.low, high=t.high,
+        effects.outcome, MEANS, "models", estimate=t.value, low=t.low, high=t.high,
         n_models=n_models, diagnostics=f"{n_models - 2} degrees of freedom", reason=t.reason,
     )  # fmt: skip
     p, floor = permutation(table, high, stream("training labels", seed=seed))
@@ -306,7 +343,7 @@ def _nuts(effects: CellEffects, sampled: Sampled) -> Effect:
 
 def _of_items(cells: xr.Dataset) -> Iterator[Effect]:
     """The fits of single items that the cells keep, of Cohen's d."""
-    outcome, n_models = "cohens_d", len(compared_models(cells))
+    outcome, n_models = ITEM_OUTCOME, len(compared_models(cells))
     if "item_fit_value" not in cells:
         reason = "the cells keep no fit of single items; `steercube analyze` makes it from the cube"
         yield Effect(outcome, "items", MODELS, BOTH, reason=reason)

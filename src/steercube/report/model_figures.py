@@ -6,6 +6,7 @@ import matplotlib as mpl
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from steercube.analysis.design import POWER
@@ -44,39 +45,34 @@ def draw_models(tables: Tables) -> dict[str, Figure]:
 
 
 def outcome_name(outcome: str) -> str:
-    """An outcome and its units as an axis says them."""
+    """An outcome as a title says it."""
+    return NAMES.get(outcome, PLACES.get(outcome, outcome))
+
+
+def _units_of(outcome: str) -> str:
     units = OUTCOMES[outcome].units
-    name = NAMES.get(outcome, PLACES.get(outcome, outcome))
-    return name if units == "1" else f"{name} ({units.replace('nat', 'nats')})"
+    return "" if units == "1" else units.replace("nat", "nats")
 
 
 def training_effect(effects: pd.DataFrame) -> Figure:
-    """b_training and its interval by every method, a panel an outcome; grey: called negligible."""
+    """b_training and its interval by every method; grey: what was called negligible beforehand.
+
+    The first outcome, which every method fits, has the whole width; the others stand in pairs.
+    """
     shown = effects[effects["estimate"].notna() & (effects["method"] != PERMUTATION)]
+    shown = shown.assign(key=[_method(row) for _, row in shown.iterrows()])
     outcomes = list(dict.fromkeys(shown["outcome"]))
-    keys = [_method(row) for _, row in shown.iterrows()]
-    shown = shown.assign(key=keys)
-    methods = list(dict.fromkeys(keys))
-    columns = min(2, len(outcomes))
-    rows = -(-len(outcomes) // columns)
-    figure, axes = blank_figure(
-        WIDTH, 0.9 + rows * (0.75 + 0.19 * len(methods)), nrows=rows, ncols=columns, sharey=True
-    )
-    for ax, outcome in zip(axes.flat, outcomes, strict=False):
-        negligible = OUTCOMES[outcome].negligible
-        ax.axvspan(-negligible, negligible, color="#DDDDDD", linewidth=0, zorder=0)
-        ax.axvline(0, color="#888888", linewidth=0.8, zorder=0)
-        for _, row in shown[shown["outcome"] == outcome].iterrows():
-            _draw_interval(ax, methods.index(row["key"]), row)
-        ax.set_title(outcome_name(outcome), loc="left")
-    for ax in axes.flat[len(outcomes) :]:
-        ax.set_visible(False)
-    axes[0, 0].set_yticks(range(len(methods)), methods, fontsize=8)
-    axes[0, 0].set_ylim(len(methods) - 0.5, -0.5)
-    primary = f"{GRID}: {BOTH}"
-    for ax in axes[:, 0]:
-        for label in ax.get_yticklabels():
-            label.set_fontweight("bold" if label.get_text() == primary else "normal")
+    methods = {o: list(dict.fromkeys(shown[shown["outcome"] == o]["key"])) for o in outcomes}
+    lines = [outcomes[:1], *(outcomes[i : i + 2] for i in range(1, len(outcomes), 2))]
+    heights = [0.55 + 0.19 * max(len(methods[o]) for o in line) for line in lines]
+    figure = Figure(figsize=(WIDTH, 0.7 + sum(heights)), layout="constrained")
+    grid = figure.add_gridspec(len(lines), 2, height_ratios=heights)
+    for at, line in enumerate(lines):
+        for column, outcome in enumerate(line):
+            ax = figure.add_subplot(grid[at, :] if at == 0 else grid[at, column])
+            _draw_methods(ax, outcome, shown[shown["outcome"] == outcome], methods[outcome])
+            if column:
+                ax.set_yticklabels([])
     figure.supxlabel("full RL minus distilled, with 95% interval", fontsize=9)
     handles = [
         mpl.lines.Line2D([], [], color=colour, marker="o", markersize=4, label=label)
@@ -87,7 +83,22 @@ def training_effect(effects: pd.DataFrame) -> Figure:
         )
     ]
     figure.legend(handles=handles, loc="outside upper center", ncols=3, frameon=False)
+    FigureCanvasAgg(figure)
     return figure
+
+
+def _draw_methods(ax: Axes, outcome: str, rows: pd.DataFrame, methods: Sequence[str]) -> None:
+    negligible = OUTCOMES[outcome].negligible
+    ax.axvspan(-negligible, negligible, color="#DDDDDD", linewidth=0, zorder=0)
+    ax.axvline(0, color="#888888", linewidth=0.8, zorder=0)
+    for _, row in rows.iterrows():
+        _draw_interval(ax, methods.index(row["key"]), row)
+    ax.set_yticks(range(len(methods)), methods, fontsize=8)
+    for label in ax.get_yticklabels():
+        label.set_fontweight("bold" if label.get_text() == f"{GRID}: {BOTH}" else "normal")
+    ax.set_ylim(len(methods) - 0.5, -0.5)
+    ax.set_title(outcome_name(outcome), loc="left")
+    ax.set_xlabel(_units_of(outcome), fontsize=8)
 
 
 def _method(row: pd.Series) -> str:
@@ -109,7 +120,12 @@ def specification_curve(table: pd.DataFrame, median: pd.Series) -> Figure:
     Below, each line is one choice; dark where the specifications of that rank have it more often
     than the others of its group.
     """
-    options = [(c, o) for c in CHOICES for o in dict.fromkeys(table[c]) if table[c].nunique() > 1]
+    options = [
+        (choice, str(option))
+        for choice in CHOICES
+        if table[choice].nunique() > 1
+        for option in table.groupby(choice)["effect"].mean().sort_values().index
+    ]
     figure, axes = blank_figure(
         WIDTH,
         2.6 + 0.19 * len(options),
@@ -124,8 +140,10 @@ def specification_curve(table: pd.DataFrame, median: pd.Series) -> Figure:
     value = 100 * median["value"]
     ax.axhline(value, color="#D55E00", linewidth=1, linestyle="--")
     ax.set_title(
-        f"{len(table):,} specifications, median {value:.0f}%; p = {median['p_value']:.2f} over "
-        f"every giving of the labels (least possible {median['least_p']:.2f})".replace("-", "−"),
+        f"{len(table):,} specifications, median {value:.0f}%\np = {median['p_value']:.2f} over "
+        f"every giving of the training labels (least possible {median['least_p']:.2f})".replace(
+            "-", "−"
+        ),
         loc="left",
     )
     ax.set_ylabel("full RL minus distilled,\n% of the mean effect")
@@ -177,13 +195,19 @@ def design(table: pd.DataFrame) -> Figure:
                            markersize=3.5)  # fmt: skip
                 here = rows[(rows[other] == own[0]) & (rows["n_other"] == own[1])]
                 panel.plot(np.mean(own), here[column], "*", color=colour, markersize=9)
+        for panel in (ax, exaggeration):
+            panel.set_xscale("log")
+            counts = sorted({int(n) for n in of["n_other"] if n > 2})
+            panel.set_xticks(counts, [f"{n}" for n in counts])
+            panel.minorticks_off()
         ax.axhline(POWER, color="#888888", linewidth=0.8, linestyle="--")
         ax.set_ylim(0, 1.02)
         ax.set_ylabel("power")
         exaggeration.axhline(1, color="#888888", linewidth=0.8)
         exaggeration.set_ylabel("type M: exaggeration\nof a significant estimate")
-        ax.set_title(f"{outcome_name(outcome)}: a true difference of", loc="left")
-        ax.legend(frameon=False, fontsize=7.5, loc="lower right")
+        ax.set_title(outcome_name(outcome), loc="left")
+        title = f"true difference, {_units_of(outcome)}".rstrip(", ")
+        exaggeration.legend(frameon=False, fontsize=7.5, title=title, title_fontsize=8)
     figure.supxlabel("models of each training (star: this study's design)", fontsize=9)
     return figure
 
@@ -212,9 +236,11 @@ def posterior_checks(checks: pd.DataFrame) -> Figure:
         low, high = of["posterior_low"].min(), of["posterior_high"].max()
         ax.set_xlim(low - 0.25 * (high - low), high + 0.25 * (high - low))
         ax.set_title(outcome_name(outcome), loc="left", fontsize=8.5)
+        ax.set_xlabel(_units_of(outcome), fontsize=8)
     for ax in axes.flat[len(outcomes) :]:
         ax.set_visible(False)
-    axes[0, 0].set_yticks(range(len(statistics)), statistics, fontsize=8)
+    for ax in axes[:, 0]:
+        ax.set_yticks(range(len(statistics)), statistics, fontsize=8)
     axes[0, 0].set_ylim(len(statistics) - 0.5, -0.5)
     handles, labels = axes[0, 0].get_legend_handles_labels()
     figure.legend(handles[:3], labels[:3], loc="outside upper center", ncols=3, frameon=False)
