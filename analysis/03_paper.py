@@ -1,11 +1,13 @@
 """Stage two, whole: tables, numbers, figures, manifest.  python analysis/03_paper.py [study]"""
 
 import sys
+from pathlib import Path
 
-from steercube.analyze import read_ledgers, write_conclusions
+from steercube.analyze import read_ledgers, sample, write_conclusions
 from steercube.cells import open_cells
 
 study = sys.argv[1] if len(sys.argv) > 1 else "qwen3"
 
 cells = open_cells(f"data/{study}.cells.nc")
-write_conclusions(study, cells, "paper", ledger=read_ledgers("paper").get(study))
+sampled = sample(cells, Path("paper") / study / "posteriors")
+write_conclusions(study, cells, "paper", ledger=read_ledgers("paper").get(study), sampled=sampled)

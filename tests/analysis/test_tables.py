@@ -10,6 +10,9 @@ from steercube.analysis.tables import conclude
 PLAIN = {
     *("effects", "layer_effects", "models", "concepts", "depth"),
     *("generation", "agreement", "sensitivity"),
+    *("training_effect", "scale_trends", "variance_components", "concordance", "multiverse"),
+    *("multiverse_summary", "design", "leave_one_out", "prior_sensitivity"),
+    *("predictive_checks", "conclusions"),
 }
 
 

@@ -30,6 +30,7 @@ def test_the_study_has_every_figure(study_figures: dict[str, Figure]) -> None:
         "layer_curves_gen_vs_logit",
         "depth_by_training",
         "claims",
+        *("training_effect", "specification_curve", "design", "posterior_checks"),
     }
 
 

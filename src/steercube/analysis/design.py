@@ -12,11 +12,13 @@ averaged over the posterior of the sds.
 """
 
 from dataclasses import dataclass
+from functools import cache
 from typing import Any, NamedTuple
 
 import numpy as np
 import xarray as xr
 from scipy import stats
+from scipy.special import ndtr
 
 from steercube.analysis.averages import level_of
 from steercube.analysis.hierarchy import (
@@ -39,7 +41,6 @@ ITEMS_TIMES = (1, 4)
 """Items in a concept, as a multiple of those the cells have on average."""
 
 MOST_MODELS = 400
-_QUANTILES = (np.arange(200) + 0.5) / 200
 
 
 class Errors(NamedTuple):
@@ -56,15 +57,24 @@ def errors_of_test(effect: float, se: np.ndarray, df: int, *, level: float) -> E
     The estimated error varies as a chi-square with `df`; given it, the estimate is normal.
     """
     se = np.atleast_1d(se)[:, None]
-    estimated = se * np.sqrt(stats.chi2.ppf(_QUANTILES, df) / df)
+    estimated = se * np.sqrt(_chi2_quantiles(df) / df)
     critical = stats.t.ppf((1 + level) / 2, df) * estimated / se
     z = effect / se
-    above, below = stats.norm.sf(critical - z), stats.norm.cdf(-critical - z)
+    above, below = ndtr(z - critical), ndtr(-critical - z)
     # E|x| over x > c and x < -c for x ~ N(z, 1).
-    size = z * (above - below) + stats.norm.pdf(critical - z) + stats.norm.pdf(-critical - z)
+    size = z * (above - below) + _density(critical - z) + _density(critical + z)
     power = float((above + below).mean())
     exaggeration = float((size * se).mean() / power / effect)
     return Errors(power, float(below.mean()) / power, exaggeration)
+
+
+def _density(x: np.ndarray) -> np.ndarray:
+    return np.exp(-(x**2) / 2) / np.sqrt(2 * np.pi)
+
+
+@cache
+def _chi2_quantiles(df: int) -> np.ndarray:
+    return stats.chi2.ppf((np.arange(200) + 0.5) / 200, df)
 
 
 @dataclass(frozen=True)
@@ -86,7 +96,7 @@ class Components:
 
 def components_of(cells: xr.Dataset, posterior: Posterior) -> Components:
     """What the fit says of the variances, its sds thinned to their weighted quantiles."""
-    effects, shares = posterior.effects, (np.arange(40) + 0.5) / 40
+    effects, shares = posterior.effects, (np.arange(20) + 0.5) / 20
     variance = posterior.sds["sd_model"] ** 2
     cell = posterior.sds.get("sd_cell", np.zeros_like(variance))
     order = np.argsort(variance + cell**2 / len(effects.concepts))

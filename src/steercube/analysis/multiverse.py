@@ -82,8 +82,9 @@ def multiverse(cells: xr.Dataset) -> Multiverse:
     asked = np.isfinite(drawn[distinct]).any(axis=0)
     medians = np.nanmedian(drawn[distinct][:, asked], axis=0)
     p = float(np.mean(np.abs(medians) >= abs(medians[0]) - 1e-12))
-    table = table[distinct].sort_values("effect", kind="stable").reset_index(drop=True)
-    table["effect"] = table["effect"].round(6)
+    # Rounded before it is sorted, so that another processor's last digit changes no order.
+    table = table[distinct].round({"effect": 6}).sort_values("effect", kind="stable")
+    table = table.reset_index(drop=True)
     least = (2 if 2 * high.sum() == len(high) else 1) / len(labels)
     return Multiverse(table, float(medians[0]), p, least, shares)
 
