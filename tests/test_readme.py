@@ -19,7 +19,12 @@ from steercube.study import study_cube, study_files
 
 README = (ROOT / "README.md").read_text()
 TEXT = " ".join(README.split())
-COMMANDS = [line for line in README.splitlines() if "steercube collect --" in line]
+COMMANDS = [
+    line
+    for text in (README, (ROOT / "data" / "README.md").read_text())
+    for line in text.splitlines()
+    if "steercube collect --" in line
+]
 
 
 @pytest.fixture(scope="module")
@@ -34,8 +39,21 @@ def percent(value: float) -> str:
 def test_the_training_gap(numbers: dict[str, dict[str, float]]) -> None:
     gap = numbers["claims/d-gap-all"]
     assert f"[{percent(gap['low'])}, {percent(gap['high'])}] over models" in TEXT
-    within = numbers["sensitivity/training gap in within_letter_d/nothing"]
-    assert f"{percent(within['value'])} with letter preference taken out" in TEXT
+    primary = numbers[
+        "training_effect/cohens_d/hierarchical, exact/items, concepts, models/training and scale"
+    ]
+    shown = f"{primary['value']:.2f} d [{primary['low']:.2f}, {primary['high']:.2f}]"
+    assert f"with scale held fixed {shown.replace('-', '−')}" in TEXT
+    design = pd.read_csv(ROOT / "paper" / "qwen3" / "tables" / "design.csv")
+    of = design[(design["outcome"] == "cohens_d") & (design["kind"] == "needed")]
+    settled = of[(of["effect_is"] == "largest negligible")].iloc[0]
+    assert (settled["n_concepts"], settled["effect"]) == (6, 0.1)
+    assert f"{settled['n_rl']:.0f} models of each training would settle 0.1 d" in TEXT
+
+
+def test_no_conclusion_is_called_settled() -> None:
+    table = pd.read_csv(ROOT / "paper" / "qwen3" / "tables" / "conclusions.csv")
+    assert set(table["verdict"]) == {"inconclusive"}
 
 
 def test_steering_works_in_every_pair_that_was_run() -> None:
