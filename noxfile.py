@@ -115,8 +115,8 @@ for _name, _entry in MODELS.items():
 
 @nox.session
 def bench(session: nox.Session) -> None:
-    """Seconds of the analysis's stages, of a cell of the sweep, of generated answers (8 min)."""
-    install(session, "collect")
+    """Seconds of the analysis's stages, of a cell of the sweep, of generated answers (10 min)."""
+    install(session, "stats", "collect")
     install_smollm2(session)
     session.run("python", "tests/bench.py", *session.posargs)
     session.run("python", "tests/bench_gpu.py")

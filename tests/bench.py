@@ -8,6 +8,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TypeVar
 
+from steercube.analysis.hierarchy import TERMS, cell_effects, fit
+from steercube.analysis.mixed import item_fits
+from steercube.analysis.nuts import sample_cells
 from steercube.analysis.reduce import cells as reduce_to_cells
 from steercube.analysis.tables import conclude
 from steercube.analyze import read_ledgers, write_conclusions
@@ -36,6 +39,11 @@ def main() -> None:
     else:
         print(f"{cube_path} is absent (nox -s import-study): stage one is not measured")
     cells = timed("open the cells", lambda: open_cells(cells_path))
+    if cube_path.exists():
+        timed("single items: REML crossed, MixedLM", lambda: item_fits(cube, cells))
+    effects = cell_effects(cells)
+    timed("the exact posterior of training and scale", lambda: fit(effects))
+    timed("NUTS on the model of cells", lambda: sample_cells(effects, terms=TERMS))
     ledger = read_ledgers("paper")["qwen3"]
     timed("every table and the ledger", lambda: conclude(cells, ledger.claims))
     with tempfile.TemporaryDirectory() as folder:

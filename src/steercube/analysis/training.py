@@ -17,6 +17,7 @@ import xarray as xr
 
 from steercube.analysis.averages import level_of, t_quantile
 from steercube.analysis.contrasts import two_sample_t
+from steercube.analysis.effects import ESTIMANDS
 from steercube.analysis.hierarchy import (
     HIGH,
     LOW,
@@ -54,6 +55,9 @@ MAX_WIDTH = 1.5
 
 BOTH = "training and scale"
 ALONE = "training"
+BLOCKS = "training and number of blocks"
+"""Depth may follow the number of blocks, so that is held fixed too, on log10 as size is."""
+
 ADJUSTED = {BOTH: TERMS, ALONE: ("training",)}
 ITEMS, CONCEPTS, MODELS = "items", "items, concepts", "items, concepts, models"
 
@@ -81,6 +85,7 @@ class Effect:
     apart: float = np.nan
     width: float = np.nan
     agrees: str = ""
+    level: float = np.nan
     n_models: int = 0
     diagnostics: str = ""
     reason: str = ""
@@ -102,8 +107,11 @@ def training_effects(
             found.append(_nuts(effects, sampled[outcome]))
         if outcome == ITEM_OUTCOME:
             found += _of_items(cells)
+        if outcome not in ESTIMANDS:
+            of_blocks = cell_effects(cells, outcome, scale="n_layers")
+            found.append(_exact(of_blocks, TERMS, BLOCKS, level_of(cells)))
         rows += _compared(effects, found)
-    return rows
+    return [replace(row, level=level_of(cells)) for row in rows]
 
 
 def _compared(effects: CellEffects, rows: list[Effect]) -> Iterator[Effect]:

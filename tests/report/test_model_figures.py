@@ -1,0 +1,92 @@
+from itertools import combinations
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from steercube.analysis.multiverse import CHOICES
+from steercube.report.model_figures import (
+    design,
+    draw_calibration,
+    draw_models,
+    posterior_checks,
+    specification_curve,
+    training_effect,
+)
+
+
+def test_every_interval_is_drawn_and_a_failed_fit_is_not(
+    study_tables: dict[str, pd.DataFrame],
+) -> None:
+    table = study_tables["training_effect"].copy()
+    figure = training_effect(table)
+    primary = table[(table["outcome"] == "cohens_d") & (table["adjusted"] == "training and scale")]
+    drawn = [np.asarray(line.get_xdata()).tolist() for line in figure.axes[0].lines]
+    for _, row in primary[primary["low"].notna()].iterrows():
+        assert [row["low"], row["high"]] in drawn
+    names = [t.get_text() for t in figure.axes[0].get_yticklabels()]
+    assert "hierarchical, exact: training and scale" in names
+    table.loc[table["method"] == "REML, cells", ["estimate", "low", "high"]] = np.nan
+    names = [t.get_text() for t in training_effect(table).axes[0].get_yticklabels()]
+    assert not [name for name in names if name.startswith("REML, cells")]
+
+
+def test_the_curve_is_the_table_in_order(study_tables: dict[str, pd.DataFrame]) -> None:
+    table = study_tables["multiverse"]
+    median = study_tables["multiverse_summary"].iloc[0]
+    curve, choices = specification_curve(table, median).axes
+    assert np.asarray(curve.lines[0].get_ydata()).tolist() == pytest.approx(
+        (100 * table["effect"]).tolist()
+    )
+    n_options = sum(table[c].nunique() for c in CHOICES)
+    assert len(choices.get_yticks()) == n_options
+    assert f"{len(table):,} specifications" in curve.get_title(loc="left")
+
+
+def test_power_is_drawn_for_each_size_of_effect(study_tables: dict[str, pd.DataFrame]) -> None:
+    power = design(study_tables["design"]).axes[0]
+    of = study_tables["design"]
+    of = of[(of["outcome"] == "cohens_d") & (of["kind"] == "errors") & (of["n_concepts"] == 6)]
+    of = of[(of["effect_is"] == "largest negligible") & (of["n_rl"] == of["n_other"])]
+    expected = of[of["n_items"] == of["n_items"].min()]["power"].tolist()
+    assert np.asarray(power.lines[0].get_ydata()).tolist() == pytest.approx(expected)
+
+
+def test_what_was_found_is_drawn_among_what_was_drawn(
+    study_tables: dict[str, pd.DataFrame],
+) -> None:
+    checks = study_tables["predictive_checks"]
+    panel = posterior_checks(checks).axes[0]
+    found = [line.get_xdata()[0] for line in panel.lines if line.get_label() == "found"]
+    assert found == checks[checks["outcome"] == "cohens_d"]["found"].tolist()
+
+
+def test_one_training_has_fewer_figures(study_tables: dict[str, pd.DataFrame]) -> None:
+    reason = pd.DataFrame([{"reason": "one training"}])
+    unfit = {
+        "training_effect": study_tables["training_effect"].assign(low=np.nan),
+        **dict.fromkeys(("multiverse", "multiverse_summary", "design"), reason),
+        "predictive_checks": study_tables["predictive_checks"],
+    }
+    assert set(draw_models(unfit)) == {"posterior_checks"}
+
+
+def test_calibration_shows_every_method_without_overlaps() -> None:
+    methods = [("bootstrap", "items", "training"), ("REML, cells", "models", "training")]
+    rows = [
+        {"training": b, "sd_model": s, "method": m, "takes_as_random": t, "adjusted": a,
+         "coverage": 0.9, "standard_error": 0.01}
+        for b, s in ((0.0, 0.15), (-0.3, 0.3)) for m, t, a in methods
+    ]  # fmt: skip
+    bins = {f"bin_{i}": 5 for i in range(1, 21)}
+    sbc = pd.DataFrame(
+        [{"parameter": p, "p_value": 0.5, "n_simulations": 100} | bins for p in ("b", "scale")]
+    )
+    figure = draw_calibration({"coverage": pd.DataFrame(rows), "sbc": sbc})
+    figure.canvas.draw()
+    assert [t.get_text() for t in figure.axes[0].get_yticklabels()] == [
+        "bootstrap: items",
+        "REML, cells: training",
+    ]
+    boxes = [ax.get_tightbbox() for ax in figure.axes]
+    assert not any(one.overlaps(two) for one, two in combinations(boxes, 2))
