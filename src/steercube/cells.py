@@ -200,6 +200,7 @@ ITEM_FIT_VARIABLES = {
     "item_fit_diagnostics": Variable(
         _FITTED[:1], "U", "whether it converged, and where", required=False
     ),
+    "item_fit_of": Variable((), "U", "models, trainings, concepts and terms of it", required=False),
     "item_fit_problem": Variable(_FITTED[:1], "U", "why it must not be used", required=False),
 }
 """Fits of Cohen's d at the selected layers, item by item: `steercube.analysis.mixed`."""

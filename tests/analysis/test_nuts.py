@@ -48,8 +48,12 @@ def test_another_models_grid_is_noticed(exact: Posterior, sampled: Sampled) -> N
 
 
 def doctored(sampled: Sampled, **of_training: float) -> Sampled:
-    row = sampled.summary["training"] | of_training
-    return replace(sampled, summary=sampled.summary | {"training": row})
+    kept = {"summary": sampled.summary, "diagnostics": sampled.diagnostics}
+    changed = {
+        name: of | {"training": {k: of_training.get(k, v) for k, v in of["training"].items()}}
+        for name, of in kept.items()
+    }
+    return replace(sampled, **changed)
 
 
 @pytest.mark.parametrize(
@@ -62,8 +66,22 @@ def doctored(sampled: Sampled, **of_training: float) -> Sampled:
         (lambda s: replace(s, n_divergences=1), "1 divergence"),
         (lambda s: replace(s, min_bfmi=0.1), "E-BFMI 0.10 is not over 0.2"),
         (lambda s: doctored(s, mean=3.0), "MCSE from the grid's"),
+        (lambda s: doctored(s, mean=np.nan), "training is nan MCSE"),
+        (lambda s: doctored(s, ess_bulk=np.nan), "ess_bulk nan"),
+        (lambda s: replace(s, min_bfmi=np.nan), "E-BFMI nan"),
     ],
-    ids=["r_hat", "nan", "bulk", "tail", "divergence", "bfmi", "grid"],
+    ids=[
+        "r_hat",
+        "nan",
+        "bulk",
+        "tail",
+        "divergence",
+        "bfmi",
+        "grid",
+        "nan mean",
+        "nan bulk",
+        "nan bfmi",
+    ],
 )
 def test_every_gate_can_fail(exact: Posterior, sampled: Sampled, change: object, said: str) -> None:
     problems = failed_gates(change(sampled), exact)  # type: ignore[operator]

@@ -241,6 +241,16 @@ def pooled_sd(values: np.ndarray, labels: np.ndarray) -> tuple[float, int]:
     return float(np.sqrt(np.sum(np.concatenate(residual) ** 2) / df)), df
 
 
+def root_of(covariance: np.ndarray) -> np.ndarray:
+    """A lower triangle L with L L' = covariance, a hair above it so that a cell may have no error.
+
+    Cholesky's factor is unique; numpy's own sampler uses singular vectors, whose signs differ
+    between processors, and so would the draws.
+    """
+    ridge = 1e-9 * float(np.trace(covariance)) or 1e-12
+    return np.linalg.cholesky(covariance + ridge * np.eye(len(covariance)))
+
+
 def level_of(cells: xr.Dataset) -> float:
     """The confidence level of every interval of these cells."""
     return float(cells.attrs["confidence_level"])

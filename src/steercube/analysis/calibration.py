@@ -23,16 +23,22 @@ from steercube.analysis.simulation import Scenario, prior_cells, simulate
 from steercube.analysis.training import by_method
 from steercube.streams import stream
 
-SCENARIOS = tuple(
-    Scenario(training=training, sd_model=sd_model)
-    for sd_model in (0.15, 0.3)
-    for training in (0.0, -0.3)
+SCENARIOS = (
+    *(Scenario(training=b, sd_model=sd) for sd in (0.15, 0.3) for b in (0.0, -0.3)),
+    Scenario(training=0.0, sd_model=0.0),
+    Scenario(training=0.0, sd_model=0.6),
+    Scenario(training=0.0, sd_model=0.15, scale=0.2),
+    Scenario(training=0.0, sd_model=0.2, uneven=2.0),
 )
+N_INTENDED = 4
+"""The first so many are those that the interval is made for; the others, with half as many sweeps,
+show what it does elsewhere."""
+
 N_SIMULATIONS = 1_000
 N_RESAMPLES = 1_000
 SIGNIFICANT = 0.05
 METHOD = ["method", "takes_as_random", "adjusted"]
-TRUTH = ["training", "sd_model"]
+TRUTH = ["training", "sd_model", "scale", "uneven"]
 
 Row = dict[str, Any]
 
@@ -49,10 +55,11 @@ def calibrate(
     sds: list[Row] = []
     seed = int(cells.attrs["seed"])
     with ProcessPoolExecutor(n_workers) as pool:
-        for scenario in SCENARIOS:
-            report(f"{n_simulations} sweeps of {scenario}")
+        for number, scenario in enumerate(SCENARIOS):
+            n_sweeps = n_simulations if number < N_INTENDED else -(-n_simulations // 2)
+            report(f"{n_sweeps} sweeps of {scenario}")
             one = partial(_one_sweep, cells, scenario, seed)
-            for of_effect, of_sds in pool.map(one, range(n_simulations), chunksize=5):
+            for of_effect, of_sds in pool.map(one, range(n_sweeps), chunksize=5):
                 intervals += of_effect
                 sds += of_sds
         report(f"{n_simulations} truths from the prior")

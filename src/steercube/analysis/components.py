@@ -7,7 +7,15 @@ import numpy as np
 import xarray as xr
 
 from steercube.analysis.averages import level_of
-from steercube.analysis.hierarchy import OUTCOMES, SDS, cell_effects, fit, primary_terms, why_not
+from steercube.analysis.hierarchy import (
+    OUTCOMES,
+    SDS,
+    cell_effects,
+    fit,
+    fitted_to,
+    primary_terms,
+    why_not,
+)
 from steercube.analysis.nuts import Sampled, failed_gates
 from steercube.analysis.reml import reml_of_cells
 from steercube.analysis.training import GRID, NUTS, REML
@@ -86,7 +94,7 @@ def _of_nuts(outcome: str, sampled: Sampled, failed: bool) -> list[Row]:
 
 def _of_items(cells: xr.Dataset) -> list[Row]:
     """The sds of the fits of single items that the cells keep, without those that did not run."""
-    if "item_fit_value" not in cells:
+    if "item_fit_value" not in cells or cells["item_fit_of"].item() != fitted_to(cells):
         return []
     rows = []
     for fit_name in cells["item_fit"].values:

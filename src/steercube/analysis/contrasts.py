@@ -16,6 +16,7 @@ from steercube.analysis.averages import (
     level_of,
     model_means,
     pooled_sd,
+    root_of,
     t_quantile,
 )
 from steercube.results import Estimate
@@ -73,8 +74,11 @@ def two_sample_t(values: np.ndarray, marked: np.ndarray, *, level: float) -> Est
     """
     a, b = values[marked], values[~marked]
     s, df = pooled_sd(values, marked.astype(int))
-    half = t_quantile(level, df) * s * np.sqrt(1 / len(a) + 1 / len(b))
     value = float(a.mean() - b.mean())
+    if df and s <= 1e-12 * np.abs(values).max():
+        p = permutation_p(values, marked)
+        return Estimate(value, n=len(values), p_value=p, reason="the models do not differ at all")
+    half = t_quantile(level, df) * s * np.sqrt(1 / len(a) + 1 / len(b))
     return Estimate(
         value,
         low=value - half,
@@ -249,11 +253,8 @@ def _sampling_errors(
         )
         if covariance.isnull().any():
             return np.empty((0, *effects.shape))
-        # Cholesky's factor is unique; the singular vectors that numpy's own sampler uses have signs
-        # that differ between processors, and so would the draws.
-        ridge = 1e-9 * np.trace(covariance.values) * np.eye(len(models))
-        factor = np.linalg.cholesky(covariance.values + ridge)
-        columns.append(rng.standard_normal((N_REDRAWS, len(models))) @ factor.T)
+        draws = rng.standard_normal((N_REDRAWS, len(models)))
+        columns.append(draws @ root_of(covariance.values).T)
     return np.stack(columns, axis=-1)
 
 

@@ -130,6 +130,10 @@ def depth_difference(cells: xr.Dataset, *, low: str = "distilled", high: str = "
     depths, labels = depths[compared], labels[compared]
     found = two_sample_t(depths.values, labels == high, level=level_of(cells))
     blocks = cells["n_layers"].sel(model=depths["model"]).values
-    if blocks[labels == high].min() > blocks[labels == low].max():
-        return replace(found, reason=f"every {high} model has more blocks than every {low} one")
+    for more, fewer in ((high, low), (low, high)):
+        if blocks[labels == more].min() >= blocks[labels == fewer].max() and np.ptp(blocks):
+            reason = f"no {more} model has fewer blocks than any {fewer} one"
+            if blocks[labels == more].min() > blocks[labels == fewer].max():
+                reason = f"every {more} model has more blocks than every {fewer} one"
+            return replace(found, reason=reason)
     return found

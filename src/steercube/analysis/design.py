@@ -5,14 +5,21 @@ The difference of two trainings in means over concepts has, with the fitted vari
     se^2 = (1 / n_high + 1 / n_low) (sd_model^2 + (sd_cell^2 + s^2 n_0 / n) / C),
 
 s^2 being the part of a cell's sampling variance that models do not share, with n_0 items, and n
-items in each of C concepts; sd_concept cancels. It is tested by t with n_high + n_low - 2 degrees
-of freedom. *Type S*: the share of significant results with the wrong sign; *type M*: by what factor
-a significant estimate exaggerates (Gelman & Carlin 2014, Perspect. Psychol. Sci. 9). Everything is
+items in each of C concepts; sd_concept cancels where every model runs every concept. It is tested
+by t with n_high + n_low - 2 degrees of freedom. With size held fixed the variance grows by
+1 / (1 - r^2), r the correlation of training and size over models, and one degree of freedom goes:
+so for the study's own models; designs to come are taken as balanced in size. `permutation_floor`
+is the least p that exchanging labels can give.
+
+*Type S*: the share of significant results with the wrong sign; *type M*: by what factor a
+significant estimate exaggerates (Gelman & Carlin 2014, Perspect. Psychol. Sci. 9). Everything is
 averaged over the posterior of the sds.
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache
+from math import comb
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -24,6 +31,7 @@ from steercube.analysis.averages import level_of
 from steercube.analysis.hierarchy import (
     HIGH,
     OUTCOMES,
+    TERMS,
     CellEffects,
     Posterior,
     cell_effects,
@@ -31,6 +39,7 @@ from steercube.analysis.hierarchy import (
     primary_terms,
     why_not,
 )
+from steercube.analysis.training import ALONE, BOTH
 
 POWER = 0.8
 DESIGNS = ((2, 4), (3, 3), (4, 4), (6, 6), (8, 8), (12, 12), (20, 20))
@@ -41,6 +50,10 @@ ITEMS_TIMES = (1, 4)
 """Items in a concept, as a multiple of those the cells have on average."""
 
 MOST_MODELS = 400
+
+
+ALLOWED_FLOOR = 0.05
+"""A design whose permutation cannot give a p this small does not settle anything."""
 
 
 class Errors(NamedTuple):
@@ -136,23 +149,63 @@ def design_table(cells: xr.Dataset) -> list[dict[str, Any]]:
         posterior = fit(effects, terms=primary_terms(effects))
         parts, level = components_of(cells, posterior), level_of(cells)
         high = effects.predictors["training"] > 0
-        own = (int(high.sum()), int((~high).sum()))
+        own, inflation = (int(high.sum()), int((~high).sum())), _inflation(effects)
         for source, effect in _effect_sizes(outcome, effects).items():
             labels = {"outcome": outcome, "effect_is": source, "effect": effect}
-            for n_high, n_low in dict.fromkeys((own, *DESIGNS)):
+            for models in dict.fromkeys((own, *DESIGNS)):
                 for n_concepts in dict.fromkeys((len(effects.concepts), *CONCEPTS)):
                     for times in ITEMS_TIMES:
-                        se = parts.standard_error(n_high, n_low, n_concepts, times)
-                        found = errors_of_test(effect, se, n_high + n_low - 2, level=level)
-                        rows.append(
-                            labels
-                            | {"kind": "errors", f"n_{HIGH}": n_high, "n_other": n_low}
-                            | {"n_concepts": n_concepts, "n_items": round(parts.n_items * times)}
-                            | {"standard_error": float(np.sqrt(np.mean(se**2)))}
-                            | found._asdict()
-                        )
+                        design = Design(*models, n_concepts, times)
+                        grown = inflation if models == own else 0.0
+                        rows += [
+                            labels | row for row in _errors(parts, design, effect, grown, level)
+                        ]
             rows += [labels | row for row in _needed(parts, effect, level)]
     return rows
+
+
+class Design(NamedTuple):
+    """Models of each training, concepts, and items in a concept as a multiple of those here."""
+
+    n_high: int
+    n_low: int
+    n_concepts: int
+    items_times: float
+
+
+def _errors(
+    parts: Components, design: Design, effect: float, inflation: float, level: float
+) -> Iterator[dict[str, Any]]:
+    """Errors of the plain test and, where the sizes of the models are known, of the adjusted."""
+    plain, df = parts.standard_error(*design), design.n_high + design.n_low - 2
+    tests = {ALONE: (plain, df)}
+    if inflation and df > 1:
+        tests[BOTH] = (plain * np.sqrt(inflation), df - 1)
+    for adjusted, (se, free) in tests.items():
+        found = errors_of_test(effect, se, free, level=level)
+        yield {
+            "kind": "errors",
+            "adjusted": adjusted,
+            f"n_{HIGH}": design.n_high,
+            "n_other": design.n_low,
+            "n_concepts": design.n_concepts,
+            "n_items": round(parts.n_items * design.items_times),
+            "standard_error": float(np.sqrt(np.mean(se**2))),
+            "permutation_floor": permutation_floor(design.n_high, design.n_low),
+        } | found._asdict()
+
+
+def permutation_floor(n_high: int, n_low: int) -> float:
+    """The least two-sided p over every way to give out the labels."""
+    return (2 if n_high == n_low else 1) / comb(n_high + n_low, n_high)
+
+
+def _inflation(effects: CellEffects) -> float:
+    """1 / (1 - r^2) of training and size over the models; 0 where size cannot be held fixed."""
+    if why_not(effects, TERMS):
+        return 0.0
+    training, size = (effects.predictors[term] for term in TERMS)
+    return float(1 / (1 - np.corrcoef(training, size)[0, 1] ** 2))
 
 
 def _effect_sizes(outcome: str, effects: CellEffects) -> dict[str, float]:
@@ -166,7 +219,10 @@ def _effect_sizes(outcome: str, effects: CellEffects) -> dict[str, float]:
 
 
 def _needed(parts: Components, effect: float, level: float) -> list[dict[str, Any]]:
-    """The fewest models of each training with POWER, for so many concepts and items."""
+    """The fewest models of each training with POWER, for so many concepts and items.
+
+    Balanced in size, and no fewer than a permutation of their labels needs.
+    """
     rows = []
     for n_concepts in CONCEPTS:
         for times in ITEMS_TIMES:
@@ -187,7 +243,8 @@ def _fewest(
 
     if not powerful(MOST_MODELS):
         return None
-    low, high = 1, MOST_MODELS
+    low = next(n for n in range(1, MOST_MODELS) if permutation_floor(n + 1, n + 1) <= ALLOWED_FLOOR)
+    high = MOST_MODELS
     while high - low > 1:
         middle = (low + high) // 2
         low, high = (low, middle) if powerful(middle) else (middle, high)

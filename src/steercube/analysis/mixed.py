@@ -15,7 +15,7 @@ import numpy as np
 import xarray as xr
 
 from steercube.analysis.averages import level_of, t_quantile
-from steercube.analysis.hierarchy import cell_effects, primary_terms
+from steercube.analysis.hierarchy import cell_effects, fitted_to, primary_terms
 from steercube.analysis.items import ItemShifts, item_shifts
 from steercube.analysis.nuts import Sampled, failed_gates, gates_text, sample_items
 from steercube.analysis.reml import Reml, reml_of_items
@@ -55,10 +55,11 @@ def mixedlm(shifts: ItemShifts, *, terms: Sequence[str], factors: Sequence[str])
 
 def disagreement(theirs: Reml, ours: Reml) -> str:
     """Why MixedLM's fit must not be used; empty if its likelihood is that of our own."""
-    apart = ours.log_likelihood - theirs.log_likelihood
+    apart = theirs.log_likelihood - ours.log_likelihood
     if abs(apart) <= MAX_APART:
         return ""
-    return f"its restricted log-likelihood is {apart:.4g} nats below the one that we find"
+    where = "below" if apart < 0 else "above"
+    return f"its restricted log-likelihood is {abs(apart):.4g} nats {where} the one that we find"
 
 
 def item_fits(
@@ -79,6 +80,7 @@ def item_fits(
         return xr.Dataset(), None
     shifts = item_shifts(cube, cells)
     out = _blank_fits()
+    out["item_fit_of"] = fitted_to(cells)
     level, crossed, cell_level = level_of(cells), list(shifts.index), list(shifts.index)[:-1]
     ours = {
         name: reml_of_items(
@@ -95,6 +97,9 @@ def item_fits(
         return out, None
     theirs = mixedlm(shifts, terms=terms, factors=crossed)
     _record(out, "MixedLM, items crossed", theirs, shifts, level, ours["crossed"])
+    if theirs.log_likelihood > ours["crossed"].log_likelihood + MAX_APART:
+        out["item_fit_value"].loc["REML, items crossed"] = np.nan
+        out["item_fit_problem"].loc["REML, items crossed"] = "MixedLM finds a larger likelihood"
     sampled = sample_items(shifts, terms=terms, level=level, seed=int(cells.attrs["seed"]))
     _record_sampled(out, sampled)
     return out, sampled
@@ -153,8 +158,11 @@ def _record_sampled(out: xr.Dataset, sampled: Sampled) -> None:
 
 def keep_slow_fits(new: xr.Dataset, old: xr.Dataset) -> xr.Dataset:
     """`new` cells, with what only a full analysis fits taken from `old` cells of the same cube."""
-    same = new.attrs["cube_sha256"] == old.attrs.get("cube_sha256")
-    if not same or "item_fit_value" not in new or "item_fit_value" not in old:
+    same = all(new.attrs[name] == old.attrs.get(name) for name in ("cube_sha256", "seed"))
+    if not same or "item_fit_of" not in new or "item_fit_of" not in old:
+        return new
+    if new["item_fit_of"].item() != old["item_fit_of"].item():
         return new
     absent = new["item_fit_problem"] == NOT_FULL
-    return new.assign({name: new[name].where(~absent, old[name]) for name in ITEM_FIT_VARIABLES})
+    kept = [name for name in ITEM_FIT_VARIABLES if "item_fit" in new[name].dims]
+    return new.assign({name: new[name].where(~absent, old[name]) for name in kept})

@@ -7,12 +7,20 @@ the models of the specification, so that specifications in nats and in sds share
 Specifications share the same data, so how many of them agree in sign is no evidence. The test is
 joint: the labels are given to the models in every possible way, the whole curve is computed each
 time, and the median over the curve is compared (Simonsohn, Simmons & Nelson 2020, Nature Human
-Behaviour 4, with the exact distribution). Its p cannot be under one over the number of ways.
+Behaviour 4, with the exact distribution). Its p cannot be under one over the number of ways. The
+null is that models are exchangeable: that neither training nor what goes with it, such as size,
+matters. It is given twice, for specifications that differ and for all of the crossing, as the
+weights of specifications are a choice too.
+
+The same relative depth for all models is no way to choose a layer here: where trainings differ in
+the depth of their best layers, it measures that. Its median stands beside the others'.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import combinations, product
 from math import comb
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -31,24 +39,43 @@ DENOMINATORS = (
 LAYERS = (
     "largest delta",
     "largest delta, less optimism",
+    "largest of the denominator's own",
     "one layer for a model's concepts",
-    "the same depth for all",
 )
+SAME_DEPTH = "the same depth for all"
 ITEMS = ("all", "valid")
 AGGREGATIONS = ("mean", "median", "mean, size held fixed")
 CHOICES = ("denominator", "layer", "items", "concepts", "models", "aggregation")
 
 
-@dataclass(frozen=True)
-class Multiverse:
-    """The specifications with their effects; the median and its exact p; shares of variance."""
+class Median(NamedTuple):
+    """Median effect of some specifications, its exact p, the least possible p, their number."""
 
-    table: pd.DataFrame
-    median: float
+    value: float
     p_value: float
     least_p: float
+    n: int
+
+
+@dataclass(frozen=True)
+class Multiverse:
+    """The specifications with their effects, medians by name (DISTINCT is the headline's), shares.
+
+    `shares` are those of the variance of effects that each choice explains by itself.
+    """
+
+    table: pd.DataFrame
+    medians: dict[str, Median]
     shares: dict[str, float]
     reason: str = ""
+
+    @classmethod
+    def undefined(cls, reason: str) -> "Multiverse":
+        """No specification, and why."""
+        return cls(pd.DataFrame(), {}, {}, reason)
+
+
+DISTINCT, CROSSED = "median of distinct specifications", "median of all combinations"
 
 
 def multiverse(cells: xr.Dataset) -> Multiverse:
@@ -56,37 +83,66 @@ def multiverse(cells: xr.Dataset) -> Multiverse:
     names = compared_models(cells)
     high = cells["training"].sel(model=names).values == HIGH
     if not high.any() or high.all():
-        reason = f"needs models of both trainings, {LOW!r} and {HIGH!r}"
-        return Multiverse(pd.DataFrame(), np.nan, np.nan, np.nan, {}, reason)
+        return Multiverse.undefined(f"needs models of both trainings, {LOW!r} and {HIGH!r}")
     labels = _labellings(high, stream("labels of the multiverse", seed=cells.attrs["seed"]))
+    table, curves = _crossing(cells, names, labels, LAYERS)
+    if not len(table) or not table["effect"].notna().any():
+        return Multiverse.undefined(
+            "no set of models and concepts has an average of both trainings"
+        )
+    distinct = (
+        ~pd.DataFrame(curves.round(9))
+        .assign(denominator=table["denominator"], layer=table["layer"], models=table["models"])
+        .duplicated()
+        .to_numpy()
+    )
+    same_depth = _crossing(cells, names, labels, (SAME_DEPTH,))[1]
+    of_layer = table["layer"].to_numpy()
+    parts = {DISTINCT: curves[distinct], CROSSED: curves}
+    parts |= {f"median, {name}": curves[distinct & (of_layer == name)] for name in LAYERS}
+    parts |= {f"median, {SAME_DEPTH}": same_depth}
+    mirrored = bool(2 * high.sum() == len(high))
+    # Rounded before it is sorted, so that another processor's last digit changes no order.
+    shown = table[distinct].dropna(subset="effect").round({"effect": 6})
+    return Multiverse(
+        shown.sort_values("effect", kind="stable").reset_index(drop=True),
+        {name: _median(of, mirrored=mirrored) for name, of in parts.items()},
+        _variance_shares(table.dropna(subset="effect")),
+    )
+
+
+def _crossing(
+    cells: xr.Dataset, names: list[str], labels: np.ndarray, layers: Sequence[str]
+) -> tuple[pd.DataFrame, np.ndarray]:
+    """Every combination with an effect under some labelling; its effects, dims (choice, way)."""
     of_models, of_concepts = _model_sets(cells, names), _concept_sets(cells)
     log_size = np.log10(cells["n_params"].sel(model=names).values)
     rows, curves = [], []
-    for (denominator, layer, items), table in _tables(cells, names).items():
+    for (denominator, layer, items), table in _tables(cells, names, layers).items():
         for (concepts, columns), (models, kept) in product(of_concepts.items(), of_models.items()):
             for aggregation in AGGREGATIONS:
                 curve = _effects(table[:, columns], kept, labels, log_size, aggregation)
-                choice = (denominator, layer, items, concepts, models, aggregation)
-                rows.append((*choice, int(kept.sum()), curve[0]))
-                curves.append(curve)
-    table = pd.DataFrame(rows, columns=[*CHOICES, "n_models", "effect"])
-    shares = _variance_shares(table.dropna())
-    drawn = np.array(curves)
-    distinct = table["effect"].notna() & ~table.round({"effect": 12}).duplicated(
-        ["denominator", "layer", "models", "aggregation", "effect"]
-    )
-    if not distinct.any():
-        return Multiverse(
-            pd.DataFrame(), np.nan, np.nan, np.nan, {}, "no average differs from zero"
-        )
-    asked = np.isfinite(drawn[distinct]).any(axis=0)
-    medians = np.nanmedian(drawn[distinct][:, asked], axis=0)
-    p = float(np.mean(np.abs(medians) >= abs(medians[0]) - 1e-12))
-    # Rounded before it is sorted, so that another processor's last digit changes no order.
-    table = table[distinct].round({"effect": 6}).sort_values("effect", kind="stable")
-    table = table.reset_index(drop=True)
-    least = (2 if 2 * high.sum() == len(high) else 1) / len(labels)
-    return Multiverse(table, float(medians[0]), p, least, shares)
+                if np.isfinite(curve).any():
+                    choice = (denominator, layer, items, concepts, models, aggregation)
+                    rows.append((*choice, int(kept.sum()), curve[0]))
+                    curves.append(curve)
+    found = pd.DataFrame(rows, columns=[*CHOICES, "n_models", "effect"])
+    return found, np.array(curves).reshape(len(rows), len(labels))
+
+
+def _median(curves: np.ndarray, *, mirrored: bool) -> Median:
+    """Median over specifications under the real labels, and the share of ways that reach it.
+
+    Each way has the specifications that are defined under it. With as many models of each training
+    (`mirrored`) the opposite labels give the same size.
+    """
+    if not np.isfinite(curves[:, :1]).any():
+        return Median(np.nan, np.nan, np.nan, 0)
+    asked = np.isfinite(curves).any(axis=0)
+    medians = np.nanmedian(curves[:, asked], axis=0)
+    reached = np.abs(medians) >= abs(medians[0]) - 1e-12
+    n = int(np.isfinite(curves[:, 0]).sum())
+    return Median(float(medians[0]), float(reached.mean()), (1 + mirrored) / len(medians), n)
 
 
 def _labellings(high: np.ndarray, rng: np.random.Generator) -> np.ndarray:
@@ -123,12 +179,14 @@ def _concept_sets(cells: xr.Dataset) -> dict[str, np.ndarray]:
     return sets
 
 
-def _tables(cells: xr.Dataset, names: list[str]) -> dict[tuple[str, str, str], np.ndarray]:
+def _tables(
+    cells: xr.Dataset, names: list[str], layers: Sequence[str]
+) -> dict[tuple[str, str, str], np.ndarray]:
     """Effects (model, concept) of each choice of denominator, layer and items."""
     some_invalid = bool((cells["n_valid_items"] < cells["n_items"]).any())
     found = {}
     for denominator, layer, items in product(
-        DENOMINATORS, LAYERS, ITEMS if some_invalid else ITEMS[:1]
+        DENOMINATORS, layers, ITEMS if some_invalid else ITEMS[:1]
     ):
         table = _effects_at(cells, names, denominator, layer, valid=items == "valid")
         if np.isfinite(table).any():
@@ -142,13 +200,14 @@ def _effects_at(
     prefix = "valid_selected" if valid else "selected"
     if layer.startswith("largest delta"):
         table = best_effects(cells, denominator, models=names, field=f"{prefix}_estimate")
-        if layer == "largest delta, less optimism":
-            table = table - best_effects(
-                cells, denominator, models=names, field=f"{prefix}_optimism"
-            )
+        if layer == "largest delta, less optimism" and f"{prefix}_optimism" in cells:
+            field = f"{prefix}_optimism"
+            table = table - best_effects(cells, denominator, models=names, field=field)
         return table.values
     every = _of_layers(cells, valid).sel(model=names)
     delta = every.sel(estimand="delta")
+    if layer == "largest of the denominator's own":
+        return every.sel(estimand=denominator).max("layer").transpose("model", "concept").values
     if layer == "one layer for a model's concepts":
         swept_by_all = delta.where(delta.notnull().sum("concept") == _n_run(delta))
         mean = swept_by_all.mean("concept")

@@ -34,9 +34,13 @@ ITEM_PRIOR = 1.0
 
 @dataclass(frozen=True)
 class Sampled:
-    """What NUTS gave for each coefficient and sd: summaries (statistic to value) by name."""
+    """What NUTS gave: summaries (statistic to value) of each coefficient and sd by name.
+
+    `diagnostics` has R-hat and both ESS of every parameter, those of single groups and items too.
+    """
 
     summary: dict[str, dict[str, float]]
+    diagnostics: dict[str, dict[str, float]]
     n_divergences: int
     min_bfmi: float
     n_draws: int
@@ -44,12 +48,11 @@ class Sampled:
 
     @property
     def worst(self) -> dict[str, float]:
-        """The least favourable of each diagnostic over all parameters."""
-        rows = self.summary.values()
+        """The least favourable of each diagnostic over all parameters; NaN if any is."""
         return {
-            "r_hat": max(row["r_hat"] for row in rows),
-            "ess_bulk": min(row["ess_bulk"] for row in rows),
-            "ess_tail": min(row["ess_tail"] for row in rows),
+            "r_hat": float(np.max([row["r_hat"] for row in self.diagnostics.values()])),
+            "ess_bulk": float(np.min([row["ess_bulk"] for row in self.diagnostics.values()])),
+            "ess_tail": float(np.min([row["ess_tail"] for row in self.diagnostics.values()])),
         }
 
 
@@ -93,7 +96,8 @@ def furthest_from(exact: Posterior, sampled: Sampled) -> tuple[str, float]:
         name: abs(row["mean"] - exact.expectation(name)) / row["mcse_mean"]
         for name, row in sampled.summary.items()
     }
-    name = max(apart, key=lambda n: apart[n])
+    names = list(apart)
+    name = names[int(np.argmax(list(apart.values())))]  # the first NaN, if there is one
     return name, apart[name]
 
 
@@ -147,7 +151,8 @@ def _parameters(
 ) -> tuple[dict[str, Any], dict[str, Any]]:
     names = ("intercept", *terms)
     beta = {name: pm.Normal(name, 0, prior.of(name) * unit) for name in names}
-    return beta, {name: pm.HalfNormal(name, prior.of(name) * unit) for name in SDS}
+    family = {name: pm.HalfCauchy if prior.is_cauchy(name) else pm.HalfNormal for name in SDS}
+    return beta, {name: family[name](name, prior.of(name) * unit) for name in SDS}
 
 
 def _linear(x: np.ndarray, beta: Mapping[str, Any]) -> Any:
@@ -173,17 +178,20 @@ def _sample(
         progressbar=False,
         compute_convergence_checks=False,
     )
-    table: Any = az.summary(idata, var_names=list(names), round_to="none")
+    table: Any = az.summary(idata, round_to="none")
     summary = {}
     for name in names:
         draws = idata.posterior[name].values.ravel()
         ends = np.quantile(draws, [(1 - level) / 2, 0.5, (1 + level) / 2]).tolist()
         row = dict(zip(("low", "median", "high"), ends, strict=True))
-        diagnosed = ("mean", "sd", "mcse_mean", "r_hat", "ess_bulk", "ess_tail")
-        row |= {k: float(table.at[name, k]) for k in diagnosed}
+        row |= {k: float(table.at[name, k]) for k in ("mean", "sd", "mcse_mean")}
         summary[name] = row | {"negative": float(np.mean(draws < 0))}
     return Sampled(
         summary=summary,
+        diagnostics={
+            str(name): {k: float(table.at[name, k]) for k in ("r_hat", "ess_bulk", "ess_tail")}
+            for name in table.index
+        },
         n_divergences=int(idata.sample_stats["diverging"].sum()),
         min_bfmi=float(np.min(bfmi(idata))),
         n_draws=N_CHAINS * n_draws,

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from steercube.analysis.averages import root_of
 from steercube.analysis.hierarchy import CellEffects, Posterior
 
 N_DRAWS = 4_000
@@ -47,10 +48,8 @@ def prior_draws(posterior: Posterior, rng: np.random.Generator) -> np.ndarray:
     """Cells that the prior alone expects, dims (draw, cell)."""
     prior, unit = posterior.prior, posterior.effects.unit
     names = ("intercept", *posterior.terms)
-    beta = rng.standard_normal((N_DRAWS, len(names))) * [prior.of(n) * unit for n in names]
-    sds = {
-        name: np.abs(rng.standard_normal(N_DRAWS)) * prior.of(name) * unit for name in posterior.sds
-    }
+    beta = np.column_stack([prior.draw(name, unit, rng, N_DRAWS) for name in names])
+    sds = {name: prior.draw(name, unit, rng, N_DRAWS) for name in posterior.sds}
     return _cells(posterior, beta, sds, rng)
 
 
@@ -74,8 +73,7 @@ def _cells(
     for name, sd in sds.items():
         z = rng.standard_normal((N_DRAWS, int(index[name].max()) + 1))
         y = y + sd[:, None] * z[:, index[name]]
-    lower = np.linalg.cholesky(effects.covariance)
-    return y + rng.standard_normal(y.shape) @ lower.T
+    return y + rng.standard_normal(y.shape) @ root_of(effects.covariance).T
 
 
 def predictive_checks(

@@ -8,7 +8,7 @@ leave out single cells would answer another. A difference under a few nats, or u
 error over the parts, decides nothing.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from typing import Any
@@ -22,6 +22,7 @@ from steercube.analysis.hierarchy import (
     PRIOR,
     CellEffects,
     Posterior,
+    Prior,
     cell_effects,
     compared_models,
     fit,
@@ -33,7 +34,11 @@ from steercube.analysis.training import ADJUSTED, summary
 PRIOR_SCALES = {
     "sd_model": (0.05, 0.1, 0.2, 0.3, 0.5, 1.0),
     "training": (0.1, 0.25, 0.5, 1.0, 2.0, 4.0),
+    "scale": (0.1, 0.25, 0.5, 1.0, 2.0, 4.0),
 }
+
+PRIMARY = "nothing"
+EVERY_PART = "each in turn, sum"
 
 Row = dict[str, Any]
 
@@ -59,6 +64,7 @@ def _parts(cells: xr.Dataset, effects: CellEffects, terms: tuple[str, ...]) -> I
     level = level_of(cells)
     fewer = tuple(term for term in terms if term != "training")
     whole = {terms: fit(effects, terms=terms), fewer: fit(effects, terms=fewer)}
+    sds = list(whole[terms].sds)
     yield {"without": "nothing", "left_out": ""} | _fitted(effects, terms, level)
     for kind, names, index in (
         ("model", effects.models, effects.model),
@@ -71,7 +77,8 @@ def _parts(cells: xr.Dataset, effects: CellEffects, terms: tuple[str, ...]) -> I
             if reason := why_not(rest, terms):
                 yield row | {"reason": reason}
                 continue
-            with_it, without = fit(rest, terms=terms), fit(rest, terms=fewer)
+            # One concept may be left: the two evidences need the same sds.
+            with_it, without = (fit(rest, terms=t, sds=sds) for t in (terms, fewer))
             row["log_density_with_training"] = whole[terms].log_evidence - with_it.log_evidence
             row["log_density_without"] = whole[fewer].log_evidence - without.log_evidence
             row["gain"] = row["log_density_with_training"] - row["log_density_without"]
@@ -79,7 +86,7 @@ def _parts(cells: xr.Dataset, effects: CellEffects, terms: tuple[str, ...]) -> I
             yield row | _summarised(with_it, level)
         if len(gained) == len(names):
             se = float(np.std(gained, ddof=1) * np.sqrt(len(gained)))
-            yield {"without": kind, "left_out": "each in turn, sum", "gain": float(np.sum(gained)),
+            yield {"without": kind, "left_out": EVERY_PART, "gain": float(np.sum(gained)),
                    "gain_standard_error": se}  # fmt: skip
     for name, others in _other_data(cells, effects):
         yield {"without": name, "left_out": ""} | _fitted(others, terms, level)
@@ -110,10 +117,12 @@ def _summarised(posterior: Posterior, level: float) -> Row:
 def prior_sensitivity(cells: xr.Dataset) -> list[Row]:
     """b_training under other scales of one prior at a time, in units of the outcome.
 
-    The scale of the prior on sd_model decides how much six models can say of their own spread; that
-    of b_training decides the Bayes factor and, until it is small, little else.
+    The scale of the prior on sd_model, half-normal here, decides how much six models can say of
+    their own spread; that of b_training decides the Bayes factor and, until it is small, little
+    else; that of b_scale how much of the difference size may take. The first row is the primary.
     """
     rows: list[Row] = []
+    level = level_of(cells)
     for outcome in OUTCOMES:
         for adjusted, terms in ADJUSTED.items():
             labels = {"outcome": outcome, "adjusted": adjusted}
@@ -124,13 +133,20 @@ def prior_sensitivity(cells: xr.Dataset) -> list[Row]:
             except ValueError as error:
                 rows.append(labels | {"reason": str(error)})
                 continue
-            for name, scales in PRIOR_SCALES.items():
-                for scale in scales:
-                    prior = replace(PRIOR, **{name: scale})
-                    posterior = fit(effects, terms=terms, prior=prior)
-                    row = {"prior_of": name, "prior_scale": scale, "primary": prior == PRIOR}
-                    row |= summary(posterior, level_of(cells))
-                    row["sd_model"] = posterior.quantile("sd_model", 0.5)
-                    row["log_evidence"] = posterior.log_evidence
-                    rows.append(labels | row)
+            for name, scale, prior in _priors(terms):
+                posterior = fit(effects, terms=terms, prior=prior)
+                row = {"prior_of": name, "prior_scale": scale} | summary(posterior, level)
+                row |= {"sd_model": posterior.quantile("sd_model", 0.5), "prior": str(prior)}
+                rows.append(labels | row | {"log_evidence": posterior.log_evidence})
     return rows
+
+
+def _priors(terms: Sequence[str]) -> Iterator[tuple[str, float, Prior]]:
+    """What is changed, to which scale, and the priors then; nothing first."""
+    yield PRIMARY, np.nan, PRIOR
+    for name, scales in PRIOR_SCALES.items():
+        if name == "sd_model":
+            bounded = replace(PRIOR, cauchy=False)
+            yield from ((name, s, bounded.scaled(name, s)) for s in scales)
+        elif name in terms:
+            yield from ((name, s, PRIOR.scaled(name, s)) for s in scales)

@@ -16,6 +16,7 @@ first, as its block is diagonal.
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from scipy import linalg, optimize
@@ -97,19 +98,31 @@ def reml_of_items(
 def _maximise(
     log_likelihood: Callable[[np.ndarray], float], start: np.ndarray
 ) -> tuple[np.ndarray, float]:
-    """The sds, not negative, with the largest value: a search without slopes, then one with."""
-    best = start
-    for method in ("Nelder-Mead", "L-BFGS-B"):
-        found = optimize.minimize(
-            lambda s: -log_likelihood(s),
-            best,
-            method=method,
-            bounds=[(0.0, None)] * len(start),
-            options={"maxiter": 4000}
-            | ({"xatol": 1e-7, "fatol": 1e-9} if method[0] == "N" else {}),
-        )
-        best = found.x
-    return best, -float(found.fun)
+    """The sds, not negative, with the largest value from three starts.
+
+    Each search is one without slopes, then one with.
+    """
+    best, value = start, -np.inf
+    for factor in (1.0, 0.1, 3.0):
+        at = factor * start
+        for method, options in _SEARCHES.items():
+            found = optimize.minimize(
+                lambda s: -log_likelihood(s),
+                at,
+                method=method,
+                bounds=[(0.0, None)] * len(start),
+                options=options,
+            )
+            at = found.x
+        if -found.fun > value:
+            best, value = at, -float(found.fun)
+    return best, value
+
+
+_SEARCHES: dict[str, Any] = {
+    "Nelder-Mead": {"maxiter": 4000, "xatol": 1e-7, "fatol": 1e-9},
+    "L-BFGS-B": {"maxiter": 4000},
+}
 
 
 def _residual(gram: np.ndarray) -> float:

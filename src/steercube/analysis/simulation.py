@@ -11,7 +11,7 @@ from typing import NamedTuple
 import numpy as np
 import xarray as xr
 
-from steercube.analysis.averages import best_effects
+from steercube.analysis.averages import best_effects, root_of
 from steercube.analysis.effects import Samples, cohens_d
 from steercube.analysis.hierarchy import (
     SDS,
@@ -102,6 +102,8 @@ class Scenario:
     sd_cell: float = 0.25
     letter: float = 0.5
     correlation: float = 0.4
+    uneven: float = 1.0
+    """How many times as much models of HIGH vary."""
 
 
 def simulate(cells: xr.Dataset, scenario: Scenario, rng: np.random.Generator) -> CellEffects:
@@ -114,7 +116,8 @@ def simulate(cells: xr.Dataset, scenario: Scenario, rng: np.random.Generator) ->
     models = compared_models(cells)
     predictors = predictors_of(cells, models)
     ran = best_effects(cells, "cohens_d", models=models).notnull().values
-    true = scenario.intercept + scenario.sd_model * rng.normal(size=len(models))
+    spread = scenario.sd_model * np.where(predictors["training"] > 0, scenario.uneven, 1.0)
+    true = scenario.intercept + spread * rng.normal(size=len(models))
     for term, values in predictors.items():
         true = true + getattr(scenario, term) * values
     value, blocks, model, concept = [], [], [], []
@@ -179,13 +182,12 @@ def prior_cells(
     effects: CellEffects, prior: Prior, rng: np.random.Generator
 ) -> tuple[CellEffects, dict[str, float]]:
     """Cells of the same shape drawn from the hierarchical model with a truth out of its prior."""
-    unit = effects.unit
-    truth = {n: float(rng.normal(scale=prior.of(n) * unit)) for n in ("intercept", *TERMS)}
-    truth |= {n: float(np.abs(rng.normal(scale=prior.of(n) * unit))) for n in SDS}
+    names = ("intercept", *TERMS, *SDS)
+    truth = {name: float(prior.draw(name, effects.unit, rng)[0]) for name in names}
     value = effects.design(TERMS) @ [truth[n] for n in ("intercept", *TERMS)]
     index = {"sd_model": effects.model, "sd_concept": effects.concept}
     index["sd_cell"] = np.arange(len(value))
     for name in SDS:
         value = value + truth[name] * rng.normal(size=len(value))[index[name]]
-    value = value + np.linalg.cholesky(effects.covariance) @ rng.normal(size=len(value))
+    value = value + root_of(effects.covariance) @ rng.normal(size=len(value))
     return replace(effects, value=value), truth

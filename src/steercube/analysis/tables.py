@@ -128,8 +128,10 @@ def hierarchical(
 ) -> dict[str, pd.DataFrame]:
     """Training, scale and spread over models and concepts, and what they hang on."""
     every = multiverse(cells)
-    summary = [{"statistic": "median", "value": every.median, "p_value": every.p_value,
-                "least_p": every.least_p, "n": len(every.table)}]  # fmt: skip
+    summary = [
+        {"statistic": name} | dict(zip(("value", "p_value", "least_p", "n"), median, strict=True))
+        for name, median in every.medians.items()
+    ]
     shares = [{"statistic": f"share of variance: {k}", "value": v} for k, v in every.shares.items()]
     reason = [{"reason": every.reason}]
     return {

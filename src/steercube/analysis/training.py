@@ -14,8 +14,9 @@ from typing import Any
 
 import numpy as np
 import xarray as xr
+from scipy import stats
 
-from steercube.analysis.averages import level_of, t_quantile
+from steercube.analysis.averages import level_of, root_of, t_quantile
 from steercube.analysis.contrasts import two_sample_t
 from steercube.analysis.effects import ESTIMANDS
 from steercube.analysis.hierarchy import (
@@ -29,6 +30,7 @@ from steercube.analysis.hierarchy import (
     cell_effects,
     compared_models,
     fit,
+    fitted_to,
     primary_terms,
     why_not,
 )
@@ -50,9 +52,6 @@ ITEM_OUTCOME = "cohens_d"
 MAX_APART = 0.1
 """Posterior sds between the estimates of fits that agree."""
 
-MAX_WIDTH = 1.5
-"""Ratio of the widths of intervals that agree: t intervals know no prior, and are wider."""
-
 BOTH = "training and scale"
 ALONE = "training"
 BLOCKS = "training and number of blocks"
@@ -60,6 +59,7 @@ BLOCKS = "training and number of blocks"
 
 ADJUSTED = {BOTH: TERMS, ALONE: ("training",)}
 ITEMS, CONCEPTS, MODELS = "items", "items, concepts", "items, concepts, models"
+WITHOUT_CONCEPTS = "items, models"
 
 
 @dataclass(frozen=True)
@@ -67,8 +67,9 @@ class Effect:
     """b_training of one outcome by one method; NaN with its `reason`.
 
     Other fits of the primary model are compared with the exact one: `apart` is the distance of the
-    estimates in its posterior sds, `width` that of the intervals as a ratio, and `agrees` says
-    whether they are within MAX_APART and MAX_WIDTH.
+    estimates in its posterior sds, `width` the ratio of the intervals, and `agrees` says whether
+    the one is within MAX_APART and the other within t / z, by which a t interval on the models'
+    degrees of freedom may exceed one that knows the sd.
     """
 
     outcome: str
@@ -82,6 +83,7 @@ class Effect:
     probability_negative: float = np.nan
     probability_negligible: float = np.nan
     bayes_factor: float = np.nan
+    least_p: float = np.nan
     apart: float = np.nan
     width: float = np.nan
     agrees: str = ""
@@ -110,16 +112,18 @@ def training_effects(
         if outcome not in ESTIMANDS:
             of_blocks = cell_effects(cells, outcome, scale="n_layers")
             found.append(_exact(of_blocks, TERMS, BLOCKS, level_of(cells)))
-        rows += _compared(effects, found)
+        rows += _compared(effects, found, level_of(cells))
     return [replace(row, level=level_of(cells)) for row in rows]
 
 
-def _compared(effects: CellEffects, rows: list[Effect]) -> Iterator[Effect]:
+def _compared(effects: CellEffects, rows: list[Effect], level: float) -> Iterator[Effect]:
     """The rows, with how far the fits of the primary model lie from the exact one."""
     terms = primary_terms(effects)
     adjusted = next((name for name, of in ADJUSTED.items() if of == terms), "")
     exact = fit(effects, terms=terms) if adjusted else None
     primary = next((r for r in rows if r.method == GRID and r.adjusted == adjusted), None)
+    df = len(np.unique(effects.model)) - 1 - len(terms)
+    limit = t_quantile(level, df) / stats.norm.ppf((1 + level) / 2)
     for row in rows:
         same = row.adjusted == adjusted and row.method not in (GRID, *BY_DESIGN)
         if exact is None or primary is None or not same or not np.isfinite(row.low):
@@ -127,7 +131,7 @@ def _compared(effects: CellEffects, rows: list[Effect]) -> Iterator[Effect]:
             continue
         apart = abs(row.estimate - primary.estimate) / exact.spread("training")
         width = (row.high - row.low) / (primary.high - primary.low)
-        agrees = apart <= MAX_APART and 1 / MAX_WIDTH <= width <= MAX_WIDTH
+        agrees = apart <= MAX_APART and 1 / limit <= width <= limit
         yield replace(row, apart=apart, width=width, agrees="yes" if agrees else "no")
 
 
@@ -172,6 +176,10 @@ def _by_design(effects: CellEffects, level: float, seed: int, n_resamples: int) 
     n_models = len(table)
     ones = np.ones(n_models), np.ones(table.shape[1])
     estimate = float(difference(table, high, *ones))
+    if not np.isfinite(estimate):
+        reason = "no concept was run by models of both trainings"
+        yield Effect(effects.outcome, BOOTSTRAP, ITEMS, reason=reason)
+        return
     for takes, draws in _bootstraps(effects, table, high, seed, n_resamples).items():
         low, high_end = np.quantile(draws[np.isfinite(draws)], [(1 - level) / 2, (1 + level) / 2])
         yield Effect(
@@ -188,7 +196,7 @@ def _by_design(effects: CellEffects, level: float, seed: int, n_resamples: int) 
     p, floor = permutation(table, high, stream("training labels", seed=seed))
     yield Effect(
         effects.outcome, PERMUTATION, "labels of models", estimate=estimate, p_value=p,
-        n_models=n_models, diagnostics=f"the least possible p is {floor:.4g}",
+        least_p=floor, n_models=n_models, diagnostics=f"the least possible p is {floor:.4g}",
     )  # fmt: skip
 
 
@@ -217,7 +225,7 @@ def adjusted_means(table: np.ndarray) -> np.ndarray:
 
 
 def _bootstrap_note(takes: str, high: np.ndarray) -> str:
-    if takes != MODELS:
+    if takes in (ITEMS, CONCEPTS):
         return ""
     return f"{int(high.sum())} {HIGH} models resampled: their spread is understated"
 
@@ -228,14 +236,15 @@ def _bootstraps(
     """Draws of the difference with items, then concepts, then models too drawn anew.
 
     Items enter by their sampling covariance, the joint item bootstrap's; models are drawn within
-    their training.
+    their training. The error of the items is in the effects already where concepts are drawn too,
+    which widens, and few concepts or models drawn with replacement vary too little, which narrows.
     """
     rng = stream(f"bootstrap of training in {effects.outcome}", seed=seed)
     n_models, n_concepts = table.shape
     errors = np.zeros((n_resamples, n_models, n_concepts))
     for c in range(n_concepts):
         at = np.flatnonzero(effects.concept == c)
-        factor = _factor(effects.covariance[np.ix_(at, at)])
+        factor = root_of(effects.covariance[np.ix_(at, at)])
         errors[:, effects.model[at], c] = rng.standard_normal((n_resamples, len(at))) @ factor.T
     concepts = rng.multinomial(n_concepts, np.full(n_concepts, 1 / n_concepts), n_resamples)
     models = np.ones((n_resamples, n_models))
@@ -243,6 +252,11 @@ def _bootstraps(
         n = int(side.sum())
         models[:, side] = rng.multinomial(n, np.full(n, 1 / n), n_resamples)
     every = np.ones((1, n_models)), np.ones((1, n_concepts))
+    if n_concepts == 1:
+        return {
+            ITEMS: difference(table + errors, high, *every),
+            WITHOUT_CONCEPTS: difference(table + errors, high, models, every[1]),
+        }
     return {
         ITEMS: difference(table + errors, high, *every),
         CONCEPTS: difference(table + errors, high, every[0], concepts),
@@ -250,17 +264,14 @@ def _bootstraps(
     }
 
 
-def _factor(covariance: np.ndarray) -> np.ndarray:
-    ridge = 1e-12 + 1e-9 * np.trace(covariance)
-    return np.linalg.cholesky(covariance + ridge * np.eye(len(covariance)))
-
-
 def permutation(
     table: np.ndarray, high: np.ndarray, rng: np.random.Generator
 ) -> tuple[float, float]:
     """Two-sided p of `difference` over every way to give out the labels, and the least possible p.
 
-    With more than MAX_ASSIGNMENTS ways, over so many random ones and the one found.
+    With more than MAX_ASSIGNMENTS ways, over so many random ones and the one found; ways in which
+    no concept was run by both sides are left out. The null is that models are exchangeable: that
+    neither training nor anything that goes with it, such as size, makes a difference.
     """
     n, k = len(high), int(high.sum())
     exact = comb(n, k) <= MAX_ASSIGNMENTS
@@ -274,23 +285,34 @@ def permutation(
     ones = np.ones(n), np.ones(table.shape[1])
     drawn = np.abs([difference(table, labels, *ones) for labels in marked])
     observed = abs(float(difference(table, high, *ones)))
-    p = float(np.mean(drawn >= observed - 1e-12 * max(1.0, observed)))
-    floor = (2 if exact and 2 * k == n else 1) / len(marked)
+    defined = np.isfinite(drawn)
+    p = float(np.mean(drawn[defined] >= observed - 1e-12 * max(1.0, observed)))
+    floor = (2 if exact and 2 * k == n else 1) / int(defined.sum())
     return p, floor
 
 
 def _exact(effects: CellEffects, terms: Sequence[str], adjusted: str, level: float) -> Effect:
     if reason := why_not(effects, terms):
-        return Effect(effects.outcome, GRID, MODELS, adjusted, reason=reason)
-    posterior = fit(effects, terms=terms)
+        return Effect(effects.outcome, GRID, _random(effects), adjusted, reason=reason)
+    posterior, notes = fit(effects, terms=terms), f"prior: {PRIOR}{_notes(effects, terms)}"
     return Effect(
-        effects.outcome, GRID, MODELS, adjusted, **summary(posterior, level),
-        n_models=len(np.unique(effects.model)), diagnostics=f"prior: {PRIOR}{_left_out(effects)}",
+        effects.outcome, GRID, _random(effects), adjusted, **summary(posterior, level),
+        n_models=len(np.unique(effects.model)), diagnostics=notes,
     )  # fmt: skip
 
 
-def _left_out(effects: CellEffects) -> str:
-    return f"; without a usable effect: {', '.join(effects.left_out)}" if effects.left_out else ""
+def _random(effects: CellEffects) -> str:
+    return MODELS if len(np.unique(effects.concept)) > 1 else WITHOUT_CONCEPTS
+
+
+def _notes(effects: CellEffects, terms: Sequence[str]) -> str:
+    """What a reader of the exact interval should know of these cells."""
+    notes = []
+    if len(np.unique(effects.model)) < len(terms) + 3:
+        notes.append("one degree of freedom between models: mostly the prior on sd_model")
+    if effects.left_out:
+        notes.append(f"without a usable effect: {', '.join(effects.left_out)}")
+    return "".join(f"; {note}" for note in notes)
 
 
 def summary(posterior: Posterior, level: float, name: str = "training") -> dict[str, Any]:
@@ -309,11 +331,11 @@ def summary(posterior: Posterior, level: float, name: str = "training") -> dict[
 
 def _reml(effects: CellEffects, terms: Sequence[str], adjusted: str, level: float) -> Effect:
     if reason := why_not(effects, terms):
-        return Effect(effects.outcome, REML, MODELS, adjusted, reason=reason)
+        return Effect(effects.outcome, REML, _random(effects), adjusted, reason=reason)
     n_models = len(np.unique(effects.model))
     found = reml_of_cells(effects, terms=terms)
     return Effect(
-        effects.outcome, REML, MODELS, adjusted, **t_interval(found, n_models, level),
+        effects.outcome, REML, _random(effects), adjusted, **t_interval(found, n_models, level),
         n_models=n_models, diagnostics=_boundary(found),
     )  # fmt: skip
 
@@ -356,12 +378,18 @@ def _of_items(cells: xr.Dataset) -> Iterator[Effect]:
         reason = "the cells keep no fit of single items; `steercube analyze` makes it from the cube"
         yield Effect(outcome, "items", MODELS, BOTH, reason=reason)
         return
+    if cells["item_fit_of"].item() != fitted_to(cells):
+        reason = "the cells keep fits of other models, trainings or concepts"
+        yield Effect(outcome, "items", MODELS, BOTH, reason=reason)
+        return
+    terms = primary_terms(cell_effects(cells))
+    adjusted = next((name for name, of in ADJUSTED.items() if of == terms), "scale")
     for fit_name in cells["item_fit"].values:
         found = cells.sel(item_fit=fit_name)
         ends = {name: float(found[f"item_fit_{name}"].sel(item_term="training"))
                 for name in ("value", "low", "high")}  # fmt: skip
         yield Effect(
-            outcome, str(fit_name), MODELS, BOTH, estimate=ends["value"], low=ends["low"],
+            outcome, str(fit_name), MODELS, adjusted, estimate=ends["value"], low=ends["low"],
             high=ends["high"], n_models=n_models, diagnostics=found["item_fit_diagnostics"].item(),
             reason=found["item_fit_problem"].item(),
         )  # fmt: skip

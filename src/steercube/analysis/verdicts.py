@@ -1,16 +1,21 @@
 r"""What may be said: one sentence a question, no stronger than its interval, chosen by rule.
 
 A statement is *reproduced* only if its interval lies on the claimed side of zero and nothing below
-objects; *contradicted* if it lies on the other side, unobjected, or wholly within what was called
-negligible beforehand; else *inconclusive*, with the objection. Objections, each from a table:
+objects; *contradicted* if it lies on the other side, unobjected; *negligible* if it, and every
+interval without one model or concept, lies within what was called negligible beforehand, whatever
+its sign; else *inconclusive*, with what speaks against it. Objections, each from a table:
 
 - the interval includes zero;
-- the exact permutation of labels gives p > 0.05 (with two of six models it cannot give less);
-- the design confounds the cause with another: every model of one training has more blocks;
-- without one model, or one concept, the interval includes zero, or p exceeds 0.05;
-- another measure of the same thing (active instead of total parameters) includes zero.
+- the exact permutation of labels gives p > 0.05; with two of six models it cannot give less, and
+  then that is said;
+- the design confounds the cause with another: one training's models all have more blocks;
+- without one model, or one concept, the interval includes zero or lies on its other side, or p
+  exceeds 0.05;
+- another measure of the same thing (active instead of total parameters), or a prior that lets
+  models differ more, does so too.
 
-*Cannot be asked* has the reason why the data hold no answer.
+What cannot be computed where it is asked for is an objection as well. *Cannot be asked* has the
+reason why the data hold no answer.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -24,18 +29,23 @@ from steercube.analysis.agreement import MEAN_R, MISMATCHED
 from steercube.analysis.claims import SIGNIFICANT, Claim
 from steercube.analysis.depth import depth_difference
 from steercube.analysis.effects import NAMES
-from steercube.analysis.hierarchy import OUTCOMES
-from steercube.analysis.training import BOTH, GRID, PERMUTATION
+from steercube.analysis.hierarchy import OUTCOMES, PRIOR
+from steercube.analysis.refits import EVERY_PART
+from steercube.analysis.training import ADJUSTED, BOTH, GRID, PERMUTATION
 
 REPRODUCED, INCONCLUSIVE = "reproduced", "inconclusive"
-CONTRADICTED, UNASKED = "contradicted", "cannot be asked"
+CONTRADICTED, NEGLIGIBLE = "contradicted", "negligible"
+UNASKED = "cannot be asked"
 
 Tables = Mapping[str, pd.DataFrame]
 
 
 @dataclass(frozen=True)
 class Question:
-    """A statement as claimed, the sign it needs, its estimate, and what speaks against using it."""
+    """A statement as claimed, the sign it needs, its estimate, and what speaks against using it.
+
+    `furthest` is the end furthest from zero of all intervals, those without a part included.
+    """
 
     id: str
     statement: str
@@ -48,6 +58,7 @@ class Question:
     units: str = ""
     p_value: float = np.nan
     negligible: float = 0.0
+    furthest: float = np.inf
     objections: tuple[str, ...] = ()
     reason: str = ""
 
@@ -56,11 +67,9 @@ def verdict(question: Question) -> tuple[str, str]:
     """The verdict by the rules of this module, and what it rests on where it is not reproduced."""
     if not np.isfinite(question.value) or not np.isfinite(question.low):
         return UNASKED, question.reason or "there is no interval"
-    if -question.negligible < question.low and question.high < question.negligible:
-        return (
-            CONTRADICTED,
-            f"any difference is under {question.negligible:g} {question.units}".strip(),
-        )
+    if max(-question.low, question.high, question.furthest) < question.negligible:
+        bound = f"{question.negligible:g} {_units(question)}".strip()
+        return NEGLIGIBLE, f"with every model or concept left out, too, it is under {bound}"
     if question.low <= 0 <= question.high:
         return INCONCLUSIVE, "the interval includes zero"
     if question.objections:
@@ -70,20 +79,22 @@ def verdict(question: Question) -> tuple[str, str]:
     return CONTRADICTED, "the interval lies on the other side of zero"
 
 
+def _units(question: Question) -> str:
+    return "" if question.units == "1" else question.units
+
+
 def sentence(question: Question, found: str, why: str) -> str:
     """The one sentence that a text may use."""
     if found == UNASKED:
         return f"Whether {question.statement} cannot be asked of these data: {why}."
-    units = f" {question.units}" if question.units not in ("", "1") else ""
-    shown = (
-        f"{question.value:+.2f} [{question.low:.2f}, {question.high:.2f}]{units}, "
-        f"over {question.over}, n = {question.n}"
-    )
-    shown = shown.replace("-", "−")
+    shown = f"{question.value:+.2f} [{question.low:.2f}, {question.high:.2f}] {_units(question)}"
+    shown = f"{shown.strip()}, over {question.over}, n = {question.n}".replace("-", "−")
     return {
         REPRODUCED: f"These data show that {question.statement}: {shown}.",
         INCONCLUSIVE: f"These data do not settle whether {question.statement}: {shown}; {why}.",
         CONTRADICTED: f"These data contradict that {question.statement}: {shown}; {why}.",
+        NEGLIGIBLE: f"The question whether {question.statement} is about a negligible difference: "
+        f"{shown}; {why}.",
     }[found]
 
 
@@ -124,23 +135,28 @@ def _of_training(cells: xr.Dataset, tables: Tables, outcome: str) -> Question:
     place = outcome not in NAMES
     of = tables["training_effect"]
     of = of[of["outcome"] == outcome]
-    primary = of[of["method"] == GRID].iloc[0]
-    permuted = of[of["method"] == PERMUTATION]
-    p = float(permuted["p_value"].iloc[0]) if len(permuted) else np.nan
-    objections = []
-    if place and (confound := depth_difference(cells).reason) and np.isfinite(primary["estimate"]):
-        objections.append(f"{confound}, which the data cannot tell from training")
-    if p > SIGNIFICANT:
-        objections.append(
-            f"giving the training labels to other models yields as much (p = {p:.3f})"
-        )
+    adjusted, primary = _primary(of)
     rest = tables["leave_one_out"]
-    objections += _without(rest[(rest["outcome"] == outcome) & (rest["adjusted"] == BOTH)])
+    rest = rest[(rest["outcome"] == outcome) & (rest["adjusted"] == adjusted)]
+    priors = tables["prior_sensitivity"]
+    priors = priors[(priors["outcome"] == outcome) & (priors["adjusted"] == adjusted)]
+    objections, p = [], np.nan
+    if np.isfinite(primary["low"]):
+        side = np.sign(primary["low"])
+        permuted = of[of["method"] == PERMUTATION].iloc[0]
+        p = float(permuted["p_value"])
+        if place and (confound := depth_difference(cells).reason):
+            objections.append(f"{confound}, which the data cannot tell from training")
+        objections += _of_permutation(p, permuted["least_p"])
+        objections += _without(rest, side)
+        objections += _of_priors(priors, side)
+    held = "with size held fixed; " if adjusted == BOTH else ""
     statement = (
-        f"full-RL models steer best later in the network ({NAMES_OF_PLACES[outcome]})"
+        f"full-RL models steer best later in the network ({held}{NAMES_OF_PLACES[outcome]})"
         if place
-        else f"full RL lowers the effect of steering ({NAMES[outcome]})"
+        else f"full RL lowers the effect of steering ({held}{NAMES[outcome]})"
     )
+    ends = rest[["low", "high"]].abs() if "low" in rest else pd.DataFrame()
     return Question(
         id=f"training-{outcome.replace('_', '-')}",
         statement=statement,
@@ -148,14 +164,47 @@ def _of_training(cells: xr.Dataset, tables: Tables, outcome: str) -> Question:
         value=float(primary["estimate"]),
         low=float(primary["low"]),
         high=float(primary["high"]),
-        over="items, concepts and models",
+        over=primary["takes_as_random"],
         n=int(primary["n_models"]),
         units=OUTCOMES[outcome].units,
         p_value=p,
         negligible=OUTCOMES[outcome].negligible,
+        furthest=float(ends.max(axis=None)) if len(ends) else np.inf,
         objections=tuple(objections),
         reason=primary["reason"],
     )
+
+
+def _primary(rows: pd.DataFrame) -> tuple[str, pd.Series]:
+    """The exact fit with as many terms as these models can tell apart, and what those are."""
+    exact = rows[(rows["method"] == GRID) & rows["adjusted"].isin(ADJUSTED)]
+    told = exact[exact["low"].notna()]
+    row = (told if len(told) else exact).iloc[0]
+    return row["adjusted"], row
+
+
+def _of_permutation(p: float, least: float) -> list[str]:
+    if p <= SIGNIFICANT:
+        return []
+    if p <= least * (1 + 1e-9):
+        return [
+            "no other way to give out the training labels is as extreme, but with so few "
+            f"models p cannot be under {least:.3f}"
+        ]
+    return [f"giving the training labels to other models yields as much (p = {p:.3f})"]
+
+
+def _of_priors(rows: pd.DataFrame, side: float) -> list[str]:
+    """A prior that lets models differ by as much or more, under which nothing is left."""
+    wider = rows[(rows["prior_of"] == "sd_model") & (rows["prior_scale"] >= PRIOR.sd_model)]
+    lost = wider[~(np.minimum(side * wider["low"], side * wider["high"]) > 0)]
+    if not len(lost):
+        return []
+    row = lost.iloc[0]
+    return [
+        f"with sd_model ~ half-normal({row['prior_scale']:g}) it is "
+        f"[{row['low']:.2f}, {row['high']:.2f}]".replace("-", "−").replace("half−", "half-")
+    ]
 
 
 NAMES_OF_PLACES = {
@@ -164,13 +213,22 @@ NAMES_OF_PLACES = {
 }
 
 
-def _without(rows: pd.DataFrame) -> list[str]:
-    """Parts without which an interval includes zero."""
+def _without(rows: pd.DataFrame, side: float) -> list[str]:
+    """Parts without which the interval is not all on its side of zero, or cannot be had."""
     if "low" not in rows:
         return []
-    parts = rows[rows["without"].isin(["model", "concept"]) & rows["low"].notna()]
-    carried = parts[(parts["low"] <= 0) & (parts["high"] >= 0)]["left_out"]
-    return [f"without {' or '.join(carried)} the interval includes zero"] if len(carried) else []
+    parts = rows[rows["without"].isin(["model", "concept"]) & (rows["left_out"] != EVERY_PART)]
+    kept = np.minimum(side * parts["low"], side * parts["high"]) > 0
+    lost = parts[~kept]
+    if not len(lost):
+        return []
+    unknown = lost["low"].isna()
+    said = []
+    if (~unknown).any():
+        said.append(f"without {' or '.join(lost[~unknown]['left_out'])} it includes zero or turns")
+    if unknown.any():
+        said.append(f"without {' or '.join(lost[unknown]['left_out'])} there is no interval")
+    return said
 
 
 def _of_scale(tables: Tables, claims: Sequence[Claim]) -> Iterator[Question]:
@@ -185,14 +243,14 @@ def _of_scale(tables: Tables, claims: Sequence[Claim]) -> Iterator[Question]:
         if "n_params" not in of.index:
             continue
         total, active = of.loc["n_params"], of.loc["n_active_params"]
-        objections = []
-        if active["low"] <= 0 <= active["high"]:
+        objections, side = [], np.sign(total["low"])
+        if not min(side * active["low"], side * active["high"]) > 0:
             objections.append(
                 f"by active parameters it is {active['value']:.2f} "
                 f"[{active['low']:.2f}, {active['high']:.2f}]".replace("-", "−")
             )
         rest = tables["sensitivity"]
-        objections += _without(rest[rest["headline"] == f"scale slope of {concept}"])
+        objections += _without(rest[rest["headline"] == f"scale slope of {concept}"], side)
         harder = "harder" if claim.published == "-" else "easier"
         yield Question(
             id=f"scale-{concept.replace('_', '-')}",
@@ -218,11 +276,11 @@ def _of_ranking(tables: Tables) -> Question:
     parts = rows[rows["without"].isin(["model", "concept"])]
     objections = []
     if not whole["p_value"] <= SIGNIFICANT:
-        objections.append(f"rankings at random agree as well (p = {whole['p_value']:.2f})")
-    carried = parts[parts["p_value"] > SIGNIFICANT]
+        objections.append(f"rankings at random agree as well (p = {whole['p_value']:.3f})")
+    carried = parts[~(parts["p_value"] <= SIGNIFICANT)]
     if len(carried):
         listed = " or ".join(
-            f"{r['left_out']} (p = {r['p_value']:.2f})" for _, r in carried.iterrows()
+            f"{r['left_out']} (p = {r['p_value']:.3f})" for _, r in carried.iterrows()
         )
         objections.append(f"without {listed} rankings at random agree as well")
     return Question(
@@ -252,9 +310,9 @@ def _of_agreement(tables: Tables) -> Iterator[Question]:
         concept = row["concept"]
         objections = []
         other = mismatched.loc[concept]
-        if other["low"] <= 0 <= other["high"]:
+        if not other["low"] > 0:
             objections.append(
-                "the logits of other concepts predict the answers about as well "
+                "it is not shown that other concepts' logits predict the answers less well "
                 f"({other['value']:+.2f} [{other['low']:.2f}, {other['high']:.2f}])".replace(
                     "-", "−"
                 )
@@ -269,7 +327,7 @@ def _of_agreement(tables: Tables) -> Iterator[Question]:
         row = slope.iloc[0]
         p = row["p_value"]
         objections = (
-            [f"exchanging the concepts yields as much (p = {p:.2f})"] if p > SIGNIFICANT else []
+            [] if p <= SIGNIFICANT else [f"over every exchange of the concepts p = {p:.2f}"]
         )
         yield _question_of_r(
             row, "agreement-tracks-steering",

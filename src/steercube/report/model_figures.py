@@ -9,16 +9,17 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
+from steercube.analysis.calibration import N_INTENDED, TRUTH
 from steercube.analysis.design import POWER
 from steercube.analysis.effects import NAMES
 from steercube.analysis.hierarchy import OUTCOMES
-from steercube.analysis.multiverse import CHOICES
-from steercube.analysis.training import BOTH, CONCEPTS, GRID, ITEMS, PERMUTATION
+from steercube.analysis.multiverse import CHOICES, DISTINCT
+from steercube.analysis.training import ALONE, BOTH, CONCEPTS, GRID, ITEMS, PERMUTATION
 from steercube.report.style import OTHER_COLOUR, STYLE, WIDTH, blank_figure
 
 RANDOM_COLOURS = {ITEMS: "#009E73", CONCEPTS: "#E69F00"}
 MODELS_COLOUR = "#333333"
-EFFECT_COLOURS = ("#56B4E9", "#0072B2", "#D55E00")
+EFFECT_COLOURS = ("#56B4E9", "#0072B2", "#D55E00", "#E69F00")
 PLACES = {"best_depth": "depth of the best layer", "depth_centroid": "depth centroid"}
 N_BINS = 240
 
@@ -34,7 +35,7 @@ def draw_models(tables: Tables) -> dict[str, Figure]:
     if "effect" in tables["multiverse"]:
         summary = tables["multiverse_summary"]
         figures["specification_curve"] = specification_curve(
-            tables["multiverse"], summary[summary["statistic"] == "median"].iloc[0]
+            tables["multiverse"], summary[summary["statistic"] == DISTINCT].iloc[0]
         )
     if "type_m" in tables["design"]:
         figures["design"] = design(tables["design"])
@@ -73,7 +74,11 @@ def training_effect(effects: pd.DataFrame) -> Figure:
             _draw_methods(ax, outcome, shown[shown["outcome"] == outcome], methods[outcome])
             if column:
                 ax.set_yticklabels([])
-    figure.supxlabel("full RL minus distilled, with 95% interval", fontsize=9)
+    figure.supxlabel(
+        f"full RL minus distilled, with {shown['level'].iloc[0]:.0%} interval (hierarchical: "
+        "credible, else confidence)",
+        fontsize=9,
+    )
     handles = [
         mpl.lines.Line2D([], [], color=colour, marker="o", markersize=4, label=label)
         for colour, label in (
@@ -188,13 +193,17 @@ def design(table: pd.DataFrame) -> Figure:
         for colour, (source, rows) in zip(
             EFFECT_COLOURS, of.groupby("effect_is", sort=False), strict=False
         ):
-            balanced = rows[rows[other] == rows["n_other"]]
-            size = f"{rows['effect'].iloc[0]:.2g} ({source})"
+            plain = rows[rows["adjusted"] == ALONE]
+            balanced = plain[plain[other] == plain["n_other"]]
+            size = f"{rows['effect'].iloc[0]:.3g} ({source})"
             for panel, column in ((ax, "power"), (exaggeration, "type_m")):
                 panel.plot(balanced["n_other"], balanced[column], "o-", color=colour, label=size,
                            markersize=3.5)  # fmt: skip
                 here = rows[(rows[other] == own[0]) & (rows["n_other"] == own[1])]
-                panel.plot(np.mean(own), here[column], "*", color=colour, markersize=9)
+                for adjusted, filling in ((ALONE, "full"), (BOTH, "none")):
+                    star = here[here["adjusted"] == adjusted][column]
+                    panel.plot([np.mean(own)] * len(star), star, "*", color=colour, markersize=9,
+                               fillstyle=filling)  # fmt: skip
         for panel in (ax, exaggeration):
             panel.set_xscale("log")
             counts = sorted({int(n) for n in of["n_other"] if n > 2})
@@ -208,7 +217,10 @@ def design(table: pd.DataFrame) -> Figure:
         ax.set_title(outcome_name(outcome), loc="left")
         title = f"true difference, {_units_of(outcome)}".rstrip(", ")
         exaggeration.legend(frameon=False, fontsize=7.5, title=title, title_fontsize=8)
-    figure.supxlabel("models of each training (star: this study's design)", fontsize=9)
+    figure.supxlabel(
+        "models of each training (star: this study's design; hollow: with size held fixed)",
+        fontsize=9,
+    )
     return figure
 
 
@@ -256,23 +268,33 @@ def draw_calibration(tables: Tables) -> Figure:
     methods = list(dict.fromkeys(coverage["key"]))
     parameters = list(tables["sbc"]["parameter"])
     with mpl.rc_context(STYLE):
-        figure, axes = blank_figure(WIDTH, 1.6 + 0.3 * len(methods), ncols=2,
+        figure, axes = blank_figure(WIDTH, 2.2 + 0.4 * len(methods), ncols=2,
                                     gridspec_kw={"width_ratios": [1.6, 1]})  # fmt: skip
         ax, ranks = axes[0]
         ax.axvspan(93, 97, color="#DDDDDD", linewidth=0, zorder=0)
-        scenarios = list(coverage.groupby(["training", "sd_model"], sort=False))
-        for at, ((training, sd), rows) in enumerate(scenarios):
-            y = [methods.index(k) + 0.16 * (at - (len(scenarios) - 1) / 2) for k in rows["key"]]
+        scenarios = list(coverage.groupby(TRUTH, sort=False))
+        for at, (truth, rows) in enumerate(scenarios):
+            y = [methods.index(k) + 0.1 * (at - (len(scenarios) - 1) / 2) for k in rows["key"]]
             margin = 196 * rows["standard_error"]
-            ax.errorbar(100 * rows["coverage"], y, xerr=margin, fmt="osD^"[at], linewidth=1,
-                        color=(*EFFECT_COLOURS, OTHER_COLOUR)[at], markersize=3.5,
-                        label=f"b {training:g}, sd_model {sd:g}".replace("-", "−"))  # fmt: skip
+            intended = at < N_INTENDED
+            colours = EFFECT_COLOURS if intended else (OTHER_COLOUR,)
+            ax.errorbar(100 * rows["coverage"], y, xerr=margin, fmt="osD^vPX*"[at], linewidth=1,
+                        color=colours[at % len(colours)], markersize=3.5, label=_scenario(truth),
+                        fillstyle="full" if intended else "none")  # fmt: skip
         ax.set_yticks(range(len(methods)), methods, fontsize=8)
         ax.set_ylim(len(methods) - 0.4, -0.6)
         ax.set_xlabel("coverage of b_training, % (nominal 95)")
-        ax.legend(frameon=False, fontsize=7.5, loc="lower left")
+        figure.legend(frameon=False, fontsize=7.5, loc="outside upper center", ncols=2)
         _draw_ranks(ranks, tables["sbc"], parameters)
     return figure
+
+
+def _scenario(truth: tuple[float, ...]) -> str:
+    training, sd_model, scale, uneven = truth
+    said = f"b {training:g}, sd_model {sd_model:g}"
+    said += f", b_scale {scale:g}" if scale else ""
+    said += f", {uneven:g} times that for full RL" if uneven != 1 else ""
+    return said.replace("-", "−")
 
 
 def _draw_ranks(ax: Axes, sbc: pd.DataFrame, parameters: Sequence[str]) -> None:
@@ -289,4 +311,4 @@ def _draw_ranks(ax: Axes, sbc: pd.DataFrame, parameters: Sequence[str]) -> None:
                 drawstyle="steps-mid")  # fmt: skip
     ax.set_yticks(range(len(parameters)), parameters, fontsize=8)
     ax.set_ylim(len(parameters) - 0.4, -0.6)
-    ax.set_xlabel("rank of the truth in its posterior\n(grey: 95% of a bin's count)")
+    ax.set_xlabel("rank of the truth in\nits posterior (grey: 95%)")

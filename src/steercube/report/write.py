@@ -145,8 +145,8 @@ def _numbers_of_row(stem: str, table: str, row: Mapping[str, Any]) -> dict[str, 
     value = {"claims": "recomputed"}.get(table, "estimate" if "estimate" in row else "value")
     over = row.get("interval_over") or row.get("takes_as_random") or ""
     number = _number(table, row, value, "low", "high", over=over)
-    extra = [name for name in EXTRA if name in row]
-    return {stem: number | {name: _plain(row[name]) for name in extra}}
+    found = number | {name: _plain(row[name]) for name in EXTRA if name in row}
+    return {stem: found | ({"agrees": row["agrees"]} if row.get("agrees") else {})}
 
 
 EXTRA = (
