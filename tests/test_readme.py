@@ -46,7 +46,7 @@ def test_the_training_gap(numbers: dict[str, dict[str, float]]) -> None:
     assert f"with scale held fixed {shown.replace('-', '−')}" in TEXT
     design = pd.read_csv(ROOT / "paper" / "qwen3" / "tables" / "design.csv")
     of = design[(design["outcome"] == "cohens_d") & (design["kind"] == "needed")]
-    settled = of[(of["effect_is"] == "largest negligible")].iloc[0]
+    settled = of[of["effect_is"] == "largest negligible"].iloc[0]
     assert (settled["n_concepts"], settled["effect"]) == (6, 0.1)
     assert f"{settled['n_rl']:.0f} models of each training would settle 0.1 d" in TEXT
 

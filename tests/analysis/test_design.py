@@ -4,8 +4,14 @@ import pytest
 import xarray as xr
 from scipy import stats
 
-from steercube.analysis.design import Components, design_table, errors_of_test
-from steercube.analysis.hierarchy import cell_effects
+from steercube.analysis.design import (
+    Components,
+    components_of,
+    design_table,
+    errors_of_test,
+    permutation_floor,
+)
+from steercube.analysis.hierarchy import cell_effects, fit
 
 
 @pytest.mark.parametrize("effect", [0.1, 0.3, 1.0])
@@ -67,6 +73,9 @@ def test_the_table_has_the_studys_design_and_what_would_settle_it(
     own = of[(of["kind"] == "errors") & (of["n_rl"] == 2) & (of["n_other"] == 4)]
     assert (own["power"] < 0.15).all()
     assert (own["type_m"] > 2).all()
+    assert own["permutation_floor"].unique() == pytest.approx([1 / 15])
+    power = own.groupby("adjusted")["power"].max()
+    assert power["training and scale"] < power["training"]
     needed = of[of["kind"] == "needed"]["n_rl"]
     assert needed.min() > 20
 
@@ -77,9 +86,6 @@ def test_the_fewest_models_have_the_power_and_one_less_has_not(six: xr.Dataset) 
         (table["outcome"] == "cohens_d") & (table["effect_is"] == "three times the negligible")
     ]
     row = of[of["kind"] == "needed"].iloc[0]
-    from steercube.analysis.design import components_of
-    from steercube.analysis.hierarchy import fit
-
     parts = components_of(six, fit(cell_effects(six)))
     power = [
         errors_of_test(
@@ -88,6 +94,39 @@ def test_the_fewest_models_have_the_power_and_one_less_has_not(six: xr.Dataset) 
         for n in (int(row["n_rl"]), int(row["n_rl"]) - 1)
     ]
     assert power[0] >= 0.8 > power[1]
+
+
+def test_size_held_fixed_is_what_simulated_regressions_have(
+    study_cells: xr.Dataset, study_tables: dict[str, pd.DataFrame]
+) -> None:
+    """20,000 model means of the study's trainings and sizes, effect 0.3, least squares of both."""
+    effects = cell_effects(study_cells)
+    table = study_tables["design"]
+    of = table[(table["outcome"] == "cohens_d") & (table["adjusted"] == "training and scale")]
+    row = of[(of["effect_is"] == "three times the negligible") & (of["n_concepts"] == 6)].iloc[0]
+    parts = components_of(study_cells, fit(effects))
+    x = np.column_stack([np.ones(6), *effects.predictors.values()])
+    rng = np.random.default_rng(2)
+    se = parts.standard_error(2, 4, 6, 1) / np.sqrt(1 / 2 + 1 / 4)
+    y = 0.3 * effects.predictors["training"] + rng.choice(se, (20_000, 1)) * rng.normal(
+        size=(20_000, 6)
+    )
+    b = y @ np.linalg.pinv(x).T
+    s2 = ((y - b @ x.T) ** 2).sum(axis=1) / 3
+    t = b[:, 1] / np.sqrt(s2 * np.linalg.inv(x.T @ x)[1, 1])
+    assert row["power"] == pytest.approx(np.mean(np.abs(t) > stats.t.ppf(0.975, 3)), abs=0.01)
+
+
+@pytest.mark.parametrize(("models", "floor"), [((2, 4), 1 / 15), ((3, 3), 0.1), ((4, 4), 2 / 70)])
+def test_the_floor_counts_the_ways(models: tuple[int, int], floor: float) -> None:
+    assert permutation_floor(*models) == pytest.approx(floor)
+
+
+def test_what_settles_an_effect_can_be_significant_by_permutation(
+    study_tables: dict[str, pd.DataFrame],
+) -> None:
+    needed = study_tables["design"].query("kind == 'needed'")
+    assert needed["n_rl"].min() >= 4
 
 
 def test_one_training_says_why(six: xr.Dataset) -> None:

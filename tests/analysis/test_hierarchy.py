@@ -17,6 +17,7 @@ from steercube.analysis.hierarchy import (
     primary_terms,
     why_not,
 )
+from steercube.analysis.predictive import posterior_draws
 
 
 @pytest.fixture
@@ -43,9 +44,9 @@ def test_one_sd_is_integrated_as_scipy_does(rng: np.random.Generator) -> None:
     def density(sd: float) -> float:
         v = covariance_of(effects, {"sd_model": sd, "sd_concept": 0.0, "sd_cell": 0.0})
         like = stats.multivariate_normal(np.zeros(len(v)), v).pdf(effects.value)
-        return float(like * stats.halfnorm.pdf(sd, scale=PRIOR.sd_model))
+        return float(like * stats.halfcauchy.pdf(sd, scale=PRIOR.sd_model))
 
-    evidence, _ = integrate.quad(density, 0, 3, epsabs=1e-14)
+    evidence, _ = integrate.quad(density, 0, 40, epsabs=1e-14, points=[0.1, 0.5, 2])
     assert posterior.log_evidence == pytest.approx(np.log(evidence), abs=1e-4)
     below, _ = integrate.quad(density, 0, 0.2, epsabs=1e-14)
     assert posterior.cdf("sd_model", 0.2) == pytest.approx(below / evidence, abs=2e-4)
@@ -54,7 +55,7 @@ def test_one_sd_is_integrated_as_scipy_does(rng: np.random.Generator) -> None:
 def test_three_sds_are_integrated_as_draws_from_the_prior_say(effects: CellEffects) -> None:
     """60,000 draws; within four standard errors of their means (false alarms: 1 in 16,000)."""
     rng = np.random.default_rng(5)
-    draws = {n: np.abs(rng.normal(scale=PRIOR.of(n), size=60_000)) for n in SDS}
+    draws = {n: PRIOR.draw(n, 1.0, rng, 60_000) for n in SDS}
     terms = [
         effects.covariance,
         np.equal.outer(effects.model, effects.model),
@@ -233,3 +234,32 @@ def test_other_trainings_are_left_out_of_the_comparison(six: xr.Dataset) -> None
 def test_cells_of_an_earlier_kind_say_what_they_lack(six: xr.Dataset) -> None:
     with pytest.raises(ValueError, match="make them again from their cube"):
         cell_effects(six.drop_vars("selected_depth_covariance"), "best_depth")
+
+
+def test_priors_are_what_scipy_calls_them(rng: np.random.Generator) -> None:
+    sd = np.array([0.01, 0.3, 2.0])
+    cauchy = stats.halfcauchy(scale=PRIOR.sd_model * 5)
+    normal = stats.halfnorm(scale=PRIOR.sd_cell * 5)
+    assert PRIOR.log_density("sd_model", sd, 5.0) == pytest.approx(cauchy.logpdf(sd))
+    assert PRIOR.log_density("sd_cell", sd, 5.0) == pytest.approx(normal.logpdf(sd))
+    bounded = replace(PRIOR, cauchy=False).log_density("sd_model", sd, 1.0)
+    assert bounded == pytest.approx(stats.halfnorm(scale=PRIOR.sd_model).logpdf(sd))
+    for name, of in {"sd_model": cauchy, "sd_cell": normal}.items():
+        assert stats.kstest(PRIOR.draw(name, 5.0, rng, 500), of.cdf).pvalue > 1e-4
+
+
+def test_a_model_without_a_usable_cell_is_no_model(six: xr.Dataset) -> None:
+    optimism = six["selected_optimism"].copy(deep=True)
+    optimism.loc[{"model": "b"}] = np.nan
+    effects = cell_effects(six.assign(selected_optimism=optimism))
+    assert effects.models == tuple("acdef")
+    assert len(effects.left_out) == 3
+    assert effects.predictors["training"].mean() == pytest.approx(0)
+
+
+def test_a_cell_without_any_error_does_no_harm(effects: CellEffects) -> None:
+    covariance = effects.covariance.copy()
+    covariance[3], covariance[:, 3] = 0.0, 0.0
+    posterior = fit(replace(effects, covariance=covariance))
+    assert np.isfinite(posterior.log_evidence)
+    assert np.isfinite(posterior_draws(posterior, np.random.default_rng(1))).all()

@@ -4,7 +4,15 @@ import pytest
 import xarray as xr
 
 from steercube.analysis.averages import model_means
-from steercube.analysis.multiverse import CHOICES, Multiverse, multiverse
+from steercube.analysis.multiverse import (
+    CHOICES,
+    CROSSED,
+    DISTINCT,
+    LAYERS,
+    SAME_DEPTH,
+    Multiverse,
+    multiverse,
+)
 
 
 @pytest.fixture(scope="module")
@@ -48,10 +56,20 @@ def test_size_held_fixed_is_least_squares(of_study: Multiverse, study_cells: xr.
 
 
 def test_the_test_is_exact_over_fifteen_ways(of_study: Multiverse) -> None:
-    assert of_study.least_p == pytest.approx(1 / 15)
-    assert of_study.p_value * 15 == pytest.approx(round(of_study.p_value * 15))
-    assert of_study.p_value >= of_study.least_p
-    assert of_study.median == pytest.approx(of_study.table["effect"].median(), abs=1e-6)
+    for median in of_study.medians.values():
+        assert median.least_p == pytest.approx(1 / 15)
+        assert median.p_value * 15 == pytest.approx(round(median.p_value * 15))
+        assert median.p_value >= median.least_p
+    distinct = of_study.medians[DISTINCT]
+    assert distinct.n == len(of_study.table) < of_study.medians[CROSSED].n
+    assert distinct.value == pytest.approx(of_study.table["effect"].median(), abs=1e-6)
+
+
+def test_the_same_depth_for_all_stands_apart(of_study: Multiverse) -> None:
+    """It measures where full RL steers best, not how well; the table is without it."""
+    assert set(of_study.table["layer"]) == set(LAYERS)
+    apart = of_study.medians[f"median, {SAME_DEPTH}"].value
+    assert apart < 2 * of_study.medians[DISTINCT].value
 
 
 def test_shares_of_variance_are_shares(of_study: Multiverse) -> None:
@@ -75,15 +93,17 @@ def test_a_gap_in_all_specifications_has_the_least_p(
     six: xr.Dataset, rng: np.random.Generator
 ) -> None:
     found = multiverse(with_gap(six, 0.5, rng))
-    assert found.p_value == pytest.approx(1 / 15)
-    assert found.median == pytest.approx(-0.5 / (1 - 0.5 / 3), abs=0.1)
+    for name in (DISTINCT, CROSSED):
+        assert found.medians[name].p_value == pytest.approx(1 / 15)
+        assert found.medians[name].value == pytest.approx(-0.5 / (1 - 0.5 / 3), abs=0.1)
 
 
 def test_the_ps_of_no_gap_are_flat(six: xr.Dataset) -> None:
     """60 draws without a gap: p under 0.3 in 27% of ways; binomial, false alarms 1 in 1,000."""
     small = six.sel(concept=["one"])
     ps = [
-        multiverse(with_gap(small, 0.0, np.random.default_rng(seed))).p_value for seed in range(60)
+        multiverse(with_gap(small, 0.0, np.random.default_rng(seed))).medians[DISTINCT].p_value
+        for seed in range(60)
     ]
     assert 0.08 < np.mean(np.array(ps) < 0.3) < 0.48
 

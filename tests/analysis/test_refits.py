@@ -6,7 +6,7 @@ from builders import make_effects
 from scipy import stats
 
 from steercube.analysis.hierarchy import PRIOR, TERMS, cell_effects, fit
-from steercube.analysis.refits import PRIOR_SCALES, leave_one_out, prior_sensitivity
+from steercube.analysis.refits import EVERY_PART, PRIOR_SCALES, leave_one_out, prior_sensitivity
 
 
 @pytest.fixture(scope="module")
@@ -49,8 +49,8 @@ def test_the_density_of_what_is_left_out_is_that_of_its_conditional_normal() -> 
 
 def test_gains_add_up(of_study: pd.DataFrame) -> None:
     models = of_study[of_study["without"] == "model"]
-    parts = models[models["left_out"] != "each in turn, sum"]["gain"]
-    total = models[models["left_out"] == "each in turn, sum"].iloc[0]
+    parts = models[models["left_out"] != EVERY_PART]["gain"]
+    total = models[models["left_out"] == EVERY_PART].iloc[0]
     assert total["gain"] == pytest.approx(parts.sum())
     assert total["gain_standard_error"] == pytest.approx(parts.std() * np.sqrt(len(parts)))
 
@@ -62,7 +62,7 @@ def test_training_predicts_where_it_matters(six: xr.Dataset) -> None:
     apart = effects.sel(estimand="cohens_d") * 0 + 2 + gap
     effects.loc[{"estimand": "cohens_d"}] = apart.transpose(*effects.sel(estimand="delta").dims)
     table = pd.DataFrame(leave_one_out(six.assign(selected_estimate=effects)))
-    sums = table[(table["left_out"] == "each in turn, sum") & (table["outcome"] == "cohens_d")]
+    sums = table[(table["left_out"] == EVERY_PART) & (table["outcome"] == "cohens_d")]
     of_models = sums[(sums["without"] == "model") & (sums["adjusted"] == "training")]
     assert of_models["gain"].item() > 2 * of_models["gain_standard_error"].item()
 
@@ -77,7 +77,22 @@ def test_a_wider_prior_on_the_sd_widens_the_interval(
     assert (np.diff(by_sd["high"] - by_sd["low"]) > 0).all()
     by_b = of[of["prior_of"] == "training"].sort_values("prior_scale")
     assert (np.diff(by_b["bayes_factor"]) < 0).all()
-    assert of["primary"].sum() == 2
+    primary = of[of["prior_of"] == "nothing"].iloc[0]
+    assert primary["prior"] == str(PRIOR)
+    same = by_b[by_b["prior_scale"] == PRIOR.training].iloc[0]
+    assert primary["low"] == pytest.approx(same["low"])
+
+
+def test_densities_with_one_concept_left_are_of_the_same_model(six: xr.Dataset) -> None:
+    """Two concepts, one out: all three sds stay, though one concept alone would need one."""
+    two = six.sel(concept=["one", "two"])
+    table = pd.DataFrame(leave_one_out(two))
+    row = table[(table["outcome"] == "cohens_d") & (table["left_out"] == "one")].iloc[0]
+    effects = cell_effects(two)
+    rest = effects.only(np.flatnonzero(effects.concept == 1))
+    of_rest = fit(rest, terms=TERMS, sds=("sd_model", "sd_concept", "sd_cell"))
+    expected = fit(effects).log_evidence - of_rest.log_evidence
+    assert row["log_density_with_training"] == pytest.approx(expected)
 
 
 def test_one_model_says_why(cells: xr.Dataset) -> None:

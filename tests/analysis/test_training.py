@@ -137,5 +137,34 @@ def test_fits_of_items_come_from_the_cells(study_cells: xr.Dataset) -> None:
     rows = {r.method: r for r in training_effects(study_cells) if r.outcome == "cohens_d"}
     crossed = study_cells.sel(item_fit="REML, items crossed", item_term="training")
     assert rows["REML, items crossed"].estimate == float(crossed["item_fit_value"])
-    without = study_cells.drop_dims("item_fit")
-    assert "makes it from the cube" in training_effects(without)[-1].reason
+    without = {r.method: r for r in training_effects(study_cells.drop_dims("item_fit"))}
+    assert "makes it from the cube" in without["items"].reason
+    fewer = [m for m in study_cells["model"].values if m != "8B"]
+    others = study_cells.sel(model=fewer, model_other=fewer)
+    assert "of other models" in {r.method: r for r in training_effects(others)}["items"].reason
+
+
+def test_every_fit_of_the_primary_model_agrees_on_the_study(
+    study_tables: dict[str, pd.DataFrame],
+) -> None:
+    table = study_tables["training_effect"]
+    of = table[(table["outcome"] == "cohens_d") & (table["adjusted"] == BOTH)].set_index("method")
+    fits = ["REML, cells", "REML, items crossed", "MixedLM, without items"]
+    fits += ["MixedLM, items crossed", "NUTS, items"]
+    assert of.loc[fits, "agrees"].tolist() == ["yes"] * 5
+    assert (of.loc[fits, "reason"] == "").all()
+
+
+def test_trainings_that_share_no_concept_are_not_compared(effects: CellEffects) -> None:
+    high = effects.predictors["training"] > 0
+    disjoint = effects.only(np.flatnonzero(high[effects.model] == (effects.concept < 2)))
+    rows = by_method(disjoint, level=0.95, seed=1)
+    assert "no concept was run by models of both" in rows[0].reason
+    assert rows[0].method == "bootstrap"
+
+
+def test_ways_without_a_difference_are_no_ways(rng: np.random.Generator) -> None:
+    """A and B ran one concept, C and D the other: two of six labellings compare nothing."""
+    table = np.array([[1.0, np.nan], [2.0, np.nan], [np.nan, 3.0], [np.nan, 5.0]])
+    p, floor = permutation(table, np.array([False, True, False, True]), rng)
+    assert (p, floor) == (0.5, 0.5)

@@ -7,10 +7,12 @@ import xarray as xr
 from builders import ROOT
 
 from steercube.analysis.claims import read_claims
+from steercube.analysis.depth import depth_difference
 from steercube.analysis.tables import conclude
 from steercube.analysis.verdicts import (
     CONTRADICTED,
     INCONCLUSIVE,
+    NEGLIGIBLE,
     REPRODUCED,
     UNASKED,
     Question,
@@ -30,8 +32,14 @@ SHOWN = Question("x", "it is so", 1, value=0.5, low=0.2, high=0.8, over="models"
         (replace(SHOWN, low=0.0), INCONCLUSIVE, "includes zero"),
         (replace(SHOWN, value=-0.5, low=-0.8, high=-0.2), CONTRADICTED, "other side"),
         (replace(SHOWN, claimed=-1), CONTRADICTED, "other side"),
-        (replace(SHOWN, negligible=1.0), CONTRADICTED, "any difference is under 1"),
-        (replace(SHOWN, value=0.0, low=-0.1, high=0.1, negligible=0.2), CONTRADICTED, "under 0.2"),
+        (replace(SHOWN, negligible=1.0, furthest=0.9), NEGLIGIBLE, "under 1"),
+        (replace(SHOWN, negligible=1.0), REPRODUCED, ""),
+        (replace(SHOWN, negligible=1.0, furthest=1.1), REPRODUCED, ""),
+        (
+            replace(SHOWN, value=0.0, low=-0.1, high=0.1, negligible=0.2, furthest=0.15),
+            NEGLIGIBLE,
+            "under 0.2",
+        ),
         (replace(SHOWN, value=0.0, low=-0.1, high=0.3, negligible=0.2), INCONCLUSIVE, "zero"),
         (replace(SHOWN, objections=("p = 0.07",)), INCONCLUSIVE, "p = 0.07"),
         (
@@ -51,13 +59,15 @@ def test_the_rules(question: Question, expected: str, why: str) -> None:
 
 def test_a_sentence_is_as_strong_as_its_verdict() -> None:
     words = {
-        v: sentence(SHOWN, v, "why") for v in (REPRODUCED, INCONCLUSIVE, CONTRADICTED, UNASKED)
+        v: sentence(SHOWN, v, "why")
+        for v in (REPRODUCED, INCONCLUSIVE, CONTRADICTED, NEGLIGIBLE, UNASKED)
     }
     assert words[REPRODUCED].startswith("These data show that it is so: +0.50 [0.20, 0.80]")
     assert words[INCONCLUSIVE].startswith("These data do not settle whether it is so")
     assert words[CONTRADICTED].startswith("These data contradict that it is so")
     assert "0.50" not in words[UNASKED]
-    assert all("why" in words[v] for v in (INCONCLUSIVE, CONTRADICTED, UNASKED))
+    assert "negligible difference" in words[NEGLIGIBLE]
+    assert all("why" in words[v] for v in (INCONCLUSIVE, CONTRADICTED, NEGLIGIBLE, UNASKED))
 
 
 @pytest.fixture(scope="module")
@@ -76,7 +86,8 @@ def test_depth_is_confounded_with_blocks(of_study: pd.DataFrame) -> None:
     assert row["low"] > 0
     assert row["verdict"] == INCONCLUSIVE
     assert "more blocks" in row["reason"]
-    assert "p = 0.067" in row["reason"]
+    assert "no other way to give out the training labels is as extreme" in row["reason"]
+    assert "p cannot be under 0.067" in row["reason"]
 
 
 def test_survival_instinct_hangs_on_the_measure_of_size(of_study: pd.DataFrame) -> None:
@@ -86,25 +97,76 @@ def test_survival_instinct_hangs_on_the_measure_of_size(of_study: pd.DataFrame) 
     assert "active parameters" in row["reason"]
 
 
-def test_values_that_say_so_change_the_sentence(
-    study_cells: xr.Dataset, study_tables: dict[str, pd.DataFrame]
-) -> None:
-    """One interval of the tables moved over zero, and every objection taken away."""
-    _, claims = read_claims(ROOT / "paper" / "claims.toml")
+@pytest.fixture
+def shown(study_tables: dict[str, pd.DataFrame]) -> dict[str, pd.DataFrame]:
+    """The study's tables with an effect of training in d that nothing speaks against."""
     tables = {name: table.copy() for name, table in study_tables.items()}
     effects = tables["training_effect"]
     at = (effects["outcome"] == "cohens_d") & (effects["method"] == "hierarchical, exact")
     effects.loc[at, ["estimate", "low", "high"]] = [-0.4, -0.6, -0.2]
     effects.loc[effects["method"] == "permutation of labels", "p_value"] = 0.01
-    rest = tables["leave_one_out"]
-    rest[["low", "high"]] = rest[["low", "high"]].where(rest["low"].isna(), [-0.6, -0.2])
-    row = conclusions(study_cells, tables, claims).set_index("id").loc["training-cohens-d"]
+    for name in ("leave_one_out", "prior_sensitivity"):
+        table = tables[name]
+        table[["low", "high"]] = table[["low", "high"]].where(table["low"].isna(), [-0.6, -0.2])
+    return tables
+
+
+def of_d(cells: xr.Dataset, tables: dict[str, pd.DataFrame]) -> pd.Series:
+    _, claims = read_claims(ROOT / "paper" / "claims.toml")
+    return conclusions(cells, tables, claims).set_index("id").loc["training-cohens-d"]
+
+
+def test_values_that_say_so_change_the_sentence(
+    study_cells: xr.Dataset, shown: dict[str, pd.DataFrame]
+) -> None:
+    row = of_d(study_cells, shown)
     assert row["verdict"] == REPRODUCED
     assert row["sentence"].startswith("These data show that full RL lowers the effect")
-    rest.loc[rest["left_out"] == "32B", ["low", "high"]] = [-0.6, 0.1]
-    row = conclusions(study_cells, tables, claims).set_index("id").loc["training-cohens-d"]
+
+
+@pytest.mark.parametrize(
+    ("table", "where", "values", "said"),
+    [
+        ("leave_one_out", ("left_out", "32B"), [-0.6, 0.1], "without 32B it includes zero"),
+        ("leave_one_out", ("left_out", "8B"), [0.1, 0.4], "without 8B it includes zero or turns"),
+        ("leave_one_out", ("left_out", "8B"), [np.nan, np.nan], "8B there is no interval"),
+        ("prior_sensitivity", ("prior_scale", 1.0), [-0.9, 0.1], "sd_model ~ half-normal(1)"),
+        ("training_effect", ("method", "permutation of labels"), 0.2, "yields as much (p = 0.200)"),
+        ("training_effect", ("method", "permutation of labels"), np.nan, "yields as much"),
+    ],
+    ids=["zero", "turns", "unknown", "prior", "permutation", "no permutation"],
+)
+def test_every_objection_can_be_made(
+    study_cells: xr.Dataset,
+    shown: dict[str, pd.DataFrame],
+    table: str,
+    where: tuple[str, object],
+    values: object,
+    said: str,
+) -> None:
+    changed = shown[table]
+    columns = "p_value" if table == "training_effect" else ["low", "high"]
+    changed.loc[changed[where[0]] == where[1], columns] = values
+    row = of_d(study_cells, shown)
     assert row["verdict"] == INCONCLUSIVE
-    assert "without 32B the interval includes zero" in row["sentence"]
+    assert said in row["sentence"]
+
+
+def test_models_of_one_size_are_asked_about_training_alone(six: xr.Dataset) -> None:
+    alike = six.assign_coords(n_params=six["n_params"] * 0 + 1e9)
+    table = conclude(alike)["conclusions"].set_index("id")
+    row = table.loc["training-cohens-d"]
+    assert row["verdict"] != UNASKED
+    assert "size held fixed" not in row["statement"]
+
+
+def test_blocks_confound_either_way(six: xr.Dataset) -> None:
+    assert "every rl model has more blocks" in depth_difference(six).reason
+    swapped = six["training"].copy(
+        data=["rl" if t == "distilled" else "distilled" for t in six["training"].values]
+    )
+    turned = six.assign_coords(training=swapped)
+    assert "every distilled model has more blocks" in depth_difference(turned).reason
 
 
 @pytest.mark.parametrize("models", [["large"], ["small", "large"], ["small", "middle"]])
