@@ -57,7 +57,7 @@ def lint(session: nox.Session) -> None:
 
 @nox.session
 def tests(session: nox.Session) -> None:
-    """The test suite, doctests included (about 10 min on two cores, no GPU)."""
+    """The test suite, doctests included (about 14 min on two cores, no GPU)."""
     install(session, "stats", "collect", groups=("test",))
     install_smollm2(session)
     session.run("pytest", *session.posargs)
@@ -72,7 +72,7 @@ def analyze(session: nox.Session) -> None:
 
 @nox.session
 def calibrate(session: nox.Session) -> None:
-    """What the intervals cover, on 4,000 simulated sweeps (about 15 min on two cores, no GPU)."""
+    """What the intervals cover, on 6,000 simulated sweeps (about 25 min on two cores, no GPU)."""
     install(session)
     one_thread = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
     session.run("steercube", "calibrate", *session.posargs, env=one_thread)

@@ -68,8 +68,12 @@ def analyze(
     if Path(paper).exists() and not Path(paper).is_dir():
         raise NotADirectoryError(f"{paper} is a file; results go into a folder of that name")
     ledgers = read_ledgers(paper)
+    if full and find_spec("pymc") is None:
+        raise ValueError("--full needs pymc: pip install -c constraints.txt -e '.[stats]'")
     for name in names:
         report(f"{name}:")
+        if full and not (Path(data) / f"{name}.nc").exists():
+            report("  --full changes nothing here: single items are fitted from a cube")
         posteriors = Path(paper) / name / "posteriors"
         cells, changed = cells_of(
             name, data, posteriors=posteriors if full else None, report=report

@@ -205,6 +205,8 @@ ITEM_FIT_VARIABLES = {
 }
 """Fits of Cohen's d at the selected layers, item by item: `steercube.analysis.mixed`."""
 
+_REPORTS = ("item_fit_diagnostics", "item_fit_problem")
+
 OF_OPTIMISERS = 5e-3
 """Relative tolerance of numbers that end with an optimiser's or a sampler's last step."""
 
@@ -287,7 +289,7 @@ def compare_cells(
     The tolerance allows for another processor's order of summation, nothing more; what an
     optimiser or a sampler found of the items may differ by OF_OPTIMISERS, and so may its report.
     """
-    names = (set(new.variables) | set(old.variables)) - {"item_fit_diagnostics"}
+    names = (set(new.variables) | set(old.variables)) - set(_REPORTS)
     lines = []
     for name in sorted(map(str, names)):
         if name not in new.variables or name not in old.variables:

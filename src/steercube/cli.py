@@ -51,7 +51,7 @@ def parser() -> argparse.ArgumentParser:
     analyze.add_argument(
         "--full",
         action="store_true",
-        help="also the slow fits of single items, from the cube (about 10 minutes)",
+        help="also the slow fits of single items, from the cube (about 15 minutes)",
     )
     analyze.add_argument(
         "--without-nuts",

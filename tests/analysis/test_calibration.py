@@ -3,7 +3,7 @@ import pandas as pd
 import pytest
 import xarray as xr
 
-from steercube.analysis.calibration import calibrate, coverage, recovery, uniformity
+from steercube.analysis.calibration import SCENARIOS, calibrate, coverage, recovery, uniformity
 from steercube.analysis.hierarchy import TERMS, cell_effects, fit
 from steercube.analysis.simulation import Scenario, simulate
 
@@ -22,14 +22,14 @@ def test_a_simulated_sweep_has_the_shape_and_truth_of_its_scenario(
 
 
 def test_a_small_calibration_runs_whole(study_cells: xr.Dataset) -> None:
-    """Four scenarios of six sweeps: every method is there, and numbers do not depend on workers."""
-    one = calibrate(study_cells, n_simulations=6, n_workers=1, report=lambda line: None)
-    two = calibrate(study_cells, n_simulations=6, n_workers=2, report=lambda line: None)
+    """Every scenario and method is there, and numbers do not depend on the workers."""
+    one = calibrate(study_cells, n_simulations=4, n_workers=1, report=lambda line: None)
+    two = calibrate(study_cells, n_simulations=4, n_workers=2, report=lambda line: None)
     for name, table in one.items():
         pd.testing.assert_frame_equal(table, two[name])
     table = one["coverage"]
-    assert len(table) == 4 * 9
-    assert table["n_simulations"].eq(6).all()
+    assert len(table) == len(SCENARIOS) * 9
+    assert set(table["n_simulations"]) == {2, 4}
     items = table[table["takes_as_random"] == "items"]["coverage"].mean()
     exact = table[table["method"] == "hierarchical, exact"]["coverage"].mean()
     assert items < 0.7 < exact
@@ -44,7 +44,8 @@ def test_a_small_calibration_runs_whole(study_cells: xr.Dataset) -> None:
 
 def test_coverage_and_rejection_are_counted(rng: np.random.Generator) -> None:
     low = rng.normal(size=1000) - 1.96
-    rows = pd.DataFrame({"training": 0.0, "sd_model": 1.0, "method": "z", "takes_as_random": "",
+    truth = {"training": 0.0, "sd_model": 1.0, "scale": 0.0, "uneven": 1.0}
+    rows = pd.DataFrame(truth | {"method": "z", "takes_as_random": "",
                          "adjusted": "", "estimate": low + 1.96, "low": low, "high": low + 3.92,
                          "p_value": np.nan})  # fmt: skip
     test = rows.assign(method="test", low=np.nan, high=np.nan, p_value=rng.uniform(size=1000))
@@ -56,7 +57,8 @@ def test_coverage_and_rejection_are_counted(rng: np.random.Generator) -> None:
 
 
 def test_recovery_compares_medians_with_the_truth() -> None:
-    rows = pd.DataFrame({"training": 0.0, "sd_model": 0.2, "component": "sd_model", "true": 0.2,
+    truth = {"training": 0.0, "sd_model": 0.2, "scale": 0.0, "uneven": 1.0}
+    rows = pd.DataFrame(truth | {"component": "sd_model", "true": 0.2,
                          "median": [0.1, 0.3], "below": [0.5, 0.99]})  # fmt: skip
     found = recovery(rows).iloc[0]
     assert found["mean_of_medians"] == pytest.approx(0.2)

@@ -7,7 +7,6 @@ from builders import make_effects
 from scipy import integrate, special, stats
 
 from steercube.analysis.hierarchy import (
-    OUTCOMES,
     PRIOR,
     SDS,
     TERMS,
@@ -49,7 +48,7 @@ def test_one_sd_is_integrated_as_scipy_does(rng: np.random.Generator) -> None:
     evidence, _ = integrate.quad(density, 0, 40, epsabs=1e-14, points=[0.1, 0.5, 2])
     assert posterior.log_evidence == pytest.approx(np.log(evidence), abs=1e-4)
     below, _ = integrate.quad(density, 0, 0.2, epsabs=1e-14)
-    assert posterior.cdf("sd_model", 0.2) == pytest.approx(below / evidence, abs=2e-4)
+    assert posterior.cdf("sd_model", 0.2) == pytest.approx(below / evidence, abs=5e-4)
 
 
 def test_three_sds_are_integrated_as_draws_from_the_prior_say(effects: CellEffects) -> None:
@@ -100,6 +99,7 @@ def test_more_nodes_change_nothing(effects: CellEffects) -> None:
 
 def test_with_sds_of_zero_it_is_generalised_least_squares(effects: CellEffects) -> None:
     tiny = replace(PRIOR, sd_model=1e-4, sd_concept=1e-4, sd_cell=1e-4, training=50, scale=50)
+    tiny = replace(tiny, cauchy=False)
     posterior = fit(effects, prior=tiny)
     x, inverse = effects.design(TERMS), np.linalg.inv(effects.covariance)
     precision = x.T @ inverse @ x
@@ -111,11 +111,8 @@ def test_with_sds_of_zero_it_is_generalised_least_squares(effects: CellEffects) 
 
 
 def test_units_do_not_matter(effects: CellEffects) -> None:
-    """Effects five times as large in an outcome whose unit is five."""
-    assert OUTCOMES["delta"].unit == 5
-    scaled = replace(
-        effects, outcome="delta", value=5 * effects.value, covariance=25 * effects.covariance
-    )
+    """Effects five times as large in a unit of five."""
+    scaled = replace(effects, unit=5.0, value=5 * effects.value, covariance=25 * effects.covariance)
     one, other = fit(effects), fit(scaled)
     assert 5 * one.quantile("training", 0.3) == pytest.approx(other.quantile("training", 0.3))
     assert one.bayes_factor("training") == pytest.approx(other.bayes_factor("training"))
@@ -207,6 +204,21 @@ def test_cell_effects_are_those_of_the_cells(study_cells: xr.Dataset) -> None:
     assert (effects.covariance[~same] == 0).all()
     assert (effects.covariance[same] != 0).all()
     assert effects.predictors["training"].tolist() == pytest.approx([-1 / 3] * 4 + [2 / 3] * 2)
+
+
+def test_raw_effects_of_any_size_have_a_unit_of_their_own(study_cells: xr.Dataset) -> None:
+    """Logits twenty times as large: the same posterior, twenty times as large."""
+    larger = study_cells.assign(
+        selected_estimate=20 * study_cells["selected_estimate"],
+        selected_optimism=20 * study_cells["selected_optimism"],
+        selected_covariance=400 * study_cells["selected_covariance"],
+    )
+    one, other = (cell_effects(c, "delta") for c in (study_cells, larger))
+    assert one.unit == pytest.approx(np.sqrt(np.mean(one.value**2)))
+    assert one.negligible == pytest.approx(one.unit / 10)
+    assert fit(other).quantile("training", 0.1) == pytest.approx(
+        20 * fit(one).quantile("training", 0.1)
+    )
 
 
 def test_depths_have_an_error_of_at_least_their_step(study_cells: xr.Dataset) -> None:

@@ -34,7 +34,7 @@ def test_the_density_of_what_is_left_out_is_that_of_its_conditional_normal() -> 
     effects = make_effects(np.random.default_rng(0))
     from dataclasses import replace
 
-    known = replace(PRIOR, sd_model=1e-4, sd_concept=1e-4, sd_cell=1e-4)
+    known = replace(PRIOR, cauchy=False, sd_model=1e-4, sd_concept=1e-4, sd_cell=1e-4)
     out = effects.model == 2
     rest = effects.only(np.flatnonzero(~out))
     found = fit(effects, prior=known).log_evidence - fit(rest, prior=known).log_evidence

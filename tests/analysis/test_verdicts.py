@@ -128,11 +128,16 @@ def test_values_that_say_so_change_the_sentence(
     ("table", "where", "values", "said"),
     [
         ("leave_one_out", ("left_out", "32B"), [-0.6, 0.1], "without 32B it includes zero"),
-        ("leave_one_out", ("left_out", "8B"), [0.1, 0.4], "without 8B it includes zero or turns"),
+        (
+            "leave_one_out",
+            ("left_out", "8B"),
+            [0.1, 0.4],
+            "without 8B it includes zero or changes sign",
+        ),
         ("leave_one_out", ("left_out", "8B"), [np.nan, np.nan], "8B there is no interval"),
         ("prior_sensitivity", ("prior_scale", 1.0), [-0.9, 0.1], "sd_model ~ half-normal(1)"),
         ("training_effect", ("method", "permutation of labels"), 0.2, "yields as much (p = 0.200)"),
-        ("training_effect", ("method", "permutation of labels"), np.nan, "yields as much"),
+        ("training_effect", ("method", "permutation of labels"), np.nan, "cannot be permuted"),
     ],
     ids=["zero", "turns", "unknown", "prior", "permutation", "no permutation"],
 )

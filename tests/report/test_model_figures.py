@@ -74,8 +74,8 @@ def test_one_training_has_fewer_figures(study_tables: dict[str, pd.DataFrame]) -
 def test_calibration_shows_every_method_without_overlaps() -> None:
     methods = [("bootstrap", "items", "training"), ("REML, cells", "models", "training")]
     rows = [
-        {"training": b, "sd_model": s, "method": m, "takes_as_random": t, "adjusted": a,
-         "coverage": 0.9, "standard_error": 0.01}
+        {"training": b, "sd_model": s, "scale": 0.0, "uneven": 1.0, "method": m,
+         "takes_as_random": t, "adjusted": a, "coverage": 0.9, "standard_error": 0.01}
         for b, s in ((0.0, 0.15), (-0.3, 0.3)) for m, t, a in methods
     ]  # fmt: skip
     bins = {f"bin_{i}": 5 for i in range(1, 21)}

@@ -1,6 +1,6 @@
 """How much models, concepts, their cells and items each vary, by every method of the same model."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -10,6 +10,7 @@ from steercube.analysis.averages import level_of
 from steercube.analysis.hierarchy import (
     OUTCOMES,
     SDS,
+    CellEffects,
     cell_effects,
     fit,
     fitted_to,
@@ -42,7 +43,7 @@ def variance_components(
             rows.append(_row(outcome, GRID, "sd_model", reason=str(error)))
             continue
         terms = primary_terms(effects)
-        posterior, reml = fit(effects, terms=terms), reml_of_cells(effects, terms=terms)
+        posterior = fit(effects, terms=terms)
         items = float(np.sqrt(np.mean(np.diag(effects.covariance))))
         found = {name: posterior.quantile(name, 0.5) for name in posterior.sds}
         total = items**2 + sum(sd**2 for sd in found.values())
@@ -50,9 +51,7 @@ def variance_components(
             low, high = (posterior.quantile(name, s) for s in ((1 - level) / 2, (1 + level) / 2))
             rows.append(_row(outcome, GRID, name, sd, low, high, share=sd**2 / total))
         rows.append(_row(outcome, GRID, "sd_items", items, share=items**2 / total))
-        for name, sd in reml.sds.items():
-            boundary = "at its boundary 0" if name in reml.at_boundary else ""
-            rows.append(_row(outcome, REML, name, sd, reason=boundary))
+        rows += _of_reml(effects, terms)
         if sampled and outcome in sampled:
             failed = bool(failed_gates(sampled[outcome], posterior))
             rows += _of_nuts(outcome, sampled[outcome], failed)
@@ -82,6 +81,18 @@ def _row(
     }
 
 
+def _of_reml(effects: CellEffects, terms: Sequence[str]) -> list[Row]:
+    try:
+        found = reml_of_cells(effects, terms=terms)
+    except ValueError as error:
+        return [_row(effects.outcome, REML, "sd_model", reason=str(error))]
+    zero = found.at_boundary
+    return [
+        _row(effects.outcome, REML, n, sd, reason="at its boundary 0" if n in zero else "")
+        for n, sd in found.sds.items()
+    ]
+
+
 def _of_nuts(outcome: str, sampled: Sampled, failed: bool) -> list[Row]:
     if failed:
         return [_row(outcome, NUTS, "sd_model", reason="failed its gates")]
@@ -94,7 +105,7 @@ def _of_nuts(outcome: str, sampled: Sampled, failed: bool) -> list[Row]:
 
 def _of_items(cells: xr.Dataset) -> list[Row]:
     """The sds of the fits of single items that the cells keep, without those that did not run."""
-    if "item_fit_value" not in cells or cells["item_fit_of"].item() != fitted_to(cells):
+    if "item_fit_of" not in cells or cells["item_fit_of"].item() != fitted_to(cells):
         return []
     rows = []
     for fit_name in cells["item_fit"].values:

@@ -150,7 +150,7 @@ def design_table(cells: xr.Dataset) -> list[dict[str, Any]]:
         parts, level = components_of(cells, posterior), level_of(cells)
         high = effects.predictors["training"] > 0
         own, inflation = (int(high.sum()), int((~high).sum())), _inflation(effects)
-        for source, effect in _effect_sizes(outcome, effects).items():
+        for source, effect in _effect_sizes(effects).items():
             labels = {"outcome": outcome, "effect_is": source, "effect": effect}
             for models in dict.fromkeys((own, *DESIGNS)):
                 for n_concepts in dict.fromkeys((len(effects.concepts), *CONCEPTS)):
@@ -208,8 +208,8 @@ def _inflation(effects: CellEffects) -> float:
     return float(1 / (1 - np.corrcoef(training, size)[0, 1] ** 2))
 
 
-def _effect_sizes(outcome: str, effects: CellEffects) -> dict[str, float]:
-    negligible = OUTCOMES[outcome].negligible
+def _effect_sizes(effects: CellEffects) -> dict[str, float]:
+    negligible = effects.negligible
     alone = fit(effects, terms=("training",)).quantile("training", 0.5)
     return {
         "largest negligible": negligible,

@@ -39,17 +39,20 @@ MAX_TAIL = 1e-6
 class Outcome:
     """What is explained: `unit` is the size that priors are scaled by, `negligible` the half-width
     of the region of practical equivalence of b_training, both stated before any fit.
+
+    Without a unit, in raw nats, the unit is the root mean square of the effects, and a tenth of it
+    negligible: models differ in the scale of their logits by more than any fixed unit could know.
     """
 
     units: str
-    unit: float
-    negligible: float
+    unit: float | None
+    negligible: float | None
 
 
 OUTCOMES = {
     "cohens_d": Outcome("1", 1.0, 0.1),
     "within_letter_d": Outcome("1", 1.0, 0.1),
-    "delta": Outcome("nat", 5.0, 0.5),
+    "delta": Outcome("nat", None, None),
     "best_depth": Outcome("fraction of depth", 0.25, 0.025),
     "depth_centroid": Outcome("fraction of depth", 0.25, 0.025),
 }
@@ -117,7 +120,8 @@ class CellEffects:
 
     `value` (n,) less its optimism, `covariance` (n, n) over items, `model` and `concept` (n,)
     indices into `models` and `concepts`; `predictors` (model,) by term, centred over models.
-    `left_out` names cells that were run without a usable effect or error.
+    `unit` is the size that priors are scaled by; `left_out` names cells that were run without a
+    usable effect or error.
     """
 
     outcome: str
@@ -128,12 +132,14 @@ class CellEffects:
     models: tuple[str, ...]
     concepts: tuple[str, ...]
     predictors: dict[str, np.ndarray]
+    unit: float = 1.0
     left_out: tuple[str, ...] = ()
 
     @property
-    def unit(self) -> float:
-        """The size that priors are scaled by."""
-        return OUTCOMES[self.outcome].unit
+    def negligible(self) -> float:
+        """Half-width of the region of practical equivalence of b_training."""
+        stated = OUTCOMES[self.outcome].negligible
+        return 0.1 * self.unit if stated is None else stated
 
     def design(self, terms: Sequence[str]) -> np.ndarray:
         """Intercept and terms of each cell, dims (cell, coefficient)."""
@@ -174,6 +180,9 @@ def cell_effects(
     known, table = known[np.ix_(rows, columns)], table[np.ix_(rows, columns)]
     covariance = covariance[np.ix_(columns, rows, rows)]
     concept, model = np.nonzero(known.T)
+    unit = OUTCOMES[outcome].unit
+    if unit is None:
+        unit = float(np.sqrt(np.mean(table[known] ** 2))) if known.any() else 1.0
     same = concept[:, None] == concept[None, :]
     between = np.where(same, covariance[concept[:, None], model[:, None], model[None, :]], 0.0)
     return CellEffects(
@@ -185,6 +194,7 @@ def cell_effects(
         models=tuple(names),
         concepts=tuple(held),
         predictors=predictors_of(cells, names, scale),
+        unit=unit or 1.0,
         left_out=left_out,
     )
 
@@ -303,7 +313,7 @@ class Posterior:
     `weight` (node,) sums to 1; `sds` (node,) by name; `mean` and `variance` (node, coefficient) of
     `coefficients`: the intercept, the terms, then every model's u as "u of <model>";
     `slope_covariance` (node, slope, slope) of the intercept and terms. `below` is the share of the
-    posterior below each value of an sd.
+    posterior below each root of an sd.
     """
 
     effects: CellEffects
@@ -322,14 +332,15 @@ class Posterior:
         """P(coefficient or sd < value)."""
         if name in self.sds:
             below = self.below[name]
-            return float(np.clip(below(np.clip(value, *below.x[[0, -1]])), 0, 1))
+            root = np.clip(np.sqrt(max(value, 0.0)), *below.x[[0, -1]])
+            return float(np.clip(below(root), 0, 1))
         mean, sd = self._normal(name)
         return float(self.weight @ special.ndtr((value - mean) / sd))
 
     def quantile(self, name: str, share: float) -> float:
         """The value below which lies `share` of the posterior."""
         if name in self.sds:
-            low, high = self.below[name].x[[0, -1]]
+            low, high = self.below[name].x[[0, -1]] ** 2
         else:
             mean, sd = self._normal(name)
             low, high = (mean - 9 * sd).min(), (mean + 9 * sd).max()
@@ -424,11 +435,12 @@ class _Axis(NamedTuple):
         return cls(root**2, 2 * root * half * width, low, high)
 
     def below(self, share: np.ndarray) -> interpolate.PPoly:
-        """The distribution whose mass at the nodes is `share`, by a spline of its density."""
-        knots = np.concatenate([[self.low], self.nodes, [self.high]])
-        density = interpolate.CubicSpline(self.nodes, share / self.width)(knots)
-        integral = interpolate.CubicSpline(knots, np.maximum(density, 0)).antiderivative()
-        return interpolate.PPoly(integral.c / integral(self.high), integral.x)
+        """The distribution of the sd's root, whose mass at the nodes is `share`, by a spline."""
+        root = np.sqrt(self.nodes)
+        through = interpolate.CubicSpline(root, share / self.width * 2 * root)
+        fine = np.linspace(np.sqrt(self.low), np.sqrt(self.high), 400)
+        integral = interpolate.CubicSpline(fine, np.maximum(through(fine), 0)).antiderivative()
+        return interpolate.PPoly(integral.c / integral(fine[-1]), integral.x)
 
 
 def _support(axis: _Axis, share: np.ndarray) -> tuple[float, float]:

@@ -18,7 +18,7 @@ from steercube.analysis.averages import level_of, t_quantile
 from steercube.analysis.hierarchy import cell_effects, fitted_to, primary_terms
 from steercube.analysis.items import ItemShifts, item_shifts
 from steercube.analysis.nuts import Sampled, failed_gates, gates_text, sample_items
-from steercube.analysis.reml import Reml, reml_of_items
+from steercube.analysis.reml import AT_BOUNDARY, Reml, reml_of_items
 from steercube.cells import ITEM_FIT_VARIABLES, ITEM_FITS, ITEM_TERMS
 
 MAX_APART = 1e-3
@@ -49,7 +49,7 @@ def mixedlm(shifts: ItemShifts, *, terms: Sequence[str], factors: Sequence[str])
         standard_errors=dict(zip(names, fit.bse_fe.tolist(), strict=True)),
         sds=sds | {"sd_residual": float(np.sqrt(fit.scale))},
         log_likelihood=float(fit.llf),
-        at_boundary=(),
+        at_boundary=tuple(n for n, sd in sds.items() if sd < AT_BOUNDARY * np.sqrt(fit.scale)),
     )
 
 

@@ -28,8 +28,7 @@ import xarray as xr
 
 from steercube.analysis.averages import best_effects, complete_concepts
 from steercube.analysis.depth import best_depths
-from steercube.analysis.hierarchy import HIGH, LOW, compared_models
-from steercube.analysis.training import MAX_ASSIGNMENTS
+from steercube.analysis.hierarchy import HIGH, LOW, compared_models, predictors_of
 from steercube.streams import stream
 
 DENOMINATORS = (
@@ -45,6 +44,9 @@ LAYERS = (
 SAME_DEPTH = "the same depth for all"
 ITEMS = ("all", "valid")
 AGGREGATIONS = ("mean", "median", "mean, size held fixed")
+MAX_WAYS = 1_000
+"""Beyond so many ways to give out the labels, that many at random: each has a whole curve."""
+
 CHOICES = ("denominator", "layer", "items", "concepts", "models", "aggregation")
 
 
@@ -82,7 +84,7 @@ def multiverse(cells: xr.Dataset) -> Multiverse:
     """Every specification that differs from the others, in order of effect, and the joint test."""
     names = compared_models(cells)
     high = cells["training"].sel(model=names).values == HIGH
-    if not high.any() or high.all():
+    if "training" not in predictors_of(cells, names):
         return Multiverse.undefined(f"needs models of both trainings, {LOW!r} and {HIGH!r}")
     labels = _labellings(high, stream("labels of the multiverse", seed=cells.attrs["seed"]))
     table, curves = _crossing(cells, names, labels, LAYERS)
@@ -148,8 +150,8 @@ def _median(curves: np.ndarray, *, mirrored: bool) -> Median:
 def _labellings(high: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     """Ways to give out the labels, dims (way, model); the first is the real one."""
     n, k = len(high), int(high.sum())
-    if comb(n, k) > MAX_ASSIGNMENTS:
-        drawn = rng.permuted(np.tile(high, (MAX_ASSIGNMENTS, 1)), axis=1)
+    if comb(n, k) > MAX_WAYS:
+        drawn = rng.permuted(np.tile(high, (MAX_WAYS - 1, 1)), axis=1)
         return np.concatenate([high[None], drawn])
     ways = np.array([np.isin(np.arange(n), chosen) for chosen in combinations(range(n), k)])
     first = (ways == high).all(axis=1)

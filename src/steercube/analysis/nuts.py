@@ -7,7 +7,6 @@ and cells non-centred, items centred, as each has several answers.
 """
 
 import logging
-import os
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -108,7 +107,7 @@ def sample_cells(
     prior: Prior = PRIOR,
     level: float = 0.95,
     seed: int = SEED,
-    n_draws: int = 1500,
+    n_draws: int = 1000,
 ) -> Sampled:
     """NUTS on the model of cells, four chains of `n_draws`."""
     x = effects.design(terms)
@@ -171,13 +170,18 @@ def _sample(
         n_draws,
         tune=n_draws,
         chains=N_CHAINS,
-        cores=min(N_CHAINS, os.cpu_count() or 1),
+        # One process on one thread: small matrices gain nothing from threads, and processes that
+        # inherit a pool of them wait for each other, ten times as long.
+        cores=1,
+        blas_cores=1,
         random_seed=int(rng.integers(2**31)),
         nuts_sampler="pymc",
         target_accept=0.99,
         progressbar=False,
         compute_convergence_checks=False,
     )
+    if idata.posterior.sizes["draw"] != n_draws:
+        raise KeyboardInterrupt  # which PyMC takes as a wish for the draws so far
     table: Any = az.summary(idata, round_to="none")
     summary = {}
     for name in names:

@@ -100,14 +100,21 @@ def _maximise(
 ) -> tuple[np.ndarray, float]:
     """The sds, not negative, with the largest value from three starts.
 
-    Each search is one without slopes, then one with.
+    Each search is one without slopes, then one with. Raises ValueError where there is none.
     """
+
+    def objective(sds: np.ndarray) -> float:
+        try:
+            return -log_likelihood(sds)
+        except np.linalg.LinAlgError:  # cells without any error, and sds of 0
+            return np.inf
+
     best, value = start, -np.inf
     for factor in (1.0, 0.1, 3.0):
         at = factor * start
         for method, options in _SEARCHES.items():
             found = optimize.minimize(
-                lambda s: -log_likelihood(s),
+                objective,
                 at,
                 method=method,
                 bounds=[(0.0, None)] * len(start),
@@ -116,6 +123,8 @@ def _maximise(
             at = found.x
         if -found.fun > value:
             best, value = at, -float(found.fun)
+    if not np.isfinite(value):
+        raise ValueError("nothing varies, so that no sd has a likelihood")
     return best, value
 
 

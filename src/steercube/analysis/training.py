@@ -88,6 +88,7 @@ class Effect:
     width: float = np.nan
     agrees: str = ""
     level: float = np.nan
+    negligible: float = np.nan
     n_models: int = 0
     diagnostics: str = ""
     reason: str = ""
@@ -112,7 +113,8 @@ def training_effects(
         if outcome not in ESTIMANDS:
             of_blocks = cell_effects(cells, outcome, scale="n_layers")
             found.append(_exact(of_blocks, TERMS, BLOCKS, level_of(cells)))
-        rows += _compared(effects, found, level_of(cells))
+        compared = _compared(effects, found, level_of(cells))
+        rows += [replace(row, negligible=effects.negligible) for row in compared]
     return [replace(row, level=level_of(cells)) for row in rows]
 
 
@@ -188,11 +190,15 @@ def _by_design(effects: CellEffects, level: float, seed: int, n_resamples: int) 
             diagnostics=_bootstrap_note(takes, high),
         )  # fmt: skip
     means = adjusted_means(table)
-    t = two_sample_t(means, high, level=level)
-    yield Effect(
-        effects.outcome, MEANS, "models", estimate=t.value, low=t.low, high=t.high,
-        n_models=n_models, diagnostics=f"{n_models - 2} degrees of freedom", reason=t.reason,
-    )  # fmt: skip
+    if means is None:
+        reason = "models and concepts are not linked: what one ran, too few others ran"
+        yield Effect(effects.outcome, MEANS, "models", reason=reason)
+    else:
+        t = two_sample_t(means, high, level=level)
+        yield Effect(
+            effects.outcome, MEANS, "models", estimate=t.value, low=t.low, high=t.high,
+            n_models=n_models, diagnostics=f"degrees of freedom: {n_models - 2}", reason=t.reason,
+        )  # fmt: skip
     p, floor = permutation(table, high, stream("training labels", seed=seed))
     yield Effect(
         effects.outcome, PERMUTATION, "labels of models", estimate=estimate, p_value=p,
@@ -211,16 +217,18 @@ def _table(effects: CellEffects) -> np.ndarray:
     return table
 
 
-def adjusted_means(table: np.ndarray) -> np.ndarray:
+def adjusted_means(table: np.ndarray) -> np.ndarray | None:
     """Model means as if all had run every concept: least squares of model + concept, dims (model).
 
-    The plain means where nothing is missing.
+    The plain means where nothing is missing; None where the cells do not link every model.
     """
     model, concept = np.nonzero(np.isfinite(table))
     n_models, n_concepts = table.shape
     design = np.hstack([np.eye(n_models)[model], np.eye(n_concepts)[concept]])
     solution = np.linalg.lstsq(design, table[model, concept], rcond=None)[0]
     ran = np.isfinite(table).any(axis=0)
+    if np.linalg.matrix_rank(design) < n_models + int(ran.sum()) - 1:
+        return None
     return solution[:n_models] + solution[n_models:][ran].mean()
 
 
@@ -285,6 +293,8 @@ def permutation(
     ones = np.ones(n), np.ones(table.shape[1])
     drawn = np.abs([difference(table, labels, *ones) for labels in marked])
     observed = abs(float(difference(table, high, *ones)))
+    if not np.isfinite(observed):
+        return np.nan, np.nan
     defined = np.isfinite(drawn)
     p = float(np.mean(drawn[defined] >= observed - 1e-12 * max(1.0, observed)))
     floor = (2 if exact and 2 * k == n else 1) / int(defined.sum())
@@ -322,9 +332,7 @@ def summary(posterior: Posterior, level: float, name: str = "training") -> dict[
         "low": posterior.quantile(name, (1 - level) / 2),
         "high": posterior.quantile(name, (1 + level) / 2),
         "probability_negative": posterior.cdf(name, 0.0),
-        "probability_negligible": posterior.within(
-            name, OUTCOMES[posterior.effects.outcome].negligible
-        ),
+        "probability_negligible": posterior.within(name, posterior.effects.negligible),
         "bayes_factor": posterior.bayes_factor(name),
     }
 
@@ -333,7 +341,10 @@ def _reml(effects: CellEffects, terms: Sequence[str], adjusted: str, level: floa
     if reason := why_not(effects, terms):
         return Effect(effects.outcome, REML, _random(effects), adjusted, reason=reason)
     n_models = len(np.unique(effects.model))
-    found = reml_of_cells(effects, terms=terms)
+    try:
+        found = reml_of_cells(effects, terms=terms)
+    except ValueError as error:
+        return Effect(effects.outcome, REML, _random(effects), adjusted, reason=str(error))
     return Effect(
         effects.outcome, REML, _random(effects), adjusted, **t_interval(found, n_models, level),
         n_models=n_models, diagnostics=_boundary(found),
@@ -374,7 +385,7 @@ def _nuts(effects: CellEffects, sampled: Sampled) -> Effect:
 def _of_items(cells: xr.Dataset) -> Iterator[Effect]:
     """The fits of single items that the cells keep, of Cohen's d."""
     outcome, n_models = ITEM_OUTCOME, len(compared_models(cells))
-    if "item_fit_value" not in cells:
+    if "item_fit_of" not in cells:
         reason = "the cells keep no fit of single items; `steercube analyze` makes it from the cube"
         yield Effect(outcome, "items", MODELS, BOTH, reason=reason)
         return

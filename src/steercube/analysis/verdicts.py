@@ -143,11 +143,11 @@ def _of_training(cells: xr.Dataset, tables: Tables, outcome: str) -> Question:
     objections, p = [], np.nan
     if np.isfinite(primary["low"]):
         side = np.sign(primary["low"])
-        permuted = of[of["method"] == PERMUTATION].iloc[0]
-        p = float(permuted["p_value"])
+        permuted = of[of["method"] == PERMUTATION]
+        p, least = permuted[["p_value", "least_p"]].iloc[0] if len(permuted) else (np.nan, np.nan)
         if place and (confound := depth_difference(cells).reason):
             objections.append(f"{confound}, which the data cannot tell from training")
-        objections += _of_permutation(p, permuted["least_p"])
+        objections += _of_permutation(p, least)
         objections += _without(rest, side)
         objections += _of_priors(priors, side)
     held = "with size held fixed; " if adjusted == BOTH else ""
@@ -167,8 +167,8 @@ def _of_training(cells: xr.Dataset, tables: Tables, outcome: str) -> Question:
         over=primary["takes_as_random"],
         n=int(primary["n_models"]),
         units=OUTCOMES[outcome].units,
-        p_value=p,
-        negligible=OUTCOMES[outcome].negligible,
+        p_value=float(p),
+        negligible=float(primary["negligible"]) if primary["negligible"] > 0 else 0.0,
         furthest=float(ends.max(axis=None)) if len(ends) else np.inf,
         objections=tuple(objections),
         reason=primary["reason"],
@@ -186,6 +186,8 @@ def _primary(rows: pd.DataFrame) -> tuple[str, pd.Series]:
 def _of_permutation(p: float, least: float) -> list[str]:
     if p <= SIGNIFICANT:
         return []
+    if np.isnan(p):
+        return ["the training labels cannot be permuted"]
     if p <= least * (1 + 1e-9):
         return [
             "no other way to give out the training labels is as extreme, but with so few "
@@ -225,7 +227,9 @@ def _without(rows: pd.DataFrame, side: float) -> list[str]:
     unknown = lost["low"].isna()
     said = []
     if (~unknown).any():
-        said.append(f"without {' or '.join(lost[~unknown]['left_out'])} it includes zero or turns")
+        said.append(
+            f"without {' or '.join(lost[~unknown]['left_out'])} it includes zero or changes sign"
+        )
     if unknown.any():
         said.append(f"without {' or '.join(lost[unknown]['left_out'])} there is no interval")
     return said

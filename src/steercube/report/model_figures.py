@@ -93,7 +93,7 @@ def training_effect(effects: pd.DataFrame) -> Figure:
 
 
 def _draw_methods(ax: Axes, outcome: str, rows: pd.DataFrame, methods: Sequence[str]) -> None:
-    negligible = OUTCOMES[outcome].negligible
+    negligible = rows["negligible"].iloc[0]
     ax.axvspan(-negligible, negligible, color="#DDDDDD", linewidth=0, zorder=0)
     ax.axvline(0, color="#888888", linewidth=0.8, zorder=0)
     for _, row in rows.iterrows():

@@ -161,7 +161,7 @@ def _number(
 ) -> dict[str, Any]:
     n = next((row[name] for name in ("n", "n_models") if name in row), None)
     return {
-        "value": _plain(row[value]),
+        "value": _plain(row.get(value)),
         "low": _plain(row.get(low)),
         "high": _plain(row.get(high)),
         "interval_over": over,
