@@ -6,6 +6,7 @@ import pytest
 import xarray as xr
 from builders import ROOT, SIX_MODELS, make_cube
 
+from steercube.analysis import refits
 from steercube.analysis.claims import read_claims
 from steercube.analysis.reduce import cells as reduce_to_cells
 from steercube.analysis.tables import conclude
@@ -69,3 +70,11 @@ def study_tables(study_cells: xr.Dataset) -> dict[str, pd.DataFrame]:
     """Every table of the real study, its ledger included."""
     _, claims = read_claims(ROOT / "paper" / "claims.toml")
     return conclude(study_cells, claims)
+
+
+@pytest.fixture
+def few_priors(monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> None:
+    """One other scale a prior instead of six, where tables are made for another purpose."""
+    if "committed" not in request.node.name:
+        scales = {name: of[-1:] for name, of in refits.PRIOR_SCALES.items()}
+        monkeypatch.setattr(refits, "PRIOR_SCALES", scales)

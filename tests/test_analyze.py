@@ -19,6 +19,8 @@ from steercube.cells import OF_OPTIMISERS, save_cells
 from steercube.cli import main
 from steercube.cube import save_cube
 
+pytestmark = pytest.mark.usefixtures("few_priors")
+
 
 @pytest.fixture
 def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:

@@ -7,6 +7,9 @@ from builders import make_cube, with_controls
 from steercube.analysis.reduce import cells as reduce_to_cells
 from steercube.analysis.tables import conclude
 
+pytestmark = pytest.mark.usefixtures("few_priors")
+
+
 PLAIN = {
     *("effects", "layer_effects", "models", "concepts", "depth"),
     *("generation", "agreement", "sensitivity"),

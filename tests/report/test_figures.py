@@ -10,6 +10,8 @@ from matplotlib.transforms import Bbox
 from steercube.analysis.tables import conclude
 from steercube.report.figures import _best_quantiles, _curves, _readable_on, draw
 
+pytestmark = pytest.mark.usefixtures("few_priors")
+
 
 def texts(figure: Figure) -> list[str]:
     return [text.get_text() for ax in figure.axes for text in ax.texts]

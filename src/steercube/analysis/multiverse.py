@@ -242,6 +242,8 @@ def _effects(
     """The relative difference under each labelling, dims (way,); NaN where a side is empty."""
     table, size, high = table[kept], log_size[kept], labels[:, kept]
     ran = np.isfinite(table).any(axis=1)
+    if not ran.any():
+        return np.full(len(labels), np.nan)
     table, size, high = table[ran], size[ran], high[:, ran]
     average = np.nanmedian if aggregation == "median" else np.nanmean
     means = average(table, axis=1)
