@@ -105,7 +105,9 @@ def _of_nuts(outcome: str, sampled: Sampled, failed: bool) -> list[Row]:
 
 def _of_items(cells: xr.Dataset) -> list[Row]:
     """The sds of the fits of single items that the cells keep, without those that did not run."""
-    if "item_fit_of" not in cells or cells["item_fit_of"].item() != fitted_to(cells):
+    if not {"item_fit_of", "item_fit_value"} <= set(cells.variables):
+        return []
+    if cells["item_fit_of"].item() != fitted_to(cells):
         return []
     rows = []
     for fit_name in cells["item_fit"].values:

@@ -385,7 +385,7 @@ def _nuts(effects: CellEffects, sampled: Sampled) -> Effect:
 def _of_items(cells: xr.Dataset) -> Iterator[Effect]:
     """The fits of single items that the cells keep, of Cohen's d."""
     outcome, n_models = ITEM_OUTCOME, len(compared_models(cells))
-    if "item_fit_of" not in cells:
+    if not {"item_fit_of", "item_fit_value"} <= set(cells.variables):
         reason = "the cells keep no fit of single items; `steercube analyze` makes it from the cube"
         yield Effect(outcome, "items", MODELS, BOTH, reason=reason)
         return
