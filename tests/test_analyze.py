@@ -279,7 +279,7 @@ def test_one_model_or_one_concept_is_analysed(what: str, here: Path) -> None:
         cube = make_cube(rng, n_items={"humour": 30})
     save_cube(cube, here / "data" / "mine.nc")
     assert main(["analyze"]) == 0
-    assert len(list((here / "paper" / "mine" / "figures").glob("*.png"))) == 4
+    assert len(list((here / "paper" / "mine" / "figures").glob("*.png"))) >= 4
 
 
 def test_debug_shows_the_traceback(here: Path) -> None:

@@ -82,7 +82,7 @@ def test_agreement_by_rates_and_by_responses(
     few = [numbers[of(model, "")]["value"] for model in ("14B", "32B")]
     every = [numbers[of(model, ", every response")]["value"] for model in ("14B", "32B")]
     assert f"r is {few[0]:.2f} (14B) and {few[1]:.2f} (32B)".replace("-", "−") in TEXT
-    assert f"{every[0]:.2f} and {every[1]:.2f} by the study's later responses" in TEXT
+    assert f"{every[0]:.2f} and {every[1]:.2f} by later responses" in TEXT
 
 
 def test_what_is_said_of_the_studys_responses(numbers: dict[str, dict[str, float]]) -> None:
