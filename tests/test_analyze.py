@@ -325,7 +325,8 @@ def test_the_committed_results_are_those_of_the_committed_cells(tmp_path: Path) 
     shutil.copy(ROOT / "data" / "qwen3.cells.nc", data)
     assert main(["analyze", "--data", str(data), "--paper", str(tmp_path), "--without-nuts"]) == 0
     made, committed = tmp_path / "qwen3", ROOT / "paper" / "qwen3"
-    assert set(contents(made)) == set(contents(committed))
+    apart = ("calibration/", "posteriors/")  # of another command, and not in the repository
+    assert set(contents(made)) == {n for n in contents(committed) if not n.startswith(apart)}
     for path in sorted((committed / "tables").glob("*.csv")):
         new, old = pd.read_csv(made / "tables" / path.name), pd.read_csv(path)
         if "method" in old:
