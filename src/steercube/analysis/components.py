@@ -11,11 +11,10 @@ from steercube.analysis.hierarchy import (
     OUTCOMES,
     SDS,
     CellEffects,
-    cell_effects,
     fit,
     fitted_to,
     primary_terms,
-    why_not,
+    usable_effects,
 )
 from steercube.analysis.nuts import Sampled, failed_gates
 from steercube.analysis.reml import reml_of_cells
@@ -36,9 +35,7 @@ def variance_components(
     level = level_of(cells)
     for outcome in OUTCOMES:
         try:
-            effects = cell_effects(cells, outcome)
-            if reason := why_not(effects, ()):
-                raise ValueError(reason)
+            effects = usable_effects(cells, outcome, ())
         except ValueError as error:
             rows.append(_row(outcome, GRID, "sd_model", reason=str(error)))
             continue

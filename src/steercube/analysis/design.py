@@ -34,9 +34,9 @@ from steercube.analysis.hierarchy import (
     TERMS,
     CellEffects,
     Posterior,
-    cell_effects,
     fit,
     primary_terms,
+    usable_effects,
     why_not,
 )
 from steercube.analysis.training import ALONE, BOTH
@@ -140,9 +140,7 @@ def design_table(cells: xr.Dataset) -> list[dict[str, Any]]:
     rows: list[dict[str, Any]] = []
     for outcome in OUTCOMES:
         try:
-            effects = cell_effects(cells, outcome)
-            if reason := why_not(effects, ("training",)):
-                raise ValueError(reason)
+            effects = usable_effects(cells, outcome, ("training",))
         except ValueError as error:
             rows.append({"outcome": outcome, "kind": "errors", "reason": str(error)})
             continue

@@ -286,6 +286,14 @@ def why_not(effects: CellEffects, terms: Sequence[str]) -> str:
     return ""
 
 
+def usable_effects(cells: xr.Dataset, outcome: str, terms: Sequence[str]) -> CellEffects:
+    """The effects, where they can tell these terms. Raises ValueError that says why not."""
+    effects = cell_effects(cells, outcome)
+    if reason := why_not(effects, terms):
+        raise ValueError(reason)
+    return effects
+
+
 def primary_terms(effects: CellEffects) -> tuple[str, ...]:
     """The terms that these cells can tell apart: training and scale, one of them, or none."""
     for terms in (TERMS, *((term,) for term in TERMS)):

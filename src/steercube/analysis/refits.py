@@ -26,6 +26,7 @@ from steercube.analysis.hierarchy import (
     cell_effects,
     compared_models,
     fit,
+    usable_effects,
     why_not,
 )
 from steercube.analysis.sensitivity import without_invalid_items
@@ -50,9 +51,7 @@ def leave_one_out(cells: xr.Dataset) -> list[Row]:
         for adjusted, terms in ADJUSTED.items():
             labels = {"outcome": outcome, "adjusted": adjusted}
             try:
-                effects = cell_effects(cells, outcome)
-                if reason := why_not(effects, terms):
-                    raise ValueError(reason)
+                effects = usable_effects(cells, outcome, terms)
             except ValueError as error:
                 rows.append(labels | {"without": "nothing", "left_out": "", "reason": str(error)})
                 continue
@@ -127,9 +126,7 @@ def prior_sensitivity(cells: xr.Dataset) -> list[Row]:
         for adjusted, terms in ADJUSTED.items():
             labels = {"outcome": outcome, "adjusted": adjusted}
             try:
-                effects = cell_effects(cells, outcome)
-                if reason := why_not(effects, terms):
-                    raise ValueError(reason)
+                effects = usable_effects(cells, outcome, terms)
             except ValueError as error:
                 rows.append(labels | {"reason": str(error)})
                 continue

@@ -68,10 +68,9 @@ from steercube.analysis.generation import (
 )
 from steercube.analysis.hierarchy import (
     OUTCOMES,
-    cell_effects,
     fit,
     primary_terms,
-    why_not,
+    usable_effects,
 )
 from steercube.analysis.multiverse import multiverse
 from steercube.analysis.nuts import Sampled
@@ -166,9 +165,7 @@ def checks(cells: xr.Dataset) -> pd.DataFrame:
     rows: list[dict[str, Any]] = []
     for outcome in OUTCOMES:
         try:
-            effects = cell_effects(cells, outcome)
-            if reason := why_not(effects, ()):
-                raise ValueError(reason)
+            effects = usable_effects(cells, outcome, ())
         except ValueError as error:
             rows.append({"outcome": outcome, "reason": str(error)})
             continue
