@@ -405,7 +405,7 @@ def fit(
     if sds is None:
         sds = SDS if len(np.unique(effects.concept)) > 1 else SDS[:1]
     coarse = {name: _Axis.coarse(_largest(effects, prior, name)) for name in sds}
-    share = _shares(_on_grid(effects, terms, prior, coarse).weight, coarse)
+    share = _shares(_weigh(effects, terms, prior, coarse).weight, coarse)
     fine = {n: _Axis.gauss(*_support(axis, share[n]), n_nodes) for n, axis in coarse.items()}
     return _on_grid(effects, terms, prior, fine)
 
@@ -459,10 +459,25 @@ def _support(axis: _Axis, share: np.ndarray) -> tuple[float, float]:
     return (0.0 if low < 0 else float(axis.nodes[low])), float(axis.nodes[high])
 
 
-def _on_grid(
+class _Weighed(NamedTuple):
+    """Nodes of the grid and their weights, with what gives the coefficients at each.
+
+    `sds` by name, `weight` (sums to 1) and `log_evidence`; `root` $D^{1/2}$, `precision`
+    $I + D^{1/2} G_{aa} D^{1/2}$ and `scaled`, its solution for $D^{1/2} G_{ay}$.
+    """
+
+    sds: dict[str, np.ndarray]
+    weight: np.ndarray
+    log_evidence: float
+    root: np.ndarray
+    precision: np.ndarray
+    scaled: np.ndarray
+
+
+def _weigh(
     effects: CellEffects, terms: Sequence[str], prior: Prior, axes: Mapping[str, _Axis]
-) -> Posterior:
-    r"""The posterior on a grid of sds, weights by evidence x prior x width.
+) -> _Weighed:
+    r"""The nodes of a grid of sds, weights by evidence x prior x width.
 
     With $W = [X, Z_{model}, y]$ and $V_0 = S + sd_{cell}^2 I + sd_{concept}^2 Z Z^T$, everything is
     in $G = W^T V_0^{-1} W$: given the sds the coefficients a = (intercept, terms, u) with prior
@@ -487,8 +502,7 @@ def _on_grid(
     )
     aa = root[..., :, None] * gram[..., :-1, :-1] * root[..., None, :] + np.eye(root.shape[-1])
     ay = root * gram[..., :-1, -1]
-    inverse = np.linalg.inv(aa)
-    scaled = np.einsum("...ij,...j->...i", inverse, ay)
+    scaled = np.linalg.solve(aa, ay[..., None])[..., 0]
     fit_of_y = gram[..., -1, -1] - np.einsum("...i,...i->...", ay, scaled)
     n = len(effects.value)
     log_likelihood = -0.5 * (n * np.log(2 * np.pi) + log_det + np.linalg.slogdet(aa)[1] + fit_of_y)
@@ -497,10 +511,19 @@ def _on_grid(
     )
     log_weight = log_likelihood + log_prior + np.log(width)
     log_evidence = float(special.logsumexp(log_weight))
-    weight = np.exp(log_weight - log_evidence)
+    sds = dict(zip(names, grid, strict=True))
+    return _Weighed(sds, np.exp(log_weight - log_evidence), log_evidence, root, aa, scaled)
+
+
+def _on_grid(
+    effects: CellEffects, terms: Sequence[str], prior: Prior, axes: Mapping[str, _Axis]
+) -> Posterior:
+    """The posterior on a grid of sds: at each node, the normal one of the coefficients."""
+    sds, weight, log_evidence, root, precision, scaled = _weigh(effects, terms, prior, axes)
+    inverse = np.linalg.inv(precision)
     diagonal = np.einsum("...ii->...i", inverse)
     share = _shares(weight, axes)
-    nodes = weight.size
+    nodes, n_fixed = weight.size, 1 + len(terms)
     return Posterior(
         effects=effects,
         prior=prior,
@@ -508,13 +531,13 @@ def _on_grid(
         coefficients=("intercept", *terms, *(f"u of {m}" for m in effects.models)),
         log_evidence=log_evidence,
         weight=weight.ravel(),
-        sds={name: sd.ravel() for name, sd in zip(names, grid, strict=True)},
+        sds={name: sd.ravel() for name, sd in sds.items()},
         mean=(root * scaled).reshape(nodes, -1),
         variance=(root**2 * diagonal).reshape(nodes, -1),
         slope_covariance=(
             root[..., :n_fixed, None] * inverse[..., :n_fixed, :n_fixed] * root[..., None, :n_fixed]
         ).reshape(nodes, n_fixed, n_fixed),
-        below={name: axes[name].below(share[name]) for name in names},
+        below={name: axis.below(share[name]) for name, axis in axes.items()},
     )
 
 

@@ -75,6 +75,7 @@ from steercube.analysis.hierarchy import (
 from steercube.analysis.multiverse import multiverse
 from steercube.analysis.nuts import Sampled
 from steercube.analysis.predictive import predictive_checks
+from steercube.analysis.questions import difficulty, extraction, model_deviations
 from steercube.analysis.refits import leave_one_out, prior_sensitivity
 from steercube.analysis.scale import SCALED, scale_trends
 from steercube.analysis.sensitivity import sensitivity
@@ -114,6 +115,9 @@ def conclude(
         "generation": generation(cells),
         "agreement": agreement(cells),
         "sensitivity": _table(sensitivity(cells)),
+        "model_deviations": pd.DataFrame(model_deviations(cells)),
+        "difficulty": _table(list(difficulty(cells))),
+        "extraction": _table(list(extraction(cells))),
     }
     if any(name in cells for name in CONTROL_VARIABLES):
         tables["controls"] = controls(cells)
