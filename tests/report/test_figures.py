@@ -1,11 +1,7 @@
-from itertools import combinations
-
-import numpy as np
 import pandas as pd
 import pytest
 import xarray as xr
 from matplotlib.figure import Figure
-from matplotlib.transforms import Bbox
 
 from steercube.analysis.tables import conclude
 from steercube.report.figures import _best_quantiles, _curves, _readable_on, draw
@@ -80,21 +76,22 @@ def test_every_panel_says_how_alike_its_curves_are(
 ) -> None:
     agreement = study_tables["agreement"].set_index(["concept", "model", "statistic"])
     row = agreement.loc[("self_awareness", "14B", "r over layers, every response")]
-    titles = [ax.get_title(loc="right") for ax in study_figures["layer_curves_gen_vs_logit"].axes]
-    assert len(titles) == 12
-    shown = f"all answers {row['value']:.2f} [{row['low']:.2f}, {row['high']:.2f}]"
-    assert any(shown in title for title in titles)
+    panels = study_figures["layer_curves_gen_vs_logit"].axes
+    notes = [[" ".join(text.get_text().split()) for text in ax.texts] for ax in panels]
+    assert len(notes) == 12
+    shown = f"all: {row['value']:.2f} [{row['low']:.2f}, {row['high']:.2f}]"
+    of_panel = next(texts for texts in notes if any(shown in text for text in texts))
+    assert "14B, distilled" in of_panel
 
 
 @pytest.mark.parametrize(
     "labels",
     [
-        {},
         {"model": ["large"], "model_other": ["large"]},
         {"concept": ["humour"]},
         {"model": ["large"], "model_other": ["large"], "concept": ["humour"]},
     ],
-    ids=["all", "one model", "one concept", "one of each"],
+    ids=["one model", "one concept", "one of each"],
 )
 def test_small_studies_are_drawn(labels: dict[str, list[str]], cells: xr.Dataset) -> None:
     part = cells.sel(labels)
@@ -107,63 +104,8 @@ def test_text_is_readable_on_its_cell() -> None:
     assert _readable_on((1.0, 0.91, 0.27, 1.0)) == "black"
 
 
-def outer_boxes(figure: Figure) -> list[Bbox]:
-    """Where the legends and the titles and labels of the whole figure lie."""
-    figure.canvas.draw()
-    whole = [figure._suptitle, figure._supxlabel, figure._supylabel]
-    parts = [text for text in whole if text is not None and text.get_text()]
-    return [part.get_window_extent() for part in (*figure.legends, *parts)]
-
-
-@pytest.fixture(params=["the study", "one model", "one model and concept", "logits alone"])
-def figures(
-    request: pytest.FixtureRequest,
-    study_cells: xr.Dataset,
-    cells: xr.Dataset,
-    study_figures: dict[str, Figure],
-) -> dict[str, Figure]:
-    one = {"model": ["4B"], "model_other": ["4B"]}
-    parts = {
-        "one model": study_cells.sel(one),
-        "one model and concept": study_cells.sel(one | {"concept": ["corrigible"]}),
-        "logits alone": cells,
-    }
-    if request.param == "the study":
-        return study_figures
-    return draw(parts[request.param], conclude(parts[request.param]))
-
-
-def test_legends_titles_and_labels_do_not_overlap(figures: dict[str, Figure]) -> None:
-    for name, figure in figures.items():
-        boxes = outer_boxes(figure)
-        for one, two in combinations(boxes, 2):
-            assert not one.overlaps(two), name
-        for box in boxes:
-            for ax in figure.axes:
-                assert not ax.get_visible() or not box.overlaps(ax.get_window_extent()), name
-
-
 def test_a_best_layer_early_in_the_network_is_shown(cells: xr.Dataset) -> None:
     early = cells.assign_coords(n_layers=cells["n_layers"] * 20, depth=cells["depth"] / 20)
     figure = draw(early, conclude(early))["depth_by_training"]
     low, _ = figure.axes[0].get_xlim()
     assert low < float((early["selected_layer"] / early["n_layers"]).min())
-
-
-def test_no_text_leaves_the_figure(figures: dict[str, Figure]) -> None:
-    for name, figure in figures.items():
-        figure.canvas.draw()
-        box = figure.get_tightbbox()
-        width, height = figure.get_size_inches()
-        assert box.x0 >= -0.02, name
-        assert box.y0 >= -0.02, name
-        assert box.x1 <= width + 0.02, name
-        assert box.y1 <= height + 0.02, name
-
-
-def test_letters_are_large_enough_to_read(study_figures: dict[str, Figure]) -> None:
-    for name, figure in study_figures.items():
-        sizes = [t.get_fontsize() for ax in figure.axes for t in ax.texts if t.get_text()]
-        sizes += [t.get_fontsize() for ax in figure.axes for t in ax.get_xticklabels()]
-        sizes += [ax._right_title.get_fontsize() for ax in figure.axes]
-        assert np.min(sizes) >= 7.5, name

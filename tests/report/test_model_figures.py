@@ -25,7 +25,7 @@ def test_every_interval_is_drawn_and_a_failed_fit_is_not(
     for _, row in primary[primary["low"].notna()].iterrows():
         assert [row["low"], row["high"]] in drawn
     names = [t.get_text() for t in figure.axes[0].get_yticklabels()]
-    assert "hierarchical, exact: training and scale" in names
+    assert "hierarchical, exact + scale" in names
     table.loc[table["method"] == "REML, cells", ["estimate", "low", "high"]] = np.nan
     names = [t.get_text() for t in training_effect(table).axes[0].get_yticklabels()]
     assert not [name for name in names if name.startswith("REML, cells")]
@@ -34,13 +34,15 @@ def test_every_interval_is_drawn_and_a_failed_fit_is_not(
 def test_the_curve_is_the_table_in_order(study_tables: dict[str, pd.DataFrame]) -> None:
     table = study_tables["multiverse"]
     median = study_tables["multiverse_summary"].iloc[0]
-    curve, choices = specification_curve(table, median).axes
+    figure = specification_curve(table, median)
+    curve, choices = figure.axes
     assert np.asarray(curve.lines[0].get_ydata()).tolist() == pytest.approx(
         (100 * table["effect"]).tolist()
     )
     n_options = sum(table[c].nunique() for c in CHOICES)
     assert len(choices.get_yticks()) == n_options
-    assert f"{len(table):,} specifications" in curve.get_title(loc="left")
+    assert f"{len(table):,} specifications" in figure.get_suptitle()
+    assert [text.get_text() for text in choices.texts] == list(CHOICES)
 
 
 def test_power_is_drawn_for_each_size_of_effect(study_tables: dict[str, pd.DataFrame]) -> None:
@@ -86,7 +88,7 @@ def test_calibration_shows_every_method_without_overlaps() -> None:
     figure.canvas.draw()
     assert [t.get_text() for t in figure.axes[0].get_yticklabels()] == [
         "bootstrap: items",
-        "REML, cells: training",
+        "REML, cells",
     ]
     boxes = [ax.get_tightbbox() for ax in figure.axes]
     assert not any(one.overlaps(two) for one, two in combinations(boxes, 2))

@@ -11,6 +11,7 @@ import matplotlib as mpl
 import numpy as np
 import pandas as pd
 import xarray as xr
+from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.axis import Axis
 from matplotlib.figure import Figure
@@ -29,14 +30,28 @@ from steercube.report.style import (
     OTHER_COLOUR,
     PUBLISHED_COLOUR,
     RESPONSES_COLOUR,
+    SMALL,
     STRENGTH_COLOURS,
     STYLE,
+    TEXT,
+    TITLE,
     TRAINING_COLOURS,
     TRAINING_NAMES,
     WIDTH,
     blank_figure,
+    drop_unused,
+    inches_of,
+    legend_of,
     name_of,
+    signed,
+    title_of,
+    wrapped,
 )
+
+DEPTH = "layer / number of layers"
+MARKERS = "osD^vPX*<>"
+DASHES = ("-", "--", ":", "-.")
+NO_BREAK = "\N{NO-BREAK SPACE}"
 
 
 def draw(cells: xr.Dataset, tables: Mapping[str, pd.DataFrame]) -> dict[str, Figure]:
@@ -79,6 +94,12 @@ class ModelLabel:
         """Name and training, on two lines."""
         return f"{self.name}\n{TRAINING_NAMES.get(self.training, self.training)}"
 
+    @property
+    def line(self) -> str:
+        """The same on one line, which may be broken between them."""
+        name, training = self.text.split("\n")
+        return f"{name}, {training.replace(' ', NO_BREAK)}"
+
 
 ModelLabels = dict[str, ModelLabel]
 
@@ -89,8 +110,13 @@ def _model_labels(cells: xr.Dataset) -> ModelLabels:
     return {m: ModelLabel(m, training.sel(model=m).item()) for m in swept_models(cells)}
 
 
-def _name_models(axis: Axis, models: ModelLabels, fontsize: float = 9.0) -> None:
-    axis.set_ticks(range(len(models)), [label.text for label in models.values()], fontsize=fontsize)
+def _name_models(axis: Axis, models: ModelLabels, inches: float = WIDTH) -> None:
+    """Names in so much space each, upright where they do not fit."""
+    names = [label.text for label in models.values()]
+    broken = ["\n".join(wrapped(line, inches, SMALL) for line in n.split("\n")) for n in names]
+    fit = all(inches_of(name, SMALL) <= inches for name in broken)
+    axis.set_ticks(range(len(models)), broken if fit else names, fontsize=SMALL,
+                   rotation=0 if fit else 90)  # fmt: skip
     for tick, label in zip(axis.get_ticklabels(), models.values(), strict=True):
         tick.set_color(label.colour)
 
@@ -102,9 +128,9 @@ def effect_size_heatmap(effects: pd.DataFrame, models: ModelLabels) -> Figure:
         index="concept", columns="model", values="cohens_d", dropna=False
     ).reindex(index=concepts, columns=list(models))
     cell = effects.set_index(["concept", "model"])
-    figure, axes = blank_figure(
-        max(6.2, 2.4 + 0.95 * len(models)), max(2.8, 1.6 + 0.62 * len(concepts))
-    )
+    width = min(WIDTH, max(4.2, 1.4 + 0.95 * len(models)))
+    of_cell = (width - 1.4) / len(models)
+    figure, axes = blank_figure(width, 1.9 + (0.55 if of_cell > 0.8 else 0.7) * len(concepts))
     ax = axes[0, 0]
     finite = table.to_numpy(dtype=float)
     top = np.nanmax(finite) if np.isfinite(finite).any() else 1.0
@@ -113,18 +139,18 @@ def effect_size_heatmap(effects: pd.DataFrame, models: ModelLabels) -> Figure:
     for row, concept in enumerate(concepts):
         for column, model in enumerate(models):
             text = _readable_on(image.to_rgba(finite[row, column]))
-            _write_cell(ax, column, row, cell.loc[(concept, model)], text)
-    _name_models(ax.xaxis, models)
-    ax.set_yticks(range(len(concepts)), [name_of(c) for c in concepts])
+            _write_cell(ax, column, row, cell.loc[(concept, model)], text, of_cell)
+    _name_models(ax.xaxis, models, of_cell - 0.06)
+    ax.set_yticks(range(len(concepts)), [wrapped(name_of(c), 1.1, SMALL) for c in concepts])
     ax.spines[:].set_visible(False)
     ax.tick_params(length=0)
     ax.set_xlabel("model, in order of size" if len(models) > 1 else "model")
-    bar = figure.colorbar(image, ax=ax, pad=0.02, fraction=0.05)
+    bar = figure.colorbar(image, ax=ax, location="bottom", aspect=50, fraction=0.05, pad=0.02)
     bar.set_label("Cohen's d (pooled sd)")
+    bar.ax.tick_params(labelsize=SMALL)
     bar.outline.set_visible(False)
-    ax.set_title(
-        "Effect of steering from −1 to +1 at the best layer,\nwith 95% interval over items",
-        loc="left",
+    title_of(
+        figure, "Effect of steering from −1 to +1 at the best layer,\nwith 95% interval over items"
     )
     return figure
 
@@ -135,16 +161,17 @@ def _readable_on(rgba: tuple[float, ...]) -> str:
     return "black" if linear @ [0.2126, 0.7152, 0.0722] > 0.18 else "white"
 
 
-def _write_cell(ax: Axes, x: int, y: int, row: pd.Series, colour: str) -> None:
+def _write_cell(ax: Axes, x: int, y: int, row: pd.Series, colour: str, inches: float) -> None:
     d = row["cohens_d"]
     if not np.isfinite(d):
-        ax.text(x, y, row["reason"].replace("_", " ") or "–", ha="center", va="center",
-                color="#555555", fontsize=8)  # fmt: skip
+        why = wrapped(row["reason"].replace("_", " ") or "–", inches, SMALL)
+        ax.text(x, y, why, ha="center", va="center", color=OTHER_COLOUR, fontsize=SMALL)
         return
-    ax.text(x, y - 0.13, f"{d:.2f}", ha="center", va="center", color=colour, fontsize=10)
+    ax.text(x, y, signed(f"{d:.2f}"), ha="center", va="bottom", color=colour, fontsize=TITLE + 1)
     low, high = row["cohens_d_low"], row["cohens_d_high"]
-    shown = f"{low:.2f} to {high:.2f}" if np.isfinite(low) else "no interval"
-    ax.text(x, y + 0.24, shown, ha="center", va="center", color=colour, fontsize=7.5)
+    shown = signed(f"{low:.2f} to {high:.2f}") if np.isfinite(low) else "no interval"
+    ax.text(x, y + 0.08, wrapped(shown, inches - 0.06, SMALL), ha="center", va="top",
+            color=colour, fontsize=SMALL)  # fmt: skip
 
 
 Quantiles = dict[str, dict[str, dict[float, np.ndarray]]]
@@ -183,46 +210,55 @@ def best_layer_violins(
     columns = min(2, len(quantiles))
     rows = -(-len(quantiles) // columns)
     figure, axes = blank_figure(
-        max(5.4, WIDTH * columns / 2), 1.0 + 2.3 * rows, nrows=rows, ncols=columns
+        4.2 if columns == 1 else WIDTH,
+        1.1 + (0.55 + 0.32 * len(models)) * rows,
+        nrows=rows,
+        ncols=columns,
+        sharey=True,
     )
     for ax, (concept, by_model) in zip(axes.flat, quantiles.items(), strict=False):
-        ax.axhline(0, color="#999999", linewidth=0.8, zorder=0)
-        for x, model in enumerate(models):
-            for strength, values in by_model.get(model, {}).items():
-                _half_violin(ax, x, values, strength)
-            if model not in by_model:
-                why = missing.get((concept, model), "")
-                ax.text(x, 0, why, ha="center", va="bottom", fontsize=7.5, color="#555555",
-                        rotation=90)  # fmt: skip
+        _draw_violins(ax, by_model, models, {m: missing.get((concept, m), "") for m in models})
         ax.set_title(name_of(concept), loc="left")
-        ax.set_xlim(-0.6, len(models) - 0.4)
-        _name_models(ax.xaxis, models, fontsize=7.5)
-    for ax in axes.flat[len(quantiles) :]:
-        ax.set_visible(False)
-    figure.supylabel("logit difference, matching − other (nats)", fontsize=9)
-    patches = [
-        mpl.patches.Patch(color=STRENGTH_COLOURS[s], label=f"strength {s:+.0f}".replace("-", "−"))
-        for s in (-1.0, 1.0)
-    ]
-    figure.legend(handles=patches, loc="outside lower center", ncols=2, frameon=False)
-    figure.suptitle("Items at the best layer; bars: median and quartiles", x=0.01, ha="left",
-                    fontsize=9.5)  # fmt: skip
+    drop_unused(axes)
+    for ax in axes[:, 0]:
+        _name_models(ax.yaxis, models)
+    axes[0, 0].set_ylim(len(models) - 0.4, -0.6)
+    figure.supxlabel("logit difference, matching − other (nats)", fontsize=TEXT)
+    halves = {1.0: "strength +1 (upper half)", -1.0: "strength −1 (lower half)"}
+    patches = [mpl.patches.Patch(color=STRENGTH_COLOURS[s], label=t) for s, t in halves.items()]
+    legend_of(figure, patches, title="Items at the best layer; bars: median and quartiles")
     return figure
 
 
-def _half_violin(ax: Axes, x: float, quantiles: np.ndarray, strength: float) -> None:
+def _draw_violins(
+    ax: Axes,
+    by_model: Mapping[str, Mapping[float, np.ndarray]],
+    models: ModelLabels,
+    missing: Mapping[str, str],
+) -> None:
+    ax.axvline(0, color="#999999", linewidth=0.8, zorder=0)
+    for y, model in enumerate(models):
+        for strength, values in by_model.get(model, {}).items():
+            _half_violin(ax, y, values, strength)
+        if model not in by_model:
+            ax.text(0.5, y, missing[model], ha="center", va="center", fontsize=SMALL,
+                    color=OTHER_COLOUR, transform=ax.get_yaxis_transform(),
+                    bbox={"color": "white", "pad": 1})  # fmt: skip
+
+
+def _half_violin(ax: Axes, y: float, quantiles: np.ndarray, strength: float) -> None:
     """One side of a violin from the quantiles: a kernel density of the quantile function."""
-    side = -1 if strength < 0 else 1
+    side = 1 if strength < 0 else -1
     points = np.interp(np.linspace(0, 1, 201), np.linspace(0, 1, len(quantiles)), quantiles)
     colour = STRENGTH_COLOURS[strength]
     if np.ptp(points) > 0:
         grid = np.linspace(points.min(), points.max(), 120)
         density = stats.gaussian_kde(points)(grid)
         width = 0.42 * density / density.max()
-        ax.fill_betweenx(grid, x, x + side * width, color=colour, linewidth=0, alpha=0.9)
+        ax.fill_between(grid, y, y + side * width, color=colour, linewidth=0, alpha=0.9)
     low, middle, high = np.quantile(points, [0.25, 0.5, 0.75])
-    ax.plot([x + side * 0.06] * 2, [low, high], color="black", linewidth=1.6)
-    ax.plot(x + side * 0.06, middle, "o", color="white", markeredgecolor="black", markersize=3.6)
+    ax.plot([low, high], [y + side * 0.1] * 2, color="black", linewidth=1.4)
+    ax.plot(middle, y + side * 0.1, "o", color="white", markeredgecolor="black", markersize=3.2)
 
 
 class ScaledCurves(NamedTuple):
@@ -289,11 +325,11 @@ def _agreements(agreement: pd.DataFrame) -> Agreements:
 
 
 def _with_range(row: Mapping[str, Any]) -> str:
-    """r with its interval, or r alone."""
+    """r with its interval, or r alone; the interval is never broken over lines."""
     shown = f"{row['value']:.2f}"
     if np.isfinite(row["low"]):
-        shown += f" [{row['low']:.2f}, {row['high']:.2f}]"
-    return shown.replace("-", "−")
+        shown += f" [{row['low']:.2f},{NO_BREAK}{row['high']:.2f}]"
+    return signed(shown)
 
 
 def layer_curves_gen_vs_logit(
@@ -301,35 +337,66 @@ def layer_curves_gen_vs_logit(
 ) -> Figure:
     """Scaled delta of both measures over depth, a panel for each concept and model.
 
-    Over each panel stands r of its curves, under each concept r in a model of the kind, both with
+    Over each panel stands r of its curves, over each concept r in a model of the kind, both with
     their interval.
     """
-    columns = [model for model in models if any(model in by_model for by_model in curves.values())]
-    if len(columns) == 1:
-        return _curves_of_one_model(curves, columns[0], models, agreements)
+    shown = [model for model in models if any(model in by_model for by_model in curves.values())]
+    if len(shown) == 1:
+        return _curves_of_one_model(curves, shown[0], models, agreements)
+    columns = min(6, len(shown))
+    lines = -(-len(shown) // columns)
+    inches = (WIDTH - 0.6) / columns - 0.1
+    height = min(1.4, max(0.8, 0.8 * inches))
+    notes = {
+        concept: {m: _r_of_panel(agreements, concept, m, inches) for m in by_model}
+        for concept, by_model in curves.items()
+    }
+    n_notes = {concept: max(map(_n_lines, of.values())) for concept, of in notes.items()}
+    names = {m: wrapped(models[m].line, inches, SMALL) for m in shown}
+    n_names = max(map(_n_lines, names.values()))
     figure, axes = blank_figure(
-        max(5.4, 1.2 + 1.75 * len(columns)),
-        max(2.9, 1.1 + 1.75 * len(curves)),
-        nrows=len(curves),
-        ncols=len(columns),
+        WIDTH,
+        1.1 + lines * sum(height + 0.14 * (n + n_names + 1) + 0.15 for n in n_notes.values()),
+        nrows=len(curves) * lines,
+        ncols=columns,
         sharey=True,
         sharex=True,
     )
-    for line, (concept, by_model) in zip(axes, curves.items(), strict=True):
-        for ax, model in zip(line, columns, strict=True):
-            if model not in by_model:
-                ax.set_visible(False)
-                continue
+    for number, (concept, by_model) in enumerate(curves.items()):
+        panels = axes[number * lines : (number + 1) * lines].flat
+        at = {m: ax for m, ax in zip(shown, panels, strict=False) if m in by_model}
+        for model, ax in at.items():
             _draw_curves(ax, by_model[model])
-            ax.set_title(_r_of_panel(agreements, concept, model), fontsize=7.5, loc="right", pad=2)
-        mean = agreements[concept, "every model", MEAN_R]
-        shown = f"mean r {_with_range(mean)}" if mean["interval_over"] == "models" else ""
-        line[0].set_ylabel(f"{name_of(concept)}\n{shown}".strip(), fontsize=8.5)
-    for ax, model in zip(axes[0], columns, strict=True):
-        ax.annotate(models[model].text.replace("\n", ", "), (0, 1), (0, 22), fontsize=8.5,
-                    xycoords="axes fraction", textcoords="offset points",
-                    color=models[model].colour)  # fmt: skip
-    return _with_curve_labels(figure)
+            offset = _offset(n_notes[concept])
+            _write_over(ax, names[model], offset, color=models[model].colour)
+            _write_over(ax, notes[concept][model], offset, va="top")
+        top = 3 + _offset(n_notes[concept] + n_names)
+        _write_over(next(iter(at.values())), _with_mean_r(agreements, concept), top, TITLE)
+    return _with_curve_labels(figure, axes, inches)
+
+
+def _n_lines(text: str) -> int:
+    return text.count("\n") + 1
+
+
+def _offset(n_lines: int) -> float:
+    """Points above a panel that so many lines of its heading take."""
+    return 3 + 1.25 * SMALL * n_lines
+
+
+def _write_over(ax: Axes, text: str, offset: float, size: float = SMALL, **how: Any) -> None:
+    """Text so many points above the panel; it may be wider."""
+    written = ax.annotate(text, (0, 1), (0, offset), xycoords="axes fraction", fontsize=size,
+                          textcoords="offset points", **{"va": "bottom"} | how)  # fmt: skip
+    # The layout would push the next column away from it; an empty title keeps room above alone.
+    written.set_in_layout(False)
+    ax.set_title(" ", loc="left", fontsize=size, pad=offset)
+
+
+def _with_mean_r(agreements: Agreements, concept: str) -> str:
+    mean = agreements[concept, "every model", MEAN_R]
+    name = name_of(concept)
+    return f"{name}, mean r {_with_range(mean)}" if mean["interval_over"] == "models" else name
 
 
 def _curves_of_one_model(
@@ -338,34 +405,45 @@ def _curves_of_one_model(
     """The same, concepts side by side."""
     columns = min(3, len(curves))
     rows = -(-len(curves) // columns)
-    figure, axes = blank_figure(max(5.4, 0.8 + 2.5 * columns), 1.5 + 2.0 * rows, nrows=rows,
-                           ncols=columns, sharey=True, sharex=True)  # fmt: skip
+    width = 4.2 if columns == 1 else WIDTH
+    inches = (width - 0.6) / columns - 0.1
+    notes = {concept: _r_of_panel(agreements, concept, model, inches) for concept in curves}
+    n_notes = max(map(_n_lines, notes.values()))
+    figure, axes = blank_figure(width, 1.2 + 2.0 * rows, nrows=rows, ncols=columns, sharey=True,
+                                sharex=True)  # fmt: skip
     for ax, (concept, by_model) in zip(axes.flat, curves.items(), strict=False):
         _draw_curves(ax, by_model[model])
-        shown = f"{name_of(concept)}\n{_r_of_panel(agreements, concept, model)}"
-        ax.set_title(shown, fontsize=8.5, loc="left", pad=3)
-    for ax in axes.flat[len(curves) :]:
-        ax.set_visible(False)
-    return _with_curve_labels(figure, of=f"{models[model].text.replace(chr(10), ', ')}: ")
+        offset = _offset(n_notes)
+        _write_over(ax, notes[concept], offset, va="top")
+        ax.set_title(wrapped(name_of(concept), inches, TEXT), fontsize=TEXT, loc="left",
+                     pad=offset + 3)  # fmt: skip
+    return _with_curve_labels(figure, axes, inches, models[model].line)
 
 
-def _r_of_panel(agreements: Agreements, concept: str, model: str) -> str:
-    """r of the curves, and of every response where that is another."""
+def _r_of_panel(agreements: Agreements, concept: str, model: str, inches: float) -> str:
+    """r of the curves, and of every response where that is another, in lines that fit."""
     own = agreements[concept, model, R_OVER_LAYERS]
     every = agreements.get((concept, model, R_EVERY_RESPONSE))
-    shown = f"r {_with_range(own)}" if np.isfinite(own["value"]) else "a curve is flat"
-    return shown + (f"\nall answers {_with_range(every)}" if every else "")
+    shown = [f"r {_with_range(own)}" if np.isfinite(own["value"]) else "a curve is flat"]
+    shown += [f"all: {_with_range(every)}"] if every else []
+    return "\n".join(wrapped(line, inches, SMALL) for line in shown)
 
 
-def _with_curve_labels(figure: Figure, of: str = "") -> Figure:
+def _with_curve_labels(
+    figure: Figure, axes: np.ndarray, inches: float, title: str | None = None
+) -> Figure:
     handles: dict[str, Any] = {}
     for ax in figure.axes:
         handles |= dict(zip(*ax.get_legend_handles_labels()[::-1], strict=True))
-    figure.supxlabel(f"{of}depth of the steered layer (layer / number of layers)", fontsize=9)
-    figure.supylabel("delta, scaled to [0, 1] within each curve", fontsize=9)
-    narrow = figure.get_figwidth() < 7
-    figure.legend(handles.values(), handles.keys(), loc="outside upper center",
-                  ncols=2 if narrow else 4, frameon=False)  # fmt: skip
+    drop_unused(axes)
+    ax = axes[0, 0]
+    ax.set_ylim(-0.08, 1.12)
+    ax.set_yticks([0, 0.5, 1], ["0", "0.5", "1"])
+    ax.xaxis.set_major_locator(mpl.ticker.MaxNLocator(max(2, int(inches / 0.4))))
+    ax.xaxis.set_major_formatter(mpl.ticker.StrMethodFormatter("{x:g}"))
+    figure.supxlabel(f"depth of the steered layer ({DEPTH})", fontsize=TEXT)
+    figure.supylabel("delta, scaled to [0, 1] within each curve", fontsize=TEXT)
+    legend_of(figure, list(handles.values()), title=title)
     return figure
 
 
@@ -378,73 +456,91 @@ def _draw_curves(ax: Axes, of: ScaledCurves) -> None:
     if of.responses is not None:
         ax.plot(of.depth, of.responses, color=RESPONSES_COLOUR, linewidth=1.4, linestyle="--",
                 label="generation, all answers read again")  # fmt: skip
-    ax.set_ylim(-0.08, 1.12)
 
 
 def logit_layer_curves(layer_effects: pd.DataFrame, models: ModelLabels) -> Figure:
-    """Cohen's d over depth with its pointwise interval."""
+    """Cohen's d over depth with its pointwise interval; each model has a marker of its own.
+
+    As SVG what belongs to the model in place m has an id that begins with curve-m-.
+    """
     concepts = list(dict.fromkeys(layer_effects["concept"]))
-    columns = min(3, len(concepts))
+    columns = min(2, len(concepts))
     rows = -(-len(concepts) // columns)
     figure, axes = blank_figure(
-        max(5.4, 2.7 * columns), 1.1 + 2.1 * rows, nrows=rows, ncols=columns, sharex=True
+        4.2 if columns == 1 else WIDTH, 1.1 + 2.0 * rows, nrows=rows, ncols=columns, sharex=True
     )
-    for ax, concept in zip(axes.flat, concepts, strict=False):
+    for panel, (ax, concept) in enumerate(zip(axes.flat, concepts, strict=False)):
         for number, (model, label) in enumerate(models.items()):
             of = layer_effects.query("model == @model and concept == @concept")
-            style = ["-", "--", ":", "-."][number % 4]
-            ax.plot(of["depth"], of["cohens_d"], style, color=label.colour, label=model)
+            name = f"curve-{number}-{panel}"
+            ax.plot(of["depth"], of["cohens_d"], linestyle=DASHES[number % 4], linewidth=1.3,
+                    marker=MARKERS[number % len(MARKERS)], markevery=(number, 6), markersize=3.5,
+                    color=label.colour, label=model, gid=name)  # fmt: skip
             ax.fill_between(of["depth"], of["cohens_d_low"], of["cohens_d_high"],
-                            color=label.colour, alpha=0.15, linewidth=0)  # fmt: skip
+                            color=label.colour, alpha=0.15, linewidth=0,
+                            gid=f"{name}-band")  # fmt: skip
         ax.axhline(0, color="#999999", linewidth=0.8, zorder=0)
         ax.set_title(name_of(concept), loc="left")
-    for ax in axes.flat[len(concepts) :]:
-        ax.set_visible(False)
-    figure.supxlabel("depth of the steered layer (layer / number of layers)", fontsize=9)
-    figure.supylabel("Cohen's d (pooled sd), 95% pointwise", fontsize=9)
-    handles, labels = axes[0, 0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside upper center", ncols=4, frameon=False)
+    drop_unused(axes)
+    figure.supxlabel(f"depth of the steered layer ({DEPTH})", fontsize=TEXT)
+    figure.supylabel("Cohen's d (pooled sd), 95% pointwise", fontsize=TEXT)
+    handles, _ = axes[0, 0].get_legend_handles_labels()
+    legend_of(figure, handles)
     return figure
 
 
 def depth_by_training(effects: pd.DataFrame, depth: pd.DataFrame, models: ModelLabels) -> Figure:
     """Best depth of every concept, its selection interval, and each model's typical depth."""
     concepts = list(dict.fromkeys(effects["concept"]))
-    markers = "osD^vPX*<>"
-    figure, axes = blank_figure(WIDTH * 0.85, 1.8 + 0.55 * len(models))
+    marks = dict(zip(concepts, MARKERS * 9, strict=False))
+    figure, axes = blank_figure(WIDTH, 1.9 + 0.6 * len(models))
     ax = axes[0, 0]
     typical = depth.set_index("group")
     for row, (model, label) in enumerate(models.items()):
         of_model = effects[effects["model"] == model].set_index("concept")
-        offsets = np.linspace(-0.28, 0.28, len(concepts)) if len(concepts) > 1 else [0.0]
-        for offset, concept, marker in zip(offsets, concepts, markers * 9, strict=False):
-            cell = of_model.loc[concept]
-            ax.plot([cell["depth_low"], cell["depth_high"]], [row + offset] * 2,
-                    color=label.colour, linewidth=1.0, alpha=0.6)  # fmt: skip
-            ax.plot(cell["depth"], row + offset, marker, color=label.colour, markersize=5,
-                    markeredgecolor="white", markeredgewidth=0.5)  # fmt: skip
+        _draw_depths(ax, row, of_model, marks, label.colour)
         ax.plot([typical.loc[model, "value"]] * 2, [row - 0.38, row + 0.38], color="black",
                 linewidth=1.8, zorder=1)  # fmt: skip
-    for training, name in TRAINING_NAMES.items():
-        group = f"{training} models"
-        if group in typical.index and np.isfinite(typical.loc[group, "low"]):
-            ax.axvspan(typical.loc[group, "low"], typical.loc[group, "high"], alpha=0.12,
-                       color=TRAINING_COLOURS[training], linewidth=0, label=f"{name}: mean of "
-                       "models, 95% interval")  # fmt: skip
     shapes = [
         mpl.lines.Line2D([], [], marker=m, color=OTHER_COLOUR, linestyle="", label=name_of(c))
-        for c, m in zip(concepts, markers * 9, strict=False)
+        for c, m in marks.items()
     ]
     bar = mpl.lines.Line2D([], [], color="black", linewidth=1.8, label="typical (mean of concepts)")
-    bands, _ = ax.get_legend_handles_labels()
-    figure.legend(handles=[*shapes, bar, *bands], loc="outside lower center", ncols=3,
-                  frameon=False, fontsize=8)  # fmt: skip
+    legend_of(figure, [*shapes, bar, *_draw_bands(ax, typical)], where="lower")
     _name_models(ax.yaxis, models)
     ax.set_ylim(len(models) - 0.5, -0.5)
     ax.set_xlim(min(0.3, effects[["depth", "depth_low"]].min(axis=None) - 0.03), 1.0)
-    ax.set_xlabel("depth of the best layer (layer / number of layers)")
-    ax.set_title("Where steering works best; lines: 95% of resampled selections", loc="left")
+    ax.set_xlabel(f"depth of the best layer ({DEPTH})")
+    title_of(figure, "Where steering works best; lines: 95% of resampled selections")
     return figure
+
+
+def _draw_depths(
+    ax: Axes, row: int, of_model: pd.DataFrame, marks: Mapping[str, str], colour: str
+) -> None:
+    offsets = np.linspace(-0.28, 0.28, len(marks)) if len(marks) > 1 else [0.0]
+    for offset, (concept, marker) in zip(offsets, marks.items(), strict=True):
+        cell = of_model.loc[concept]
+        ax.plot([cell["depth_low"], cell["depth_high"]], [row + offset] * 2, color=colour,
+                linewidth=1.0, alpha=0.6)  # fmt: skip
+        ax.plot(cell["depth"], row + offset, marker, color=colour, markersize=5,
+                markeredgecolor="white", markeredgewidth=0.5)  # fmt: skip
+
+
+def _draw_bands(ax: Axes, typical: pd.DataFrame) -> list[Artist]:
+    """The interval of each training's mean; stripes tell full RL from distilled without hue."""
+    bands: list[Artist] = []
+    for training, name in TRAINING_NAMES.items():
+        group = f"{training} models"
+        if group in typical.index and np.isfinite(typical.loc[group, "low"]):
+            colour = mpl.colors.to_rgba(TRAINING_COLOURS[training], 0.14)
+            stripes: dict[str, Any] = (
+                {"hatch": "////", "edgecolor": colour} if training == "rl" else {}
+            )
+            low, high = typical.loc[group, ["low", "high"]]
+            bands.append(ax.axvspan(low, high, facecolor=colour, linewidth=0, zorder=0, **stripes,
+                                    label=f"mean of {name} models, 95%"))  # fmt: skip
+    return bands
 
 
 def _numeric(table: pd.DataFrame) -> pd.DataFrame:
@@ -455,37 +551,49 @@ def _numeric(table: pd.DataFrame) -> pd.DataFrame:
 def claims(table: pd.DataFrame) -> Figure:
     """Published value, recomputed value and its interval of every claim, by what they measure."""
     panels = {kind: table[table["quantity"] == kind] for kind in dict.fromkeys(table["quantity"])}
-    heights = [len(rows) + 1.2 for rows in panels.values()]
-    figure, axes = blank_figure(WIDTH * 0.9, 1.0 + 0.235 * sum(heights), nrows=len(panels),
-                           gridspec_kw={"height_ratios": heights})  # fmt: skip
+    heights = [len(rows) + 0.4 for rows in panels.values()]
+    figure, axes = blank_figure(WIDTH, 0.6 + 0.155 * sum(heights) + 0.5 * len(panels),
+                                nrows=len(panels), gridspec_kw={"height_ratios": heights},
+                                )  # fmt: skip
     for ax, (kind, rows) in zip(axes[:, 0], panels.items(), strict=True):
         for y, (_, row) in enumerate(rows.iterrows()):
             _draw_claim(ax, y, row)
         ax.set_yticks(range(len(rows)), rows["id"])
         ax.set_ylim(len(rows) - 0.4, -0.6)
-        ax.set_title(kind, loc="left", fontsize=9)
+        ax.set_xlabel(_with_units(kind))
         ax.grid(axis="x", color="#E5E5E5")
         ax.set_axisbelow(True)
-    marks = [
+    legend_of(figure, _claim_marks(table))
+    return figure
+
+
+def _with_units(quantity: str) -> str:
+    units = " (pooled sd)" if quantity.endswith("average Cohen's d") else ""
+    return signed(quantity.replace("(nat)", "(nats)") + units)
+
+
+def _claim_marks(table: pd.DataFrame) -> list[Artist]:
+    over = dict.fromkeys(table.loc[table["low"].notna(), "interval_over"])
+    return [
         mpl.lines.Line2D([], [], marker="D", color=PUBLISHED_COLOUR, linestyle="",
                          fillstyle="none", label="published"),
         mpl.patches.Patch(color=PUBLISHED_COLOUR, alpha=0.35, label="published range"),
         mpl.lines.Line2D([], [], marker="|", color="black", linestyle="", markersize=9,
                          label="recomputed"),
-        *(
-            mpl.lines.Line2D([], [], color=colour, linewidth=2, label=f"95%, over {over}")
-            for over, colour in INTERVAL_COLOURS.items()
-        ),
+        *(mpl.lines.Line2D([], [], **_line_of(o), label=f"95%, over {o}") for o in over),
     ]  # fmt: skip
-    figure.legend(handles=marks, loc="outside upper center", ncols=5, frameon=False, fontsize=8)
-    return figure
+
+
+def _line_of(over: str) -> dict[str, Any]:
+    """How an interval is drawn: thick where the models are given."""
+    colour = INTERVAL_COLOURS.get(over, OTHER_COLOUR)
+    return {"color": colour, "linewidth": 3.0 if over == "items" else 1.4}
 
 
 def _draw_claim(ax: Axes, y: int, row: pd.Series) -> None:
     printed = read_printed(row["published"])
-    colour = INTERVAL_COLOURS.get(row["interval_over"], OTHER_COLOUR)
     if np.isfinite(row["low"]):
-        ax.plot([row["low"], row["high"]], [y, y], color=colour, linewidth=2, zorder=1)
+        ax.plot([row["low"], row["high"]], [y, y], zorder=1, **_line_of(row["interval_over"]))
     if printed.low == printed.high:
         ax.plot(printed.low, y, "D", color=PUBLISHED_COLOUR, markersize=5, fillstyle="none",
                 zorder=3)  # fmt: skip

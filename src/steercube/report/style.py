@@ -1,14 +1,19 @@
-"""What all figures share: colours, letters, width, and an empty figure.
+"""What all figures share: colours, letters, width, an empty figure, and what makes text fit.
 
 Colours: a sequential map that is even in lightness (cividis), and two hues apart in lightness
 for the trainings (Okabe & Ito 2008), so nothing is told by hue alone.
 """
 
-from typing import Any
+import re
+from collections.abc import Sequence
+from functools import cache
+from typing import Any, Literal
 
 import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.font_manager import FontProperties
+from matplotlib.textpath import TextPath
 
 TRAINING_COLOURS = {"distilled": "#0072B2", "rl": "#D55E00"}
 OTHER_COLOUR = "#555555"
@@ -18,16 +23,25 @@ PUBLISHED_COLOUR = "#CC79A7"
 GENERATION_COLOUR = "#CC79A7"
 RESPONSES_COLOUR = "#0072B2"
 TRAINING_NAMES = {"distilled": "distilled", "rl": "full RL"}
+
+WIDTH = 6.5
+"""Inches of text across an A4 or letter page: a wider figure, and its letters, would be shrunk."""
+TITLE, TEXT, SMALL = 9.0, 8.5, 8.0
+"""Points; no letters are smaller."""
+FONT = "DejaVu Sans"
 STYLE: dict[Any, Any] = {
-    "font.family": "DejaVu Sans",
-    "font.size": 9.0,
-    "axes.titlesize": 9.5,
+    "font.family": FONT,
+    "font.size": TEXT,
+    "axes.titlesize": TITLE,
+    "axes.labelsize": TEXT,
+    "xtick.labelsize": SMALL,
+    "ytick.labelsize": SMALL,
+    "legend.fontsize": SMALL,
+    "legend.frameon": False,
     "axes.spines.top": False,
     "axes.spines.right": False,
     "figure.facecolor": "white",
 }
-WIDTH = 8.0
-"""Inches: a post's column, so that letters of 9 points stay readable in it."""
 
 
 def name_of(concept: str) -> str:
@@ -35,9 +49,76 @@ def name_of(concept: str) -> str:
     return concept.replace("_", " ")
 
 
+def signed(text: str) -> str:
+    """The text with minus signs where hyphens stand for them."""
+    return re.sub(r"(?<!\w)-(?=\d)", "−", text)
+
+
+@cache
+def inches_of(text: str, size: float) -> float:
+    """Width of the longest line in letters of so many points."""
+    font = FontProperties(family=FONT)
+    lines = [line for line in text.split("\n") if line.strip()]
+    widths = [TextPath((0, 0), line, size=size, prop=font).get_extents().width for line in lines]
+    return max(widths, default=0.0) / 72
+
+
+def wrapped(text: str, inches: float, size: float) -> str:
+    """The text in lines that fit, broken after spaces and hyphens; a longer word sticks out."""
+    first, *others = re.findall(r"[^ -]*[ -]?", text)
+    lines = [first]
+    for word in others:
+        longer = lines[-1] + word
+        if inches_of(longer, size) <= inches:
+            lines[-1] = longer
+        else:
+            lines.append(word)
+    return "\n".join(line.rstrip(" ") for line in lines)
+
+
 def blank_figure(width: float, height: float, **grid: object) -> tuple[Figure, np.ndarray]:
     """A figure outside pyplot, which keeps no state between calls, and its axes (row, column)."""
-    figure = Figure(figsize=(width, height), layout="constrained")
+    figure = Figure(figsize=(min(width, WIDTH), height), layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.subplots(squeeze=False, **grid)  # type: ignore[call-overload]
+    for ax in axes.flat:
+        # Ticks that are made when the figure is saved no longer see the style.
+        ax.tick_params(labelsize=SMALL)
     return figure, axes
+
+
+def drop_unused(axes: np.ndarray) -> None:
+    """Hide panels without data; the lowest that is left of each column names its ticks."""
+    for column in axes.T:
+        used = [ax for ax in column if ax.has_data()]
+        for ax in column:
+            ax.set_visible(ax in used)
+        if used:
+            used[-1].tick_params(labelbottom=True)
+
+
+def title_of(figure: Figure, text: str) -> None:
+    """The title of the whole figure, from its left edge."""
+    figure.suptitle(text, x=0.01, ha="left", fontsize=TITLE)
+
+
+def legend_of(
+    figure: Figure,
+    handles: Sequence[Any],
+    *,
+    where: Literal["upper", "lower"] = "upper",
+    title: str | None = None,
+) -> None:
+    """The legend of the whole figure, outside its axes, in as many columns as fit."""
+    widest = max(inches_of(str(handle.get_label()), SMALL) for handle in handles)
+    fitting = max(1, int((figure.get_figwidth() - 0.1) // (widest + 0.6)))
+    rows = -(-len(handles) // fitting)
+    figure.legend(
+        handles=handles,
+        loc="outside upper center" if where == "upper" else "outside lower center",
+        fontsize=SMALL,
+        ncols=-(-len(handles) // rows),
+        frameon=False,
+        title=title,
+        title_fontsize=TITLE,
+    )
