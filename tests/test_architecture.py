@@ -11,7 +11,7 @@ PACKAGE = Path(analysis.__file__).parents[1]
 COLLECTING = {"torch", "transformers", "accelerate", "gguf"}
 STAGES = [
     *("schema", "streams", "netcdf", "cube", "answers", "concepts", "models", "study", "collect"),
-    *("cells", "results", "analysis", "report", "analyze", "cli", "__main__"),
+    *("cells", "results", "analysis", "report", "analyze", "reproduce", "cli", "__main__"),
 ]
 """In the order in which data flow; none imports a later one."""
 

@@ -30,6 +30,9 @@ NOTHING_TO_DO = (
     "Fetch the published study with `steercube import-study`, or put a cube of your own there."
 )
 
+SETTINGS = ("title", "source", "seed", "n_resamples", "confidence_level")
+"""Attributes of the cells that a manifest repeats."""
+
 
 def studies(data: str | Path) -> list[str]:
     """Names of the studies in a folder: every cube, and every cells file, by its stem."""
@@ -78,11 +81,11 @@ def analyze(
         cells, changed = cells_of(
             name, data, posteriors=posteriors if full else None, report=report
         )
+        if changed:
+            save_cells(cells, Path(data) / f"{name}.cells.nc")
         sampled = sample(cells, posteriors, report=report) if nuts else {}
         ledger = ledgers.get(name)
         write_conclusions(name, cells, paper, ledger=ledger, sampled=sampled, report=report)
-        if changed:
-            save_cells(cells, Path(data) / f"{name}.cells.nc")
 
 
 def cells_of(
@@ -203,7 +206,8 @@ def write_conclusions(
         tables,
         figures,
         inputs=inputs | ({ledger.name: ledger.sha256} if ledger else {}),
-        settings={name: cells.attrs[name] for name in ("seed", "n_resamples", "confidence_level")},
+        settings={name: cells.attrs[name] for name in SETTINGS}
+        | {"sampled by NUTS": ", ".join(sampled or {}) or "nothing"},
     )
     report(f"  wrote {folder}")
     if "claims" in tables:

@@ -61,6 +61,21 @@ def parser() -> argparse.ArgumentParser:
     )
     analyze.set_defaults(run=_analyze)
 
+    written = commands.add_parser(
+        "paper", help="the post of every analysed study, as Markdown and as one HTML page"
+    )
+    written.add_argument("study", nargs="?", help="only this one (default: all)")
+    written.add_argument("--paper", default="paper", help="folder of results and of the template")
+    written.set_defaults(run=_paper)
+
+    repeated = commands.add_parser(
+        "reproduce", help="analyze and paper anew in an empty folder, compared with what is there"
+    )
+    repeated.add_argument("study", nargs="?", help="only this one (default: all)")
+    repeated.add_argument("--data", default="data", help="folder of cubes and cells")
+    repeated.add_argument("--paper", default="paper", help="folder of results")
+    repeated.set_defaults(run=_reproduce)
+
     calibrated = commands.add_parser(
         "calibrate", help="coverage of the intervals on simulated sweeps of a study's shape"
     )
@@ -183,6 +198,18 @@ def _analyze(options: argparse.Namespace) -> None:
     from steercube.analyze import analyze
 
     analyze(options.data, options.paper, study=options.study, full=options.full, nuts=options.nuts)
+
+
+def _paper(options: argparse.Namespace) -> None:
+    from steercube.report.paper import write_papers
+
+    write_papers(options.paper, study=options.study)
+
+
+def _reproduce(options: argparse.Namespace) -> None:
+    from steercube.reproduce import reproduce
+
+    reproduce(options.data, options.paper, study=options.study)
 
 
 def _calibrate(options: argparse.Namespace) -> None:

@@ -63,6 +63,7 @@ def _row(
     low: float = np.nan,
     high: float = np.nan,
     share: float = np.nan,
+    mc_error: float = np.nan,
     reason: str = "",
 ) -> Row:
     return {
@@ -74,6 +75,7 @@ def _row(
         "low": low,
         "high": high,
         "share": share,
+        "mc_error": mc_error,
         "reason": reason,
     }
 
@@ -94,7 +96,10 @@ def _of_nuts(outcome: str, sampled: Sampled, failed: bool) -> list[Row]:
     if failed:
         return [_row(outcome, NUTS, "sd_model", reason="failed its gates")]
     return [
-        _row(outcome, NUTS, name, row["median"], row["low"], row["high"])
+        _row(
+            *(outcome, NUTS, name, row["median"], row["low"], row["high"]),
+            mc_error=row["mcse_mean"],
+        )
         for name, row in sampled.summary.items()
         if name in SDS
     ]

@@ -117,7 +117,7 @@ def relative_to_others(table: xr.DataArray, concept: str, level: float) -> Estim
     """
     if (table <= 0).any():
         return Estimate.undefined("a ratio needs positive values of every concept")
-    logs = np.log(table)
+    logs = table.copy(data=np.log(table.values))
     others = logs.drop_sel(concept=concept).mean("concept")
     apart = (logs.sel(concept=concept) - others).values
     apart = apart[np.isfinite(apart)]

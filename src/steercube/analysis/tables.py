@@ -79,6 +79,7 @@ from steercube.analysis.questions import difficulty, extraction, model_deviation
 from steercube.analysis.refits import leave_one_out, prior_sensitivity
 from steercube.analysis.scale import SCALED, scale_trends
 from steercube.analysis.sensitivity import sensitivity
+from steercube.analysis.sweep import about_concepts, about_models, counts, counts_of_claims
 from steercube.analysis.training import training_effects
 from steercube.analysis.verdicts import conclusions
 from steercube.cells import CONTROL_VARIABLES, OF_THE_VECTOR, REASONS
@@ -107,6 +108,9 @@ def conclude(
             "or of too few items; `reason` in the cells says which."
         )
     tables = {
+        "about_models": about_models(cells),
+        "about_concepts": about_concepts(cells),
+        "counts": counts(cells),
         "effects": effects(cells),
         "layer_effects": layer_effects(cells),
         "models": models(cells),
@@ -123,7 +127,10 @@ def conclude(
         tables["controls"] = controls(cells)
     tables |= hierarchical(cells, sampled)
     tables["conclusions"] = conclusions(cells, tables, claims)
-    return tables | ({"claims": ledger(cells, claims)} if claims else {})
+    if claims:
+        tables["claims"] = ledger(cells, claims)
+        tables["counts"] = pd.concat([tables["counts"], counts_of_claims(tables["claims"])])
+    return tables
 
 
 def hierarchical(

@@ -63,7 +63,7 @@ WITHOUT_CONCEPTS = "items, models"
 
 
 @dataclass(frozen=True)
-class Effect:
+class TrainingEffect:
     """b_training of one outcome by one method; NaN with its `reason`.
 
     Other fits of the primary model are compared with the exact one: `apart` is the distance of the
@@ -90,20 +90,22 @@ class Effect:
     level: float = np.nan
     negligible: float = np.nan
     n_models: int = 0
+    mc_error: float = np.nan
+    """Standard error of a sampled estimate; NaN where nothing is sampled."""
     diagnostics: str = ""
     reason: str = ""
 
 
 def training_effects(
     cells: xr.Dataset, *, sampled: Mapping[str, Sampled] | None = None
-) -> list[Effect]:
+) -> list[TrainingEffect]:
     """Every outcome by every method; `sampled` are NUTS fits of the model of cells by outcome."""
-    rows: list[Effect] = []
+    rows: list[TrainingEffect] = []
     for outcome in OUTCOMES:
         try:
             effects = cell_effects(cells, outcome)
         except ValueError as error:
-            rows.append(Effect(outcome, GRID, MODELS, BOTH, reason=str(error)))
+            rows.append(TrainingEffect(outcome, GRID, MODELS, BOTH, reason=str(error)))
             continue
         found = by_method(effects, level=level_of(cells), seed=int(cells.attrs["seed"]))
         if sampled and outcome in sampled:
@@ -118,7 +120,9 @@ def training_effects(
     return [replace(row, level=level_of(cells)) for row in rows]
 
 
-def _compared(effects: CellEffects, rows: list[Effect], level: float) -> Iterator[Effect]:
+def _compared(
+    effects: CellEffects, rows: list[TrainingEffect], level: float
+) -> Iterator[TrainingEffect]:
     """The rows, with how far the fits of the primary model lie from the exact one."""
     terms = primary_terms(effects)
     adjusted = next((name for name, of in ADJUSTED.items() if of == terms), "")
@@ -139,7 +143,7 @@ def _compared(effects: CellEffects, rows: list[Effect], level: float) -> Iterato
 
 def by_method(
     effects: CellEffects, *, level: float, seed: int, n_resamples: int = N_RESAMPLES
-) -> list[Effect]:
+) -> list[TrainingEffect]:
     """Every method that needs no more than the cells' effects."""
     rows = list(_by_design(effects, level, seed, n_resamples))
     for adjusted, terms in ADJUSTED.items():
@@ -169,10 +173,12 @@ def difference(
         return (apart * concepts).sum(-1) / (both * concepts).sum(-1)
 
 
-def _by_design(effects: CellEffects, level: float, seed: int, n_resamples: int) -> Iterator[Effect]:
+def _by_design(
+    effects: CellEffects, level: float, seed: int, n_resamples: int
+) -> Iterator[TrainingEffect]:
     """What the design says without a model of effects: bootstraps, t over models, permutation."""
     if reason := why_not(effects, ()) or _one_sided(effects):
-        yield Effect(effects.outcome, BOOTSTRAP, ITEMS, reason=reason)
+        yield TrainingEffect(effects.outcome, BOOTSTRAP, ITEMS, reason=reason)
         return
     table, high = _table(effects), effects.predictors["training"] > 0
     n_models = len(table)
@@ -180,11 +186,11 @@ def _by_design(effects: CellEffects, level: float, seed: int, n_resamples: int) 
     estimate = float(difference(table, high, *ones))
     if not np.isfinite(estimate):
         reason = "no concept was run by models of both trainings"
-        yield Effect(effects.outcome, BOOTSTRAP, ITEMS, reason=reason)
+        yield TrainingEffect(effects.outcome, BOOTSTRAP, ITEMS, reason=reason)
         return
     for takes, draws in _bootstraps(effects, table, high, seed, n_resamples).items():
         low, high_end = np.quantile(draws[np.isfinite(draws)], [(1 - level) / 2, (1 + level) / 2])
-        yield Effect(
+        yield TrainingEffect(
             effects.outcome, BOOTSTRAP, takes, estimate=estimate, low=float(low),
             high=float(high_end), n_models=n_models,
             diagnostics=_bootstrap_note(takes, high),
@@ -192,15 +198,15 @@ def _by_design(effects: CellEffects, level: float, seed: int, n_resamples: int) 
     means = adjusted_means(table)
     if means is None:
         reason = "models and concepts are not linked: what one ran, too few others ran"
-        yield Effect(effects.outcome, MEANS, "models", reason=reason)
+        yield TrainingEffect(effects.outcome, MEANS, "models", reason=reason)
     else:
         t = two_sample_t(means, high, level=level)
-        yield Effect(
+        yield TrainingEffect(
             effects.outcome, MEANS, "models", estimate=t.value, low=t.low, high=t.high,
             n_models=n_models, diagnostics=f"degrees of freedom: {n_models - 2}", reason=t.reason,
         )  # fmt: skip
     p, floor = permutation(table, high, stream("training labels", seed=seed))
-    yield Effect(
+    yield TrainingEffect(
         effects.outcome, PERMUTATION, "labels of models", estimate=estimate, p_value=p,
         least_p=floor, n_models=n_models, diagnostics=f"the least possible p is {floor:.4g}",
     )  # fmt: skip
@@ -301,11 +307,13 @@ def permutation(
     return p, floor
 
 
-def _exact(effects: CellEffects, terms: Sequence[str], adjusted: str, level: float) -> Effect:
+def _exact(
+    effects: CellEffects, terms: Sequence[str], adjusted: str, level: float
+) -> TrainingEffect:
     if reason := why_not(effects, terms):
-        return Effect(effects.outcome, GRID, _random(effects), adjusted, reason=reason)
+        return TrainingEffect(effects.outcome, GRID, _random(effects), adjusted, reason=reason)
     posterior, notes = fit(effects, terms=terms), f"prior: {PRIOR}{_notes(effects, terms)}"
-    return Effect(
+    return TrainingEffect(
         effects.outcome, GRID, _random(effects), adjusted, **summary(posterior, level),
         n_models=len(np.unique(effects.model)), diagnostics=notes,
     )  # fmt: skip
@@ -337,15 +345,17 @@ def summary(posterior: Posterior, level: float, name: str = "training") -> dict[
     }
 
 
-def _reml(effects: CellEffects, terms: Sequence[str], adjusted: str, level: float) -> Effect:
+def _reml(
+    effects: CellEffects, terms: Sequence[str], adjusted: str, level: float
+) -> TrainingEffect:
     if reason := why_not(effects, terms):
-        return Effect(effects.outcome, REML, _random(effects), adjusted, reason=reason)
+        return TrainingEffect(effects.outcome, REML, _random(effects), adjusted, reason=reason)
     n_models = len(np.unique(effects.model))
     try:
         found = reml_of_cells(effects, terms=terms)
     except ValueError as error:
-        return Effect(effects.outcome, REML, _random(effects), adjusted, reason=str(error))
-    return Effect(
+        return TrainingEffect(effects.outcome, REML, _random(effects), adjusted, reason=str(error))
+    return TrainingEffect(
         effects.outcome, REML, _random(effects), adjusted, **t_interval(found, n_models, level),
         n_models=n_models, diagnostics=_boundary(found),
     )  # fmt: skip
@@ -364,7 +374,7 @@ def _boundary(found: Reml) -> str:
     return f"at its boundary 0, so that the interval is too narrow: {', '.join(found.at_boundary)}"
 
 
-def _nuts(effects: CellEffects, sampled: Sampled) -> Effect:
+def _nuts(effects: CellEffects, sampled: Sampled) -> TrainingEffect:
     terms = primary_terms(effects)
     adjusted = BOTH if terms == TERMS else ALONE
     exact = fit(effects, terms=terms)
@@ -372,26 +382,27 @@ def _nuts(effects: CellEffects, sampled: Sampled) -> Effect:
     problems = failed_gates(sampled, exact)
     if problems or "training" not in terms:
         reason = f"failed its gates: {'; '.join(problems)}" if problems else _one_sided(effects)
-        return Effect(effects.outcome, NUTS, MODELS, adjusted, diagnostics=diagnostics,
+        return TrainingEffect(effects.outcome, NUTS, MODELS, adjusted, diagnostics=diagnostics,
                       reason=reason)  # fmt: skip
     row = sampled.summary["training"]
-    return Effect(
+    return TrainingEffect(
         effects.outcome, NUTS, MODELS, adjusted, estimate=row["median"], low=row["low"],
         high=row["high"], probability_negative=row["negative"],
-        n_models=len(np.unique(effects.model)), diagnostics=diagnostics,
+        n_models=len(np.unique(effects.model)), mc_error=row["mcse_mean"],
+        diagnostics=diagnostics,
     )  # fmt: skip
 
 
-def _of_items(cells: xr.Dataset) -> Iterator[Effect]:
+def _of_items(cells: xr.Dataset) -> Iterator[TrainingEffect]:
     """The fits of single items that the cells keep, of Cohen's d."""
     outcome, n_models = ITEM_OUTCOME, len(compared_models(cells))
     if not {"item_fit_of", "item_fit_value"} <= set(cells.variables):
         reason = "the cells keep no fit of single items; `steercube analyze` makes it from the cube"
-        yield Effect(outcome, "items", MODELS, BOTH, reason=reason)
+        yield TrainingEffect(outcome, "items", MODELS, BOTH, reason=reason)
         return
     if cells["item_fit_of"].item() != fitted_to(cells):
         reason = "the cells keep fits of other models, trainings or concepts"
-        yield Effect(outcome, "items", MODELS, BOTH, reason=reason)
+        yield TrainingEffect(outcome, "items", MODELS, BOTH, reason=reason)
         return
     terms = primary_terms(cell_effects(cells))
     adjusted = next((name for name, of in ADJUSTED.items() if of == terms), "scale")
@@ -399,7 +410,7 @@ def _of_items(cells: xr.Dataset) -> Iterator[Effect]:
         found = cells.sel(item_fit=fit_name)
         ends = {name: float(found[f"item_fit_{name}"].sel(item_term="training"))
                 for name in ("value", "low", "high")}  # fmt: skip
-        yield Effect(
+        yield TrainingEffect(
             outcome, str(fit_name), MODELS, adjusted, estimate=ends["value"], low=ends["low"],
             high=ends["high"], n_models=n_models, diagnostics=found["item_fit_diagnostics"].item(),
             reason=found["item_fit_problem"].item(),

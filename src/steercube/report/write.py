@@ -11,16 +11,23 @@ import platform
 import tempfile
 from collections.abc import Mapping
 from importlib.metadata import version
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+import matplotlib as mpl
 import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
+from steercube.report.printed import printed_tables
+
 NUMBER = "%.10g"
 DPI = 150
+AS_SVG = ("layer_curves",)
 KEYS = {
+    "about_concepts": ["concept"],
+    "counts": ["statistic"],
     "effects": ["model", "concept"],
     "models": ["model", "estimand", "concepts"],
     "concepts": ["concept", "estimand", "models", "statistic"],
@@ -34,11 +41,19 @@ KEYS = {
     "concordance": ["estimand", "statistic", "model", "model_other"],
     "leave_one_out": ["outcome", "adjusted", "without", "left_out"],
     "multiverse_summary": ["statistic"],
+    "model_deviations": ["model"],
+    "difficulty": ["concept", "statistic"],
+    "extraction": ["property", "statistic"],
+    "predictive_checks": ["outcome", "statistic"],
+    "design": ["outcome", "effect_is", "kind", "adjusted"],
     "conclusions": ["id"],
 }
 """Columns that name a row of each table whose numbers a text may cite."""
 
-PACKAGES = ("steercube", "numpy", "scipy", "xarray", "pandas", "matplotlib")
+PACKAGES = (
+    *("steercube", "numpy", "scipy", "xarray", "pandas", "matplotlib"),
+    *("statsmodels", "pymc", "arviz", "pingouin"),
+)
 
 
 def write_study(
@@ -61,7 +76,7 @@ def write_study(
             "inputs": dict(sorted(inputs.items())),
             "outputs": outputs,
             "settings": dict(settings),
-            "versions": {name: version(name) for name in PACKAGES}
+            "versions": {name: version(name) for name in PACKAGES if find_spec(name)}
             | {"python": ".".join(platform.python_version_tuple()[:2])},
         }
         (made / "manifest.json").write_text(_json(manifest))
@@ -109,15 +124,19 @@ def write_tables(folder: Path, tables: Mapping[str, pd.DataFrame]) -> None:
     folder.mkdir(parents=True)
     for name, table in tables.items():
         table.to_csv(folder / f"{name}.csv", index=False, float_format=NUMBER)
-    for name, text in markdown_tables(tables).items():
+    for name, text in printed_tables(tables).items():
         (folder / f"{name}.md").write_text(text)
 
 
 def write_figures(folder: Path, figures: Mapping[str, Figure]) -> None:
-    """Each figure as PNG, without the metadata that would change from run to run."""
+    """Each figure as PNG, those that a page looks into as SVG too, the same from run to run."""
     folder.mkdir(parents=True)
     for name, figure in figures.items():
         figure.savefig(folder / f"{name}.png", dpi=DPI, metadata={"Software": None})
+        if name in AS_SVG:
+            with mpl.rc_context({"svg.hashsalt": name}):
+                metadata = {"Date": None, "Creator": None}
+                figure.savefig(folder / f"{name}.svg", metadata=metadata)
 
 
 def numbers(tables: Mapping[str, pd.DataFrame]) -> dict[str, dict[str, Any]]:
@@ -126,8 +145,11 @@ def numbers(tables: Mapping[str, pd.DataFrame]) -> dict[str, dict[str, Any]]:
     for name, keys in KEYS.items():
         table = tables.get(name, pd.DataFrame())
         for row in table.to_dict("records") if set(keys) <= set(table) else []:
-            stem = "/".join([name, *(str(row[key]) for key in keys if row[key] != "")])
-            found |= _numbers_of_row(stem, name, row)
+            labels = [row[key] for key in keys if not pd.isna(row[key]) and row[key] != ""]
+            stem = "/".join([name, *map(str, labels)])
+            for id, number in _numbers_of_row(stem, name, row).items():
+                # Designs that differ in items or models alone share an id; the first is the own.
+                found.setdefault(id, number)
     return found
 
 
@@ -142,18 +164,33 @@ def _numbers_of_row(stem: str, table: str, row: Mapping[str, Any]) -> dict[str, 
             number: _number(table, row, value, f"{value}_low", f"{value}_high", over="items")
             for number, value in named.items()
         }
-    value = {"claims": "recomputed"}.get(table, "estimate" if "estimate" in row else "value")
+    low, high = ENDS.get(table, ("low", "high"))
     over = row.get("interval_over") or row.get("takes_as_random") or ""
-    number = _number(table, row, value, "low", "high", over=over)
-    found = number | {name: _plain(row[name]) for name in EXTRA if name in row}
-    return {stem: found | ({"agrees": row["agrees"]} if row.get("agrees") else {})}
+    number = _number(table, row, _value_of(table, row), low, high, over=over)
+    number |= {name: _plain(row[name]) for name in EXTRA if name in row}
+    return {stem: number | {name: row[name] for name in TEXTS if _said(row.get(name))}}
 
 
+def _value_of(table: str, row: Mapping[str, Any]) -> str:
+    """The column that is the row's number."""
+    if table == "design":
+        return "n_rl" if row.get("kind") == "needed" else "power"
+    return VALUES.get(table, "estimate" if "estimate" in row else "value")
+
+
+def _said(value: Any) -> bool:
+    return isinstance(value, str) and value != ""
+
+
+VALUES = {"claims": "recomputed", "predictive_checks": "found", "about_concepts": "n_items"}
+ENDS = {"predictive_checks": ("posterior_low", "posterior_high")}
 EXTRA = (
-    *("corrected", "p_value", "probability_negative", "probability_negligible", "bayes_factor"),
-    *("share", "gain", "gain_standard_error"),
+    *("corrected", "balanced", "p_value", "least_p", "expected_under_null", "smallest", "largest"),
+    *("probability_negative", "probability_negligible", "bayes_factor", "share", "mc_error"),
+    *("gain", "gain_standard_error", "effect", "type_s", "type_m", "n_valid_items"),
 )
 """What else a text may say of a number, where its table has it."""
+TEXTS = ("published", "verdict", "sentence", "statement", "also", "units", "agrees", "reason")
 
 
 def _number(
@@ -176,60 +213,3 @@ def _plain(value: Any) -> float | int | None:
         return None
     number = float(NUMBER % value)
     return int(number) if isinstance(value, (int, np.integer)) else number
-
-
-def markdown_tables(tables: Mapping[str, pd.DataFrame]) -> dict[str, str]:
-    """The tables of a post, rounded: models, concepts, depth, agreement and the claims."""
-    models, concepts = tables["models"], tables["concepts"]
-    every = models[models["concepts"] == "every concept it ran"]
-    means = concepts[
-        (concepts["statistic"] == "mean") & (concepts["models"] == "every model that ran it")
-    ]
-    of_training = dict(zip(every["model"], every["training"], strict=True))
-    by_model = _pivot(every, "model")
-    by_model.insert(0, "training", [of_training[model] for model in by_model.index])
-    texts = {
-        "models": _markdown(by_model.reset_index()),
-        "concepts": _markdown(_pivot(means, "concept").reset_index()),
-        "depth": _markdown(_with_interval(tables["depth"], "best depth", ["group"])),
-    }
-    if len(tables["agreement"]):
-        pooled = tables["agreement"][tables["agreement"]["model"] == "every model"]
-        texts["agreement"] = _markdown(
-            _with_interval(pooled, "value [interval]", ["concept", "statistic"])
-        )
-    if "claims" in tables:
-        columns = ["id", "claim", "published", "recomputed_as_printed", "verdict", "reason"]
-        renamed = tables["claims"][columns].rename(columns={"recomputed_as_printed": "recomputed"})
-        texts["claims"] = _markdown(renamed)
-    texts["conclusions"] = _markdown(tables["conclusions"][["id", "verdict", "sentence"]])
-    return texts
-
-
-def _pivot(table: pd.DataFrame, index: str) -> pd.DataFrame:
-    shown = table.assign(shown=[_interval(row) for row in table.to_dict("records")])
-    order = list(dict.fromkeys(table[index]))
-    columns = list(dict.fromkeys(table["estimand"]))
-    wide = shown.pivot_table(index=index, columns="estimand", values="shown", aggfunc="first")
-    return wide.loc[order, columns].rename_axis(columns=None)
-
-
-def _with_interval(table: pd.DataFrame, name: str, labels: list[str]) -> pd.DataFrame:
-    shown = pd.Series([_interval(row) for row in table.to_dict("records")], index=table.index)
-    over = table["interval_over"].rename("over")
-    return pd.concat([table[labels], shown.rename(name), over], axis="columns")
-
-
-def _interval(row: Mapping[str, Any]) -> str:
-    if not np.isfinite(row["value"]):
-        return "–"
-    if not np.isfinite(row["low"]):
-        return f"{row['value']:.2f}"
-    return f"{row['value']:.2f} [{row['low']:.2f}, {row['high']:.2f}]"
-
-
-def _markdown(table: pd.DataFrame) -> str:
-    header = "| " + " | ".join(map(str, table.columns)) + " |"
-    rule = "|" + " --- |" * table.shape[1]
-    rows = ["| " + " | ".join(map(str, row)) + " |" for row in table.to_numpy()]
-    return "\n".join([header, rule, *rows]) + "\n"

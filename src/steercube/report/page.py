@@ -1,0 +1,209 @@
+"""The post as one HTML file that needs no network: figures embedded, numbers with their source.
+
+Without JavaScript everything is there to read; with it tables sort, the heat map shows each cell's
+interval and layer curve, and models can be switched off in the layer curves.
+"""
+
+import base64
+import itertools
+import json
+import re
+from collections.abc import Mapping, Sequence
+from html import escape
+from pathlib import Path
+from typing import Any
+
+import jinja2
+import latex2mathml.converter
+import matplotlib as mpl
+import numpy as np
+import pandas as pd
+from markdown_it import MarkdownIt
+from markdown_it.token import Token
+from mdit_py_plugins.anchors import anchors_plugin
+from mdit_py_plugins.dollarmath import dollarmath_plugin
+
+from steercube.report.post import MARK, Citation, Post, Results, without_marks
+from steercube.report.style import name_of
+
+FIGURE = re.compile(
+    r'<p><img src="figures/(?P<name>[\w-]+)\.png" alt="(?P<alt>[^"]*)" ?/?></p>\n'
+    r"(?:<p><em>(?P<caption>.*?)</em></p>)?",
+    re.DOTALL,
+)
+VERDICT = re.compile(r"<strong>Verdict: (<span[^>]*>([\w ]+)</span>)\.</strong>")
+LONG = re.compile(r"<td>(?=[^<]{45})")
+"""A cell that holds a sentence, and may break; numbers and intervals stay on one line."""
+ANCHOR = re.compile(r"&lt;a id=&quot;(ref-[\w-]+)&quot;&gt;&lt;/a&gt;")
+
+
+def page(post: Post, results: Results, folder: str | Path, assets: str | Path) -> str:
+    """The page; `folder` holds the study's figures, `assets` the page's template, style, script."""
+    assets = Path(assets)
+    parser = _parser()
+    tokens = parser.parse(post.marked)
+    body = parser.renderer.render(tokens, parser.options, {})
+    body = ANCHOR.sub(r'<span id="\1"></span>', body)
+    body = _with_tables(body)
+    body = FIGURE.sub(lambda found: _figure(found, results, Path(folder)), body)
+    body = _with_sources(body, post.citations)
+    body = VERDICT.sub(r'<strong class="verdict" data-verdict="\2">Verdict: \1</strong>', body)
+    environment = jinja2.Environment(undefined=jinja2.StrictUndefined, autoescape=True)
+    template = environment.from_string((assets / "page.html.j2").read_text(encoding="utf-8"))
+    return template.render(
+        title=without_marks(_text_of(tokens, "h1")[0][1]),
+        contents=[(slug, without_marks(text)) for slug, text in _text_of(tokens, "h2")],
+        body=body,
+        style=(assets / "page.css").read_text(encoding="utf-8"),
+        script=(assets / "page.js").read_text(encoding="utf-8"),
+        data=_json_in_html(_data(results)),
+    )
+
+
+def _parser() -> MarkdownIt:
+    return (
+        MarkdownIt("commonmark", {"html": False})
+        .enable("table")
+        .use(anchors_plugin, max_level=3)
+        .use(dollarmath_plugin, renderer=_mathml)
+    )
+
+
+def _mathml(equation: str, options: Mapping[str, Any]) -> str:
+    display = "block" if options.get("display_mode") else "inline"
+    converted: str = latex2mathml.converter.convert(equation, display=display)
+    return converted
+
+
+def _text_of(tokens: Sequence[Token], tag: str) -> list[tuple[str, str]]:
+    """Slug and text of every heading of one level."""
+    return [
+        (str(token.attrs["id"]), tokens[at + 1].content)
+        for at, token in enumerate(tokens)
+        if token.type == "heading_open" and token.tag == tag
+    ]
+
+
+def _with_tables(body: str) -> str:
+    """Tables that scroll sideways by themselves, so that the page does not."""
+    number = itertools.count(1)
+    body = LONG.sub('<td class="long">', body)
+    opened = re.sub(
+        "<table>",
+        lambda _: (
+            f'<div class="scroll" role="region" tabindex="0" aria-label="Table '
+            f'{next(number)}">\n<table class="sortable">'
+        ),
+        body,
+    )
+    return opened.replace("</table>", "</table>\n</div>")
+
+
+def _with_sources(body: str, citations: Sequence[Citation]) -> str:
+    """Each cited number as an element that names its table; bare text within attributes."""
+    body = re.sub(r'="[^"]*"', lambda found: without_marks(found.group()), body)
+
+    def element(found: re.Match[str]) -> str:
+        citation = citations[int(found.group(1))]
+        source = escape(f"{citation.id} ({citation.table})", quote=True)
+        if citation.value is None:
+            kind = "cited" if len(found.group(2)) < 25 else "said"
+            return f'<span class="{kind}" title="{source}">{found.group(2)}</span>'
+        value = f"{citation.value:.10g}"
+        return f'<data class="cited" value="{value}" title="{source}">{found.group(2)}</data>'
+
+    return MARK.sub(element, body)
+
+
+def _figure(found: re.Match[str], results: Results, folder: Path) -> str:
+    name, alt = found["name"], without_marks(found["alt"])
+    drawn = {"effect_size_heatmap": _heat_map, "layer_curves": _curves}.get(name, _image)
+    caption = f"<figcaption>{found['caption']}</figcaption>" if found["caption"] else ""
+    return f'<figure id="{name}">{drawn(name, alt, results, folder)}{caption}</figure>'
+
+
+def _image(name: str, alt: str, results: Results, folder: Path) -> str:
+    data = base64.b64encode((folder / "figures" / f"{name}.png").read_bytes()).decode()
+    return f'<img src="data:image/png;base64,{data}" alt="{alt}" loading="lazy">'
+
+
+def _curves(name: str, alt: str, results: Results, folder: Path) -> str:
+    """The figure as SVG, each model's curves in groups that the script can switch off."""
+    path = folder / "figures" / f"{name}.svg"
+    if not path.is_file():
+        return _image(name, alt, results, folder)
+    svg = path.read_text(encoding="utf-8")
+    svg = svg[svg.index("<svg") :]
+    return svg.replace("<svg", f'<svg role="img" aria-label="{alt}"', 1)
+
+
+def _heat_map(name: str, alt: str, results: Results, folder: Path) -> str:
+    """Cohen's d as a table with shaded cells; a cell's button shows what else is known of it."""
+    effects = results.tables["effects"]
+    models = list(dict.fromkeys(effects["model"].astype(str)))
+    concepts = list(dict.fromkeys(effects["concept"]))
+    cells = {(str(r["model"]), r["concept"]): r for r in effects.to_dict("records")}
+    limit = float(effects["cohens_d"].abs().max()) or 1.0
+    head = "".join(f'<th scope="col">{escape(model)}</th>' for model in models)
+    rows = "".join(
+        f'<tr><th scope="row">{escape(name_of(concept))}</th>'
+        + "".join(_heat_cell(cells[model, concept], limit) for model in models)
+        + "</tr>"
+        for concept in concepts
+    )
+    return (
+        f'<div class="scroll" role="region" tabindex="0" aria-label="{alt}">'
+        f'<table class="heat"><caption class="unseen">{alt}</caption>'
+        f"<thead><tr><td></td>{head}</tr></thead><tbody>{rows}</tbody></table></div>"
+        '<div class="cell-detail" aria-live="polite"></div>'
+    )
+
+
+def _heat_cell(row: Mapping[str, Any], limit: float) -> str:
+    d = row["cohens_d"]
+    if not np.isfinite(d):
+        return f'<td class="empty" title="{escape(row["reason"] or "not run")}">–</td>'
+    shade = mpl.colormaps["cividis"](max(0.0, d / limit))
+    ink = "#000" if 0.299 * shade[0] + 0.587 * shade[1] + 0.114 * shade[2] > 0.5 else "#fff"
+    where = f"{row['model']}|{row['concept']}"
+    shown = f"{d:.2f}".replace("-", "−")
+    return (
+        f'<td style="background:{mpl.colors.to_hex(shade)};color:{ink}" '
+        f'data-cell="{escape(where, quote=True)}">{shown}</td>'
+    )
+
+
+def _data(results: Results) -> dict[str, Any]:
+    """What the script shows of a cell: its d, interval, items, layer, and its layer curve."""
+    curves = {
+        f"{model}|{concept}": {
+            name: [_short(v) for v in of[name]]
+            for name in ("layer", "depth", "cohens_d", "cohens_d_low", "cohens_d_high")
+        }
+        for (model, concept), of in results.tables["layer_effects"].groupby(["model", "concept"])
+    }
+    cells = {}
+    for row in results.tables["effects"].to_dict("records"):
+        where = f"{row['model']}|{row['concept']}"
+        if np.isfinite(row["cohens_d"]):
+            fields = ("layer", "depth", "n", "cohens_d", "cohens_d_low", "cohens_d_high")
+            cells[where] = {name: _short(row[name]) for name in fields} | {
+                "model": str(row["model"]),
+                "concept": name_of(row["concept"]),
+                "curve": curves.get(where, {}),
+            }
+    models = results.tables["about_models"]["model"].astype(str).tolist()
+    return {"models": models, "cells": cells, "level": _level(results)}
+
+
+def _level(results: Results) -> str:
+    return f"{float(results.settings['confidence_level']):.0%}"
+
+
+def _short(value: float) -> float | None:
+    """Four digits are all that a screen shows."""
+    return None if pd.isna(value) else float(f"{value:.4g}")
+
+
+def _json_in_html(data: Mapping[str, Any]) -> str:
+    return json.dumps(data, separators=(",", ":"), allow_nan=False).replace("<", "\\u003c")

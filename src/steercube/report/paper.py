@@ -1,0 +1,35 @@
+"""The post of each analysed study, `post.md` and `post.html`, from its folder and the template."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+from steercube.report.methods import methods
+from steercube.report.page import page
+from steercube.report.post import read_assets, read_results, render
+
+Report = Callable[[str], None]
+
+
+def write_papers(paper: str | Path, *, study: str | None = None, report: Report = print) -> None:
+    """The post of every study in `paper` that was analysed, or of the one named.
+
+    Raises FileNotFoundError where there is none, ValueError for a template or results that do not
+    fit each other; the posts that were there are then as they were.
+    """
+    paper = Path(paper)
+    analysed = sorted(path.parent.name for path in paper.glob("*/manifest.json"))
+    if study is not None and study not in analysed:
+        raise FileNotFoundError(f"{paper} holds no results of {study!r}; it holds {analysed}")
+    if not analysed:
+        raise FileNotFoundError(f"{paper} holds no results; run `steercube analyze` first")
+    assets, definitions = read_assets(paper), methods()
+    for name in [study] if study else analysed:
+        results = read_results(paper / name)
+        post = render(results, assets, methods=definitions)
+        html = page(post, results, paper / name, paper / "page")
+        for file, text in {"post.md": post.markdown, "post.html": html}.items():
+            aside = paper / name / f".{file}.part"
+            aside.write_text(text, encoding="utf-8")
+            aside.replace(paper / name / file)
+        cited = len(post.citations)
+        report(f"{name}: wrote {paper / name / 'post.html'}; it cites {cited} numbers")

@@ -1,0 +1,376 @@
+"""The post: a template and a study's numbers in, Markdown out whose every number can be traced.
+
+A template cites a number by a name of `numbers.toml`, which gives its id in `numbers.json` and its
+format. What it prints is marked, so that after rendering a digit outside a mark is one that
+somebody typed: `render` refuses it, unless it is a label (a model, a section, a year). A number
+that a study does not have is false in a template; printing it is refused too.
+"""
+
+import json
+import re
+import tomllib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import jinja2
+import jinja2.meta
+import pandas as pd
+
+from steercube.report.bibliography import Bibliography, read_bibliography
+from steercube.schema import raise_if_any
+
+START, MIDDLE, END = "\ue000", "\ue001", "\ue002"
+"""Around a cited number: START index MIDDLE text END. Private code points, in no text."""
+OPEN, CLOSE = "\ue003", "\ue004"
+"""Around a generated block, such as a table, whose numbers are its file's."""
+HYPHEN = re.compile(r"(?<![\w\u2013-])-(?=\d)")
+"""A minus sign that was typed as a hyphen."""
+TAGS = re.compile(r"^[ \t]*((?:\{%(?:(?!%\}).)*%\}[ \t]*)+)\n", re.MULTILINE)
+"""A line of a template that holds nothing but statements, and leaves no line."""
+MARK = re.compile(f"{START}(\\d+){MIDDLE}(.*?){END}", re.DOTALL)
+BLOCK = re.compile(f"{OPEN}.*?{CLOSE}", re.DOTALL)
+
+WORDS = (
+    *("none", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten"),
+    *("eleven", "twelve"),
+)
+TYPED = re.compile(rf"(?<![\w.])[−+-]?\d[\d,.]*%?|\b(?:{'|'.join(WORDS[2:])})\b", re.I)
+"""What counts as a number that was typed: digits, and words from two to twelve."""
+LABELS = re.compile(r"^#+ \d+\.|\]\([^)]*\)|`[^`]*`|\b(?:19|20)\d\d\b", re.MULTILINE)
+"""Digits that are no result: a section's, those of an address, of code, a year."""
+
+
+@dataclass(frozen=True)
+class Reference:
+    """A name that a template may use: the id of a number, in which {fields} may be left open."""
+
+    id: str
+    format: str = ".2f"
+
+
+@dataclass(frozen=True)
+class Assets:
+    """What posts of every study are written from: template, references, literature."""
+
+    template: str
+    references: dict[str, Reference]
+    allowed: tuple[str, ...]
+    bibliography: Bibliography
+
+
+def read_assets(folder: str | Path) -> Assets:
+    """`post.md.j2`, `numbers.toml` and `references.bib` of a folder.
+
+    Raises ValueError that lists references the template does not use, and names it uses without.
+    """
+    folder = Path(folder)
+    held = tomllib.loads((folder / "numbers.toml").read_text(encoding="utf-8"))
+    allowed = tuple(held.pop("allowed", ()))
+    assets = Assets(
+        template=TAGS.sub(r"\1", (folder / "post.md.j2").read_text(encoding="utf-8")),
+        references={name: Reference(**table) for name, table in held.items()},
+        allowed=allowed,
+        bibliography=read_bibliography(folder / "references.bib"),
+    )
+    tree = jinja2.Environment().parse(assets.template)
+    used = jinja2.meta.find_undeclared_variables(tree) - CONTEXT
+    declared = set(assets.references)
+    problems = [f"{n!r} is declared and not used: use it or delete it" for n in declared - used]
+    problems += [f"{n!r} is used and not declared in numbers.toml" for n in used - declared]
+    raise_if_any(sorted(problems), what=str(folder / "numbers.toml"))
+    return assets
+
+
+@dataclass(frozen=True)
+class Citation:
+    """Where a printed number is from: its id in numbers.json and the table that holds it."""
+
+    id: str
+    table: str
+    value: float | None
+
+
+@dataclass
+class Ledger:
+    """The numbers of one study, what was cited of them, and what was asked for in vain."""
+
+    numbers: Mapping[str, Mapping[str, Any]]
+    citations: list[Citation] = field(default_factory=list)
+    problems: list[str] = field(default_factory=list)
+
+    def mark(self, text: str, id: str, value: float | None = None) -> str:
+        """The text as cited from `id`."""
+        table = str(self.numbers[id]["table"]) if id in self.numbers else id
+        self.citations.append(Citation(id, table, value))
+        return f"{START}{len(self.citations) - 1}{MIDDLE}{HYPHEN.sub('−', text)}{END}"
+
+    def refuse(self, problem: str) -> str:
+        """Note a problem; what stands in the text, which is never written, meanwhile."""
+        self.problems.append(problem)
+        return "?"
+
+
+class Number:
+    """One number as a template sees it. False where the study has no such number."""
+
+    def __init__(self, ledger: Ledger, id: str, spec: str) -> None:
+        self.ledger, self.id, self.spec = ledger, id, spec
+        self.entry = ledger.numbers.get(id, {})
+
+    def __bool__(self) -> bool:
+        return self.entry.get("value") is not None
+
+    def __str__(self) -> str:
+        return self._shown("value")
+
+    def _shown(self, name: str, spec: str = "") -> str:
+        value = self.entry.get(name)
+        if value is None:
+            why = self.entry.get("reason", "no table holds it")
+            return self.ledger.refuse(f"{self.id}: has no {name} ({why}); guard it with `if`")
+        return self.ledger.mark(format(value, spec or self.spec), self.id, value)
+
+    def __getattr__(self, name: str) -> Any:
+        """A text of the number's row as it is; another value of the row formatted like its own."""
+        value = self.entry.get(name)
+        if name.startswith("_"):
+            raise AttributeError(name)
+        if isinstance(value, str):
+            return self.ledger.mark(value, self.id)
+        return self._shown(name)
+
+    @property
+    def value(self) -> float:
+        """The bare number, for comparisons; NaN where there is none."""
+        return float(self.entry["value"]) if self else float("nan")
+
+    @property
+    def interval(self) -> str:
+        """[low, high]"""
+        if not self.has_interval:
+            return self.ledger.refuse(f"{self.id}: has no interval; guard it with `has_interval`")
+        low, high = (format(self.entry[end], self.spec) for end in ("low", "high"))
+        return self.ledger.mark(f"[{low}, {high}]", self.id)
+
+    @property
+    def full(self) -> str:
+        """The value with its interval, where there is one."""
+        return f"{self} {self.interval}" if self.has_interval else str(self)
+
+    @property
+    def has_interval(self) -> bool:
+        """Whether both ends are known."""
+        return None not in (self.entry.get("low"), self.entry.get("high"))
+
+    @property
+    def above_zero(self) -> bool:
+        """Whether the whole interval lies above zero."""
+        return self.has_interval and float(self.entry["low"]) > 0
+
+    @property
+    def below_zero(self) -> bool:
+        """Whether the whole interval lies below zero."""
+        return self.has_interval and float(self.entry["high"]) < 0
+
+    @property
+    def excludes_zero(self) -> bool:
+        """Whether the interval lies on one side of zero."""
+        return self.above_zero or self.below_zero
+
+    @property
+    def p(self) -> str:
+        """p = 0.034"""
+        return self._shown("p_value", ".3f")
+
+    @property
+    def absolute(self) -> str:
+        """The value without its sign."""
+        if not self:
+            return str(self)
+        return self.ledger.mark(format(abs(self.value), self.spec), self.id, self.value)
+
+    @property
+    def in_words(self) -> str:
+        """A small whole number as a word."""
+        if not self:
+            return str(self)
+        n = int(self.value)
+        word = WORDS[n] if 0 <= n < len(WORDS) else format(n, ",")
+        return self.ledger.mark(word, self.id, self.value)
+
+    def over(self) -> str:
+        """What the interval is over: items, models."""
+        return str(self.entry.get("interval_over") or "")
+
+    def said(self, name: str) -> str:
+        """A text of the row for comparisons, such as its verdict; empty where there is none."""
+        return str(self.entry.get(name) or "")
+
+    def bare(self, name: str) -> float:
+        """Another value of the row for comparisons; NaN where there is none."""
+        value = self.entry.get(name)
+        return float("nan") if value is None else float(value)
+
+    def at(self, spec: str) -> "Number":
+        """The same number in another format."""
+        return Number(self.ledger, self.id, spec)
+
+
+@dataclass(frozen=True)
+class Results:
+    """What a study's folder holds, as `analyze` wrote it."""
+
+    study: str
+    numbers: dict[str, dict[str, Any]]
+    tables: dict[str, pd.DataFrame]
+    printed: dict[str, str]
+    figures: tuple[str, ...]
+    settings: dict[str, Any]
+
+
+def read_results(folder: str | Path) -> Results:
+    """The results of one study.
+
+    Raises FileNotFoundError where `analyze` has not run, ValueError where a file of it is missing.
+    """
+    folder = Path(folder)
+    if not (folder / "manifest.json").is_file():
+        raise FileNotFoundError(f"{folder} holds no results; run `steercube analyze` first")
+    manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
+    missing = [name for name in manifest["outputs"] if not (folder / name).is_file()]
+    raise_if_any([f"{name} is missing; run `steercube analyze`" for name in missing], what=str(folder))
+    return Results(
+        study=folder.name,
+        numbers=json.loads((folder / "numbers.json").read_text(encoding="utf-8")),
+        tables={p.stem: read_table(p) for p in sorted((folder / "tables").glob("*.csv"))},
+        printed={p.stem: p.read_text() for p in sorted((folder / "tables").glob("*.md"))},
+        figures=tuple(p.stem for p in sorted((folder / "figures").glob("*.png"))),
+        settings=manifest["settings"],
+    )
+
+
+def read_table(path: Path) -> pd.DataFrame:
+    """A table of results; an empty text stays one."""
+    table = pd.read_csv(path)
+    texts = [c for c in table if not pd.api.types.is_numeric_dtype(table[c])]
+    return table.fillna(dict.fromkeys(texts, ""))
+
+
+@dataclass(frozen=True)
+class Post:
+    """A rendered post: `marked` Markdown, and what each mark cites."""
+
+    marked: str
+    citations: tuple[Citation, ...]
+
+    @property
+    def markdown(self) -> str:
+        """The text without marks."""
+        return without_marks(self.marked)
+
+
+def without_marks(text: str) -> str:
+    """The text that a reader sees."""
+    return MARK.sub(r"\2", text)
+
+
+CONTEXT = {
+    *("study", "settings", "models", "concepts", "families", "claims", "conclusions"),
+    *("conclusions_with", "conclusion", "table", "figure", "cite", "literature", "methods"),
+    *("models_by", "concepts_by", "listed", "words"),
+}
+"""What a template may use beside its references."""
+
+
+def render(results: Results, assets: Assets, *, methods: str = "") -> Post:
+    """The post of one study. Raises ValueError that lists every number without a source."""
+    ledger = Ledger(results.numbers)
+    environment = jinja2.Environment(undefined=jinja2.StrictUndefined)
+    context = _context(results, assets, ledger, methods)
+    text = environment.from_string(assets.template).render(context)
+    text = re.sub(r"\n{3,}", "\n\n", text).strip() + "\n"
+    labels = [*context["models"], *context["families"], results.study, *assets.allowed]
+    problems = [*ledger.problems, *assets.bibliography.problems_of(text)]
+    problems += [f"{number!r} was typed: ...{near}..." for number, near in typed(text, labels)]
+    raise_if_any(problems, what=f"the post of {results.study}")
+    return Post(text.replace(OPEN, "").replace(CLOSE, ""), tuple(ledger.citations))
+
+
+def typed(text: str, labels: Sequence[str] = ()) -> Iterator[tuple[str, str]]:
+    """Numbers of a marked text that are neither cited nor a label, with their surroundings."""
+    bare = BLOCK.sub("", MARK.sub("", text))
+    bare = LABELS.sub("", bare)
+    for label in sorted(labels, key=len, reverse=True):
+        bare = re.sub(rf"(?<!\w){re.escape(label)}(?!\w)", "", bare)
+    for found in TYPED.finditer(bare):
+        near = bare[max(0, found.start() - 30) : found.end() + 30]
+        yield found.group(), " ".join(near.split())
+
+
+def _context(results: Results, assets: Assets, ledger: Ledger, methods: str) -> dict[str, Any]:
+    about, conclusions = results.tables["about_models"], results.tables["conclusions"]
+    context: dict[str, Any] = {
+        "study": results.study,
+        "settings": results.settings,
+        "models": about["model"].astype(str).tolist(),
+        "concepts": results.tables["about_concepts"]["concept"].tolist(),
+        "families": sorted(set(about["family"])),
+        "claims": results.tables["claims"]["id"].tolist() if "claims" in results.tables else [],
+        "conclusions": conclusions["id"].tolist(),
+        "conclusions_with": lambda verdicts: conclusions["id"][
+            conclusions["verdict"].isin(verdicts)
+        ].tolist(),
+        "conclusion": lambda id: Number(ledger, f"conclusions/{id}", ".2f"),
+        "table": lambda name: block(results.printed[name]) if name in results.printed else "",
+        "figure": lambda name, alt: _figure(results, name, alt),
+        "cite": assets.bibliography.cite,
+        "literature": block(assets.bibliography.listed()),
+        "methods": block(methods),
+        "listed": listed,
+        "words": lambda name: str(name).replace("_", " "),
+        "models_by": _order(ledger, "models/{}/{}/every concept it ran"),
+        "concepts_by": _order(ledger, "concepts/{}/{}/every model that ran it/mean"),
+    }
+    for name, reference in assets.references.items():
+        context[name] = _named(ledger, reference)
+    return context
+
+
+def _named(ledger: Ledger, reference: Reference) -> Any:
+    if "{" not in reference.id:
+        return Number(ledger, reference.id, reference.format)
+    return lambda **fields: Number(ledger, reference.id.format(**fields), reference.format)
+
+
+def _order(ledger: Ledger, pattern: str) -> Callable[[Sequence[str], str], list[str]]:
+    """Names in the order of an average of theirs, smallest first; those without one left out."""
+
+    def order(names: Sequence[str], estimand: str) -> list[str]:
+        averages = {n: Number(ledger, pattern.format(n, estimand), "") for n in names}
+        return sorted((n for n in names if averages[n]), key=lambda n: averages[n].value)
+
+    return order
+
+
+def block(text: str) -> str:
+    """A generated text, whose numbers are those of the file that it is made from."""
+    return f"{OPEN}{text.strip()}{CLOSE}"
+
+
+def _figure(results: Results, name: str, alt: str) -> str:
+    """The figure as Markdown, where the study has it."""
+    if name not in results.figures:
+        return ""
+    return f"![{' '.join(str(alt).split())}](figures/{name}.png)"
+
+
+def listed(names: Sequence[str]) -> str:
+    """Names as a sentence lists them.
+
+    >>> listed(["a", "b", "c"])
+    'a, b and c'
+    """
+    *first, last = map(str, names)
+    return f"{', '.join(first)} and {last}" if first else last
