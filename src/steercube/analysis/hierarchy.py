@@ -73,7 +73,7 @@ class Prior:
     intercept: float = 5.0
     training: float = 1.0
     scale: float = 1.0
-    sd_model: float = 0.15
+    sd_model: float = 0.18
     sd_concept: float = 0.5
     sd_cell: float = 0.5
     cauchy: bool = True
