@@ -4,6 +4,8 @@ Every session installs the exact versions of constraints.txt. Arguments after `-
 command that the session wraps, which also works by itself as `steercube <command>`.
 """
 
+import os
+import shutil
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -58,7 +60,7 @@ def lint(session: nox.Session) -> None:
 @nox.session
 def tests(session: nox.Session) -> None:
     """The test suite, doctests included (about 14 min on two cores, no GPU)."""
-    install(session, "stats", "collect", groups=("test",))
+    install(session, "stats", "paper", "collect", groups=("test",))
     install_smollm2(session)
     session.run("pytest", *session.posargs)
 
@@ -68,6 +70,31 @@ def analyze(session: nox.Session) -> None:
     """Every study in data/ to paper/<study>/: tables, numbers, figures (about 3 min, no GPU)."""
     install(session, "stats")
     session.run("steercube", "analyze", *session.posargs)
+
+
+@nox.session
+def paper(session: nox.Session) -> None:
+    """The post of every analysed study, paper/<study>/post.md and post.html (10 s, no GPU)."""
+    install(session, "paper")
+    session.run("steercube", "paper", *session.posargs)
+
+
+@nox.session
+def reproduce(session: nox.Session) -> None:
+    """Everything anew in an empty folder, compared with what is committed (4 min, no GPU)."""
+    install(session, "stats", "paper")
+    session.run("steercube", "reproduce", *session.posargs)
+
+
+@nox.session
+def browser(session: nox.Session) -> None:
+    """The committed pages in a real browser, offline (1 min; Chromium, which Debian's root gets)."""
+    if not any(map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))):
+        as_root = "" if os.geteuid() == 0 else "sudo "
+        session.run(*f"{as_root}apt-get update -qq".split(), external=True)
+        session.run(*f"{as_root}apt-get install -y -qq chromium".split(), external=True)
+    install(session, groups=("test", "browser"))
+    session.run("pytest", "tests/browser", *session.posargs)
 
 
 @nox.session

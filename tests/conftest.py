@@ -29,6 +29,12 @@ def cells() -> xr.Dataset:
 
 
 @pytest.fixture(scope="session")
+def small_tables(cells: xr.Dataset) -> dict[str, pd.DataFrame]:
+    """Every table of the tiny cube."""
+    return conclude(cells)
+
+
+@pytest.fixture(scope="session")
 def swept() -> xr.Dataset:
     """Cells with a generation sweep: its curve is the logits' for honesty, noise for humour."""
     rng = np.random.default_rng(9)

@@ -16,18 +16,20 @@ PLAIN = {
     *("training_effect", "scale_trends", "variance_components", "concordance", "multiverse"),
     *("multiverse_summary", "design", "leave_one_out", "prior_sensitivity"),
     *("predictive_checks", "conclusions"),
+    *("about_models", "about_concepts", "counts", "model_deviations", "difficulty", "extraction"),
 }
 
 
-def test_every_table_is_there(cells: xr.Dataset) -> None:
-    tables = conclude(cells)
-    assert set(tables) == PLAIN
-    assert len(tables["effects"]) == 6
-    assert len(tables["layer_effects"]) == 24
+def test_every_table_is_there(small_tables: dict[str, pd.DataFrame]) -> None:
+    assert set(small_tables) == PLAIN
+    assert len(small_tables["effects"]) == 6
+    assert len(small_tables["layer_effects"]) == 24
 
 
-def test_effects_hold_the_columns_a_reader_expects(cells: xr.Dataset) -> None:
-    effects = conclude(cells)["effects"]
+def test_effects_hold_the_columns_a_reader_expects(
+    cells: xr.Dataset, small_tables: dict[str, pd.DataFrame]
+) -> None:
+    effects = small_tables["effects"]
     head = ["model", "concept", "layer", "depth", "n", "delta", "cohens_d"]
     head += ["cohens_d_low", "cohens_d_high", "optimism"]
     assert set(head) <= set(effects)

@@ -7,14 +7,13 @@ import pandas as pd
 import pytest
 import xarray as xr
 
-from steercube.analysis.tables import conclude
 from steercube.report.figures import draw
-from steercube.report.write import KEYS, markdown_tables, numbers, write_study
+from steercube.report.write import KEYS, numbers, write_study
 
 
-@pytest.fixture(scope="module")
-def tables(cells: xr.Dataset) -> dict[str, pd.DataFrame]:
-    return conclude(cells)
+@pytest.fixture
+def tables(small_tables: dict[str, pd.DataFrame]) -> dict[str, pd.DataFrame]:
+    return small_tables
 
 
 def write(folder: Path, cells: xr.Dataset, tables: dict[str, pd.DataFrame]) -> None:
@@ -93,11 +92,3 @@ def test_every_number_names_its_table_interval_and_n(tables: dict[str, pd.DataFr
 def test_an_undefined_number_is_null(tables: dict[str, pd.DataFrame]) -> None:
     changed = tables["depth"].assign(low=np.nan)
     assert numbers({"depth": changed})["depth/rl minus distilled"]["low"] is None
-
-
-def test_markdown_shows_models_in_order_with_intervals(tables: dict[str, pd.DataFrame]) -> None:
-    lines = markdown_tables(tables)["models"].splitlines()
-    assert lines[0].startswith("| model | training | delta | cohens_d |")
-    assert [line.split("|")[1].strip() for line in lines[2:5]] == ["small", "middle", "large"]
-    value = tables["models"].iloc[0]
-    assert f"{value['value']:.2f} [{value['low']:.2f}, {value['high']:.2f}]" in lines[2]

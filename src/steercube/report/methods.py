@@ -81,4 +81,6 @@ def _definition(documented: Documented) -> str:
 def _paragraphs(documented: Documented) -> Iterator[str]:
     """The docstring without its examples; what was indented is code."""
     text = EXAMPLE.sub("", inspect.getdoc(documented) or "")
-    yield from (part for part in re.split(r"\n\s*\n", text) if part.strip())
+    for part in re.split(r"\n\s*\n", text):
+        if part.strip() and not part.startswith("Example"):
+            yield part

@@ -8,6 +8,7 @@ import base64
 import itertools
 import json
 import re
+import struct
 from collections.abc import Mapping, Sequence
 from html import escape
 from pathlib import Path
@@ -123,8 +124,11 @@ def _figure(found: re.Match[str], results: Results, folder: Path) -> str:
 
 
 def _image(name: str, alt: str, results: Results, folder: Path) -> str:
-    data = base64.b64encode((folder / "figures" / f"{name}.png").read_bytes()).decode()
-    return f'<img src="data:image/png;base64,{data}" alt="{alt}" loading="lazy">'
+    """The figure as PNG, its size said, so that the text does not move when it is drawn."""
+    png = (folder / "figures" / f"{name}.png").read_bytes()
+    width, height = struct.unpack(">II", png[16:24])
+    data = base64.b64encode(png).decode()
+    return f'<img src="data:image/png;base64,{data}" alt="{alt}" width="{width}" height="{height}">'
 
 
 def _curves(name: str, alt: str, results: Results, folder: Path) -> str:

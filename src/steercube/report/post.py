@@ -130,7 +130,7 @@ class Number:
         if value is None:
             why = self.entry.get("reason", "no table holds it")
             return self.ledger.refuse(f"{self.id}: has no {name} ({why}); guard it with `if`")
-        return self.ledger.mark(format(value, spec or self.spec), self.id, value)
+        return self.ledger.mark(_formatted(value, spec or self.spec), self.id, value)
 
     def __getattr__(self, name: str) -> Any:
         """A text of the number's row as it is; another value of the row formatted like its own."""
@@ -151,7 +151,7 @@ class Number:
         """[low, high]"""
         if not self.has_interval:
             return self.ledger.refuse(f"{self.id}: has no interval; guard it with `has_interval`")
-        low, high = (format(self.entry[end], self.spec) for end in ("low", "high"))
+        low, high = (_formatted(self.entry[end], self.spec) for end in ("low", "high"))
         return self.ledger.mark(f"[{low}, {high}]", self.id)
 
     @property
@@ -218,6 +218,18 @@ class Number:
         return Number(self.ledger, self.id, spec)
 
 
+def _formatted(value: float, spec: str) -> str:
+    """As the format says; digits that matter, where it would print a zero that is none.
+
+    >>> _formatted(0.004, ".2f"), _formatted(0.0, ".2f"), _formatted(0.5, ".0%")
+    ('0.004', '0.00', '50%')
+    """
+    text = format(value, spec)
+    if value and spec.endswith("f") and float(text.replace(",", "")) == 0:
+        return format(value, "+.1g" if spec.startswith("+") else ".1g")
+    return text
+
+
 @dataclass(frozen=True)
 class Results:
     """What a study's folder holds, as `analyze` wrote it."""
@@ -240,7 +252,9 @@ def read_results(folder: str | Path) -> Results:
         raise FileNotFoundError(f"{folder} holds no results; run `steercube analyze` first")
     manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
     missing = [name for name in manifest["outputs"] if not (folder / name).is_file()]
-    raise_if_any([f"{name} is missing; run `steercube analyze`" for name in missing], what=str(folder))
+    raise_if_any(
+        [f"{name} is missing; run `steercube analyze`" for name in missing], what=str(folder)
+    )
     return Results(
         study=folder.name,
         numbers=json.loads((folder / "numbers.json").read_text(encoding="utf-8")),
@@ -252,8 +266,11 @@ def read_results(folder: str | Path) -> Results:
 
 
 def read_table(path: Path) -> pd.DataFrame:
-    """A table of results; an empty text stays one."""
-    table = pd.read_csv(path)
+    """A table of results; an empty text stays one, and so does a table without columns."""
+    try:
+        table = pd.read_csv(path)
+    except pd.errors.EmptyDataError:
+        return pd.DataFrame()
     texts = [c for c in table if not pd.api.types.is_numeric_dtype(table[c])]
     return table.fillna(dict.fromkeys(texts, ""))
 

@@ -149,13 +149,26 @@ def claims(table: pd.DataFrame) -> pd.DataFrame:
             "claim": table["claim"],
             "published": table["published"],
             "recomputed": table["recomputed_as_printed"],
-            "balanced": table["balanced"].map(_decimals),
-            "interval": [_ends(row) for row in rows],
+            "balanced": [_as_published(row, "balanced") for row in rows],
+            "interval": [_interval_as_published(row) for row in rows],
             "over": table["interval_over"],
             "verdict": table["verdict"],
             "reason": table["reason"],
         }
     )
+
+
+def _as_published(row: Mapping[str, Any], name: str) -> str:
+    """A percentage where the claim is one."""
+    if not np.isfinite(row[name]) or "%" not in row["published"]:
+        return _decimals(row[name])
+    return f"{row[name]:.0%}".replace("-", "−")
+
+
+def _interval_as_published(row: Mapping[str, Any]) -> str:
+    if not np.isfinite(row["low"]):
+        return NONE
+    return f"[{_as_published(row, 'low')}, {_as_published(row, 'high')}]"
 
 
 def _pivot(table: pd.DataFrame, index: str) -> pd.DataFrame:

@@ -1,0 +1,22 @@
+from steercube.analysis.effects import ESTIMANDS
+from steercube.report.methods import SECTIONS, methods
+
+
+def test_every_estimand_is_defined_with_its_unit() -> None:
+    text = methods()
+    for name, estimand in ESTIMANDS.items():
+        assert f"`steercube.analysis.effects.{name}`" in text
+        assert (estimand.__doc__ or "").splitlines()[0] in text
+    assert "Unit: nat." in text
+    assert "Without unit." in text
+
+
+def test_examples_are_left_out_and_equations_kept() -> None:
+    text = methods()
+    assert ">>>" not in text
+    assert r"\sqrt{(s_+^2 + s_-^2) / 2}" in text
+
+
+def test_every_section_has_its_heading_once() -> None:
+    text = methods()
+    assert [text.count(f"### {heading}\n") for heading in SECTIONS] == [1] * len(SECTIONS)

@@ -1,0 +1,129 @@
+import json
+import re
+from collections import Counter
+from html.parser import HTMLParser
+from pathlib import Path
+
+import numpy as np
+import pytest
+from builders import ROOT, make_cube, make_model
+
+from steercube.analysis.reduce import cells as reduce_to_cells
+from steercube.analysis.tables import conclude
+from steercube.report.figures import draw
+from steercube.report.methods import methods
+from steercube.report.page import page
+from steercube.report.post import read_assets, read_results, render
+from steercube.report.write import write_study
+
+pytestmark = pytest.mark.usefixtures("few_priors")
+
+MODELS = (make_model("4B<b>", n_params=4e9), make_model("8B", "rl", n_params=8e9))
+
+
+class Elements(HTMLParser):
+    """Every start tag with its attributes."""
+
+    def __init__(self, html: str) -> None:
+        super().__init__()
+        self.found: list[tuple[str, dict[str, str | None]]] = []
+        self.feed(html)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.found.append((tag, dict(attrs)))
+
+    def of(self, tag: str) -> list[dict[str, str | None]]:
+        return [attrs for name, attrs in self.found if name == tag]
+
+
+@pytest.fixture(scope="module")
+def html(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """The page of a small study whose first model has a name that would break it."""
+    folder = tmp_path_factory.mktemp("paper") / "mine"
+    cube = make_cube(np.random.default_rng(4), models=MODELS)
+    cells = reduce_to_cells(cube, n_resamples=100)
+    tables = conclude(cells)
+    settings = {"source": "https://example.org/x at 1", "confidence_level": "0.95"}
+    write_study(folder, tables, draw(cells, tables), inputs={}, settings=settings)
+    results = read_results(folder)
+    post = render(results, read_assets(ROOT / "paper"), methods=methods())
+    return page(post, results, folder, ROOT / "paper" / "page")
+
+
+def test_nothing_is_fetched(html: str) -> None:
+    elements = Elements(html)
+    sources = [a.get("src") for tag in ("img", "script", "iframe") for a in elements.of(tag)]
+    assert all(s is None or s.startswith("data:") for s in sources)
+    assert [a["href"] for a in elements.of("link")] == ["data:,"]
+    assert "@import" not in html
+    assert not re.search(r"url\((?!#)", html)
+    policy = [a["content"] for a in elements.of("meta") if "http-equiv" in a]
+    assert policy
+    assert str(policy[0]).startswith("default-src 'none'")
+
+
+def test_ids_are_unique_and_links_within_the_page_lead_somewhere(html: str) -> None:
+    elements = Elements(html)
+    ids = Counter(attrs["id"] for _, attrs in elements.found if attrs.get("id"))
+    assert [id for id, n in ids.items() if n > 1] == []
+    within = [str(a["href"])[1:] for a in elements.of("a") if str(a["href"]).startswith("#")]
+    assert len(within) > 15
+    assert set(within) <= set(map(str, ids))
+
+
+def test_every_figure_is_described(html: str) -> None:
+    elements = Elements(html)
+    assert all(len(a["alt"] or "") > 20 for a in elements.of("img"))
+    figures = [a for a in elements.of("svg") if "role" in a]
+    assert len(figures) == 1
+    assert all(len(a["aria-label"] or "") > 20 for a in figures)
+    assert len(elements.of("figcaption")) == len(elements.of("figure"))
+
+
+def test_cited_numbers_name_their_table(html: str) -> None:
+    elements = Elements(html)
+    assert len(elements.of("data")) > 25
+    assert all("(tables/" in str(a["title"]) for a in elements.of("data"))
+    assert not re.search("[\ue000-\ue004]", html)
+
+
+def test_what_a_cell_shows_is_in_the_tables(html: str) -> None:
+    text = re.search(r'id="data">(.*?)</script>', html)
+    assert text
+    data = json.loads(text.group(1))
+    assert data["models"] == ["4B<b>", "8B"]
+    cell = data["cells"]["8B|humour"]
+    assert cell["cohens_d_low"] < cell["cohens_d"] < cell["cohens_d_high"]
+    assert len(cell["curve"]["layer"]) == len(cell["curve"]["cohens_d"]) == 4
+    assert (
+        cell["cohens_d"] == cell["curve"]["cohens_d"][cell["curve"]["layer"].index(cell["layer"])]
+    )
+
+
+def test_names_cannot_break_the_page(html: str) -> None:
+    assert "<b>" not in html
+    assert "4B&lt;b&gt;" in html
+
+
+def test_each_model_has_its_curves(html: str) -> None:
+    groups = [str(a["id"]) for a in Elements(html).of("g") if str(a.get("id")).startswith("curve-")]
+    assert {id.rsplit("-band")[0] for id in groups} == {
+        f"curve-{m}-{c}" for m in (0, 1) for c in (0, 1)
+    }
+
+
+def test_equations_are_drawn_without_a_network(html: str) -> None:
+    assert html.count("<math") > 15
+    assert "$" not in re.sub(r"<(script|style).*?</\1>|<code>.*?</code>", "", html, flags=re.DOTALL)
+
+
+def test_committed_pages_are_small_enough() -> None:
+    pages = sorted((ROOT / "paper").glob("*/post.html"))
+    assert [p.parent.name for p in pages] == ["qwen3", "smollm2"]
+    assert all(p.stat().st_size < 6e6 for p in pages)
+
+
+def test_the_committed_post_is_that_of_the_committed_results(tmp_path: Path) -> None:
+    for folder in (ROOT / "paper" / "qwen3", ROOT / "paper" / "smollm2"):
+        post = render(read_results(folder), read_assets(ROOT / "paper"), methods=methods())
+        assert post.markdown == (folder / "post.md").read_text()

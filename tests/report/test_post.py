@@ -1,0 +1,231 @@
+import json
+import re
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from builders import ROOT, make_cube, make_model
+
+from steercube.analysis.reduce import cells as reduce_to_cells
+from steercube.analysis.tables import conclude
+from steercube.report.post import (
+    HYPHEN,
+    Assets,
+    Reference,
+    Results,
+    read_assets,
+    read_results,
+    render,
+    typed,
+)
+from steercube.report.write import write_study
+
+pytestmark = pytest.mark.usefixtures("few_priors")
+
+SETTINGS = {"source": "https://example.org/sweep at 1", "confidence_level": "0.95"}
+
+
+def results_of(tables: dict[str, pd.DataFrame], folder: Path) -> Results:
+    """What is read back of these tables, without figures."""
+    folder.parent.mkdir(exist_ok=True)
+    write_study(folder, tables, {}, inputs={}, settings=SETTINGS)
+    (folder / "figures").mkdir(exist_ok=True)
+    return read_results(folder)
+
+
+@pytest.fixture(scope="module")
+def assets() -> Assets:
+    return read_assets(ROOT / "paper")
+
+
+@pytest.fixture(scope="module")
+def of_study(
+    study_tables: dict[str, pd.DataFrame], tmp_path_factory: pytest.TempPathFactory
+) -> Results:
+    return results_of(study_tables, tmp_path_factory.mktemp("study") / "qwen3")
+
+
+def test_the_study_has_a_post_of_nine_sections(of_study: Results, assets: Assets) -> None:
+    text = render(of_study, assets, methods="Definitions.").markdown
+    assert re.findall(r"^## (\d)\.", text, re.MULTILINE) == [str(n) for n in range(1, 10)]
+    for heading in ("The claims ledger", "Definitions", "References"):
+        assert heading in text
+    assert "Definitions." in text
+
+
+def test_every_reference_has_its_number_in_the_study(of_study: Results, assets: Assets) -> None:
+    fixed = {name: r.id for name, r in assets.references.items() if "{" not in r.id}
+    assert not {name: id for name, id in fixed.items() if id not in of_study.numbers}
+    cited = {c.id for c in render(of_study, assets).citations}
+    for name, reference in assets.references.items():
+        pattern = re.sub(r"\\\{\w+\\\}", ".+", re.escape(reference.id))
+        known = {id for id in of_study.numbers if re.fullmatch(pattern, id)}
+        without_vectors = name in ("foretells", "n_controls")
+        assert known & cited or without_vectors, f"the post of the study never cites {name}"
+
+
+def test_what_it_says_is_what_the_table_holds(of_study: Results, assets: Assets) -> None:
+    text = " ".join(render(of_study, assets).markdown.split())
+    gap = of_study.numbers["sensitivity/training gap in cohens_d/nothing"]
+    shown = [f"{gap[name]:.0%}".replace("-", "−") for name in ("value", "low", "high")]
+    assert (
+        f"the share is {shown[0]} with an interval over models of [{shown[1]}, {shown[2]}]" in text
+    )
+    for sentence in of_study.tables["conclusions"]["sentence"]:
+        assert " ".join(HYPHEN.sub("−", sentence).split()) in text
+
+
+@pytest.mark.parametrize(
+    ("text", "found"),
+    [
+        ("It fell by 7% then.", ["7%"]),
+        ("In all three models", ["three"]),
+        ("d is −0.25 here", ["−0.25"]),
+        ("Of 4B and 14B only 4B", []),
+        ("## 3. What was swept\n\nRimsky et al. 2023, `x[0]`, [a](figures/a1.png)", []),
+        ("4B2 models", ["4"]),
+    ],
+    ids=["percentage", "word", "minus", "model names", "labels", "no model's name"],
+)
+def test_numbers_that_were_typed_are_found(text: str, found: list[str]) -> None:
+    assert [number for number, _ in typed(text, ["4B", "14B"])] == found
+
+
+def test_a_typed_number_is_refused(of_study: Results, assets: Assets) -> None:
+    changed = replace(assets, template=assets.template + "\nIt is 0.123 lower.\n")
+    with pytest.raises(ValueError, match=r"'0\.123' was typed: .*It is 0\.123 lower"):
+        render(of_study, changed)
+
+
+def test_a_number_that_is_not_there_is_refused_by_name(of_study: Results, assets: Assets) -> None:
+    changed = replace(
+        assets,
+        template=assets.template + "\n{{ claim(id='nothing-of-the-kind') }}\n",
+    )
+    with pytest.raises(ValueError, match="claims/nothing-of-the-kind: has no value"):
+        render(of_study, changed)
+
+
+def copy_assets(folder: Path, **changes: str) -> None:
+    for name in ("post.md.j2", "numbers.toml", "references.bib"):
+        (folder / name).write_text((ROOT / "paper" / name).read_text() + changes.get(name, ""))
+
+
+def test_a_reference_that_is_not_used_is_refused(tmp_path: Path) -> None:
+    copy_assets(tmp_path, **{"numbers.toml": '\n[idle]\nid = "counts/models"\n'})
+    with pytest.raises(ValueError, match="'idle' is declared and not used"):
+        read_assets(tmp_path)
+
+
+def test_a_name_that_is_not_declared_is_refused(tmp_path: Path) -> None:
+    copy_assets(tmp_path, **{"post.md.j2": "{{ nowhere }}"})
+    with pytest.raises(ValueError, match="'nowhere' is used and not declared"):
+        read_assets(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("-0.25", "−0.25"),
+        ("[-1, -0.5]", "[−1, −0.5]"),
+        ("30B-A3B", "30B-A3B"),
+        ("full-RL", "full-RL"),
+        ("50-65%", "50-65%"),
+        ("p=-3", "p=−3"),
+    ],
+)
+def test_only_a_minus_becomes_one(text: str, shown: str) -> None:
+    assert HYPHEN.sub("−", text) == shown
+
+
+ONE_CONCEPT = {"honesty": 24}
+TWO_ALIKE = (make_model("first", n_params=1e9), make_model("second", n_params=3e9))
+
+
+@pytest.mark.parametrize(
+    ("models", "n_items", "says"),
+    [
+        (TWO_ALIKE[:1], {"honesty": 24, "humour": 30}, "cannot be asked"),
+        (TWO_ALIKE[:1], ONE_CONCEPT, "With one concept there is nothing to compare it with"),
+        (TWO_ALIKE, ONE_CONCEPT, "cannot be asked"),
+        (
+            (*TWO_ALIKE, make_model("third", "rl", n_params=9e9)),
+            {"honesty": 24, "humour": 30, "hope": 22, "humility": 20, "haste": 26},
+            "full RL",
+        ),
+    ],
+    ids=["one model", "one of each", "two of one training", "a contrast of three"],
+)
+def test_any_cube_has_a_post_that_says_what_it_cannot(
+    models: tuple[object, ...], n_items: dict[str, int], says: str, assets: Assets, tmp_path: Path
+) -> None:
+    cube = make_cube(np.random.default_rng(2), models=models, n_items=n_items)  # type: ignore[arg-type]
+    cells = reduce_to_cells(cube, n_resamples=100)
+    results = results_of(conclude(cells), tmp_path / "mine")
+    text = render(results, assets).markdown
+    assert says in text
+    assert "nan" not in re.sub(r"[a-z]nan|nan[a-z]", "", text.lower())
+    assert "ledger" not in text
+
+
+def test_one_value_of_the_cube_changes_number_interval_and_sentence(
+    assets: Assets, tmp_path: Path
+) -> None:
+    cube = make_cube(np.random.default_rng(2), models=TWO_ALIKE[:1], n_items={"honesty": 24})
+    texts = []
+    for extra in (0.0, -400.0):
+        changed = cube.copy(deep=True)
+        at = {"model": "first", "concept": "honesty", "sample": 3, "strength": 1.0}
+        for name in ("logit_diff", "logprob_matching"):
+            changed[name].loc[at] = changed[name].loc[at] + extra
+        tables = conclude(reduce_to_cells(changed, n_resamples=100))
+        results = results_of(tables, tmp_path / f"s{extra:.0f}" / "mine")
+        number = results.numbers["models/first/cohens_d/every concept it ran"]
+        texts.append((render(results, assets).markdown, number))
+    (before, a), (after, b) = texts
+    assert (a["value"], a["low"]) != (b["value"], b["low"])
+    assert f"{a['value']:.2f} [{a['low']:.2f}, {a['high']:.2f}]" in before
+    assert f"{b['low']:.2f}".replace("-", "−") in after
+    assert "In all 1 pairs that were run the interval" in before
+    assert "In 0 of 1 pairs the interval" in after
+    assert "Here steering hardly works" in after
+    assert "Here steering hardly works" not in before
+
+
+def test_results_that_are_not_whole_are_refused(of_study: Results, tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match="steercube analyze"):
+        read_results(tmp_path)
+    (tmp_path / "manifest.json").write_text(json.dumps({"outputs": {"tables/x.csv": ""}}))
+    with pytest.raises(ValueError, match=r"tables/x\.csv is missing"):
+        read_results(tmp_path)
+
+
+def test_a_threshold_that_is_crossed_changes_the_sentence(
+    of_study: Results, assets: Assets
+) -> None:
+    numbers = json.loads(json.dumps(of_study.numbers))
+    before = render(of_study, assets).markdown
+    numbers["training_effect/cohens_d/bootstrap/items/training"]["high"] = 0.01
+    after = render(replace(of_study, numbers=numbers), assets).markdown
+    assert "an analysis that stops there reports an effect" in before
+    assert "an analysis that stops there reports an effect" not in after
+    assert "The interval includes zero whatever is taken as random" in after
+
+
+def test_a_reference_formats_its_number(of_study: Results, assets: Assets) -> None:
+    shown = replace(
+        assets,
+        template="{{ x }}|{{ x.full }}|{{ x.at('+.1f') }}|{{ x.absolute }}|{{ n.in_words }}",
+        references={
+            "x": Reference("claims/d-gap-all", ".1%"),
+            "n": Reference("counts/rl models", ".0f"),
+        },
+        bibliography=replace(assets.bibliography, works={}),
+    )
+    gap = of_study.numbers["claims/d-gap-all"]
+    full = f"{gap['value']:.1%} [{gap['low']:.1%}, {gap['high']:.1%}]".replace("-", "−")
+    assert render(of_study, shown).markdown.strip() == (
+        f"{gap['value']:.1%}|{full}|{gap['value']:+.1f}|{abs(gap['value']):.1%}|two"
+    )

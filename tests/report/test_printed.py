@@ -1,0 +1,46 @@
+import pandas as pd
+import pytest
+import xarray as xr
+
+from steercube.analysis.tables import conclude
+from steercube.report.printed import printed_tables
+
+pytestmark = pytest.mark.usefixtures("few_priors")
+
+
+def rows(text: str) -> list[list[str]]:
+    return [[c.strip() for c in line.strip("|").split("|")] for line in text.splitlines()]
+
+
+def test_models_stand_in_order_with_intervals(study_tables: dict[str, pd.DataFrame]) -> None:
+    shown = rows(printed_tables(study_tables)["models"])
+    assert shown[0][:4] == ["model", "training", "delta (nat)", "Cohen's d"]
+    assert [row[0] for row in shown[2:5]] == ["4B", "8B", "14B"]
+    value = study_tables["models"].iloc[0]
+    assert shown[2][2] == f"{value['value']:.2f} [{value['low']:.2f}, {value['high']:.2f}]"
+
+
+def test_the_ledger_shows_published_recomputed_balanced_interval_and_verdict(
+    study_tables: dict[str, pd.DataFrame],
+) -> None:
+    shown = rows(printed_tables(study_tables)["claims"])
+    assert len(shown) == 2 + len(study_tables["claims"])
+    by_id = {row[0]: dict(zip(shown[0], row, strict=True)) for row in shown[2:]}
+    rl = by_id["d-rl"]
+    assert (rl["published"], rl["recomputed"], rl["verdict"]) == ("0.97", "0.97", "reproduced, but")
+    claim = study_tables["claims"].set_index("id").loc["d-rl"]
+    assert rl["interval"] == f"[{claim['low']:.2f}, {claim['high']:.2f}]"
+    assert rl["balanced"] == f"{claim['balanced']:.2f}"
+
+
+def test_a_cell_that_is_not_known_is_a_dash(study_tables: dict[str, pd.DataFrame]) -> None:
+    shown = rows(printed_tables(study_tables)["difficulty"])
+    assert all(len(row) == len(shown[0]) for row in shown)
+    assert not any(cell in ("nan", "") for row in shown for cell in row)
+
+
+def test_tables_without_rows_are_left_out(cells: xr.Dataset) -> None:
+    one = cells.sel(model=["small"], model_other=["small"])
+    printed = printed_tables(conclude(one))
+    assert not {"training_effect", "scale", "model_deviations", "claims"} & set(printed)
+    assert {"about_models", "models", "conclusions"} <= set(printed)
