@@ -66,6 +66,13 @@ def tests(session: nox.Session) -> None:
 
 
 @nox.session
+def faults(session: nox.Session) -> None:
+    """What kills, damage, full disks and bad input do, and a table of it (8 min, no GPU)."""
+    install(session, "stats", "paper", "collect", groups=("test",))
+    session.run("pytest", "tests/faults", *session.posargs)
+
+
+@nox.session
 def analyze(session: nox.Session) -> None:
     """Every study in data/ to paper/<study>/: tables, numbers, figures (about 3 min, no GPU)."""
     install(session, "stats")
