@@ -95,7 +95,7 @@ def test_what_was_committed_is_reproduced_and_a_change_is_found(
     (committed / "post.md").write_text(post.replace("Steering", "Nudging", 1))
     assert main(["reproduce"]) == 2
     out, error = capsys.readouterr()
-    assert "mine: counts/models value: 4 became 3" in out
+    assert "mine: counts/models value: 4.0 became 3.0" in out
     assert "post.md line 1" in out
     assert "2 thing(s) are not what was committed" in error
 
