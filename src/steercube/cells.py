@@ -18,6 +18,7 @@ import xarray as xr
 from steercube import netcdf
 from steercube.cube import (
     CELL,
+    LABELS,
     MODEL_VARIABLES,
     RATE_VARIABLES,
     RECEIPT_VARIABLES,
@@ -26,6 +27,7 @@ from steercube.cube import (
 from steercube.schema import (
     Variable,
     attribute_violations,
+    name_violations,
     raise_if_any,
     require_version,
     structure_violations,
@@ -36,6 +38,10 @@ DIMS = (
     *("model", "concept", "layer", "strength", "estimand"),
     *("model_other", "strength_other", "quantile"),
 )
+OF_LABELS = {
+    **{dim: LABELS.get(dim, "U") for dim in DIMS},
+    **{"strength_other": "f", "quantile": "f"},
+}
 REASONS = {
     "defined": 0,
     "not_applicable": 1,
@@ -243,14 +249,25 @@ def check_cells(cells: xr.Dataset, *, what: str = "the cells") -> None:
         remedy="make it again from its cube with `steercube analyze`",
     )
     problems = attribute_violations(cells.attrs, ATTRIBUTES)
-    problems += structure_violations(cells, VARIABLES, index_dims=DIMS)
+    problems += structure_violations(cells, VARIABLES, index_dims=OF_LABELS)
+    problems += [f"dimension {dim!r} is empty" for dim in CELL if cells.sizes.get(dim) == 0]
     if not problems:
         problems = _value_problems(cells)
     raise_if_any(problems, what=what)
 
 
 def _value_problems(cells: xr.Dataset) -> list[str]:
-    problems = []
+    problems = [
+        problem
+        for dim in ("model", "concept")
+        for problem in name_violations(dim, map(str, cells[dim].values))
+    ]
+    level = cells.attrs["confidence_level"]
+    if not isinstance(level, float) or not 0 < level < 1:
+        problems.append(f"attribute 'confidence_level' is {level!r}; it must lie between 0 and 1")
+    for name in ("seed", "n_resamples"):
+        if not isinstance(cells.attrs[name], int):
+            problems.append(f"attribute {name!r} is {cells.attrs[name]!r}, no whole number")
     unexplained = cells["estimate"].isnull() & (cells["reason"] == REASONS["defined"])
     if unexplained.any():
         problems.append(f"'estimate' is NaN without a reason at {int(unexplained.sum())} place(s)")

@@ -2,8 +2,11 @@
 
 import argparse
 import os
+import signal
 import sys
-from collections.abc import Sequence
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,22 +18,47 @@ if TYPE_CHECKING:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one command. Exit code 0, or 2 with one message for input that cannot be used."""
+    """Run one command. Exit code 0, or 2 with one message for input that cannot be used.
+
+    130 where Ctrl-C ended it and 143 where SIGTERM did, as a shell would say.
+    """
     options = parser().parse_args(arguments)
     try:
-        options.run(options)
+        with _terminable():
+            options.run(options)
     except (ValueError, OSError, MemoryError) as error:
         if options.debug:
             raise
         print(f"steercube: {error}", file=sys.stderr)
         return 2
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as stopped:
         print(
             "steercube: interrupted; what was finished is kept (collect goes on with --resume)",
             file=sys.stderr,
         )
-        return 130
+        return 143 if isinstance(stopped, Terminated) else 130
     return 0
+
+
+class Terminated(KeyboardInterrupt):
+    """SIGTERM arrived: as at Ctrl-C, what is half written is removed and locks are let go."""
+
+
+@contextmanager
+def _terminable() -> Iterator[None]:
+    """SIGTERM raises; only the main thread may say so."""
+
+    def stop(number: int, frame: Any) -> None:
+        raise Terminated
+
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    earlier = signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, earlier)
 
 
 def parser() -> argparse.ArgumentParser:
@@ -96,7 +124,7 @@ def parser() -> argparse.ArgumentParser:
         help="folder laid out as the study's repository (default: $STEERCUBE_STUDY_DIR, else "
         "fetch the pinned files)",
     )
-    imported.add_argument("--models", default="data/models.toml", help="facts about the models")
+    imported.add_argument("--models", default=MODELS, help="facts about the models")
     imported.add_argument("--out", default="data/qwen3.nc", help="cube to write")
     imported.set_defaults(run=_import_study)
 
@@ -118,6 +146,10 @@ def parser() -> argparse.ArgumentParser:
     show.add_argument("file")
     show.set_defaults(run=_show)
     return top
+
+
+MODELS = "data/models.toml"
+"""Where entries of models are looked up, unless another file is named."""
 
 
 QUICK: dict[str, Any] = {
@@ -142,7 +174,7 @@ def _add_collect(commands: Any) -> None:
     add(
         "--model", required=True, help="an entry of models.toml, a folder, or owner/name on the hub"
     )
-    add("--models", default="data/models.toml", help="the entries")
+    add("--models", default=MODELS, help="the entries")
     add("--revision", help="branch or commit of the weights (default: the entry's, else main)")
     add("--dtype", help="float32, bfloat16 or float16 (default: the entry's, else bfloat16)")
     add("--device-map", help="auto: spread over GPUs, memory and disk (default: the entry's)")
@@ -182,9 +214,12 @@ def _add_collect(commands: Any) -> None:
 
 def _numbers(text: str) -> tuple[float, ...]:
     try:
-        return tuple(float(number) for number in text.split(","))
+        numbers = tuple(float(number) for number in text.split(","))
     except ValueError:
         raise argparse.ArgumentTypeError(f"{text!r}: write numbers as -1,0,1") from None
+    if len(set(numbers)) < len(numbers):
+        raise argparse.ArgumentTypeError(f"{text!r}: write each number once")
+    return numbers
 
 
 def _names(text: str) -> tuple[str, ...]:
@@ -214,7 +249,9 @@ def _reproduce(options: argparse.Namespace) -> None:
 
 def _calibrate(options: argparse.Namespace) -> None:
     from steercube.analyze import calibrate
+    from steercube.schema import name_violations, raise_if_any
 
+    raise_if_any(name_violations("study", [options.study]), what="calibrate")
     calibrate(
         options.study,
         options.data,
@@ -240,7 +277,9 @@ def _import_study(options: argparse.Namespace) -> None:
 def _collect(options: argparse.Namespace) -> None:
     from steercube.models import DTYPES, find_model, read_models
 
-    entries = read_models(options.models) if Path(options.models).exists() else {}
+    # Only the usual place may be empty: a model needs no entry where a folder or a hub has it.
+    is_there = options.models != MODELS or Path(options.models).exists()
+    entries = read_models(options.models) if is_there else {}
     entry = find_model(options.model, entries)
     given = {"revision": options.revision, "dtype": options.dtype, "device_map": options.device_map}
     if options.dtype not in (None, *DTYPES):
@@ -251,7 +290,7 @@ def _collect(options: argparse.Namespace) -> None:
     quick = QUICK if options.quick else {}
     try:
         from steercube.collect.decoder import load
-        from steercube.collect.plan import Plan
+        from steercube.collect.plan import Plan, layers_of
         from steercube.collect.run import collect
     except ImportError as error:
         raise ValueError(
@@ -266,6 +305,9 @@ def _collect(options: argparse.Namespace) -> None:
             f"{', '.join(ignored)} without generation: add --outcomes logit,generation, or leave "
             "them out"
         )
+    if entry.facts:  # before minutes of loading
+        for selection in filter(None, (plan.layers, plan.generation_layers)):
+            layers_of(selection, entry.facts.n_layers)
     decoder = load(replace(entry, weights=weights), offload_folder=options.offload)
     out = Path(options.out)
     if options.quick:
@@ -287,7 +329,7 @@ def _chosen_concepts(options: argparse.Namespace) -> "dict[str, Concept]":
     wanted = options.concepts
     if wanted is None:
         return of_set(options.concept_set)
-    if wanted == "study" or Path(wanted).exists():
+    if wanted == "study" or (wanted and Path(wanted).exists()):
         return of_set(wanted)
     concepts = of_set(options.concept_set)
     unknown = sorted(set(_names(wanted)) - set(concepts))
@@ -303,6 +345,11 @@ def _require_folder_of(out: str) -> None:
     path = Path(out)
     if not path.parent.is_dir() or path.is_dir() or not path.name.endswith(".nc"):
         raise ValueError(f"--out {out}: name a .nc file in a folder that exists")
+    if path.name.startswith(".") or path.name.endswith((".cells.nc", ".vectors.nc")):
+        raise ValueError(
+            f"--out {out}: is no name for a cube; .cells.nc and .vectors.nc are other files, and a "
+            "name that begins with '.' is hidden"
+        )
 
 
 def _consolidate(options: argparse.Namespace) -> None:

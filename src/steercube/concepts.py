@@ -12,6 +12,7 @@ scored but would bias the answer (letters, lengths, questions that stand in both
 
 import hashlib
 import json
+import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
@@ -20,10 +21,13 @@ from pathlib import Path
 from typing import Any
 
 from steercube.cube import SCORED_LETTERS, Item
-from steercube.schema import raise_if_any
+from steercube.schema import name_violations, raise_if_any, read_text
 
 FIELDS = {"id": str, "split": str, "question": str, "choices": dict, "matching": str}
 SPLITS = ("train", "eval")
+RESERVED = ("study",)
+"""What `collect --concepts` takes for the published study's own."""
+UNWRITABLE = re.compile(r"[\0\ud800-\udfff]")
 NEAR_DUPLICATE = 0.3
 """Jaccard similarity of two questions' word trigrams from which they count as the same."""
 LENGTH_SKEW = 0.2
@@ -98,12 +102,17 @@ class _Line:
 
 
 def concept_files(source: str | Path) -> dict[str, Path]:
-    """Concept files by name: those in a folder, or the one named. Raises FileNotFoundError."""
+    """Concept files by name: those in a folder, or the one named.
+
+    Raises FileNotFoundError, or ValueError for a name that cannot be a folder's.
+    """
     source = Path(source)
     found = sorted(source.glob("*.jsonl")) if source.is_dir() else [source]
     if not found or not all(path.is_file() for path in found):
         raise FileNotFoundError(f"{source}: neither a folder of <concept>.jsonl files nor one")
-    return {path.stem: path for path in found}
+    named = {path.stem: path for path in found}
+    raise_if_any(name_violations("concept", named, reserved=RESERVED), what=str(source))
+    return named
 
 
 def read_concepts(source: str | Path) -> dict[str, Concept]:
@@ -172,14 +181,19 @@ def _read_lines(path: Path) -> tuple[list[_Line], list[str]]:
     lines: list[_Line] = []
     problems: list[str] = []
     try:
-        texts = path.read_text(encoding="utf-8").removesuffix("\n").split("\n")
-    except UnicodeDecodeError as error:
-        return [], [f"{path}: is not text in UTF-8 ({error})"]
-    for number, text in enumerate(texts, start=1):
+        content = read_text(path)
+    except ValueError as error:
+        return [], [str(error)]
+    if not content.strip():
+        return [], [f"{path}: is empty; write one question a line"]
+    for number, text in enumerate(content.removesuffix("\n").split("\n"), start=1):
         where = f"{path}:{number}"
+        if not text.strip():
+            problems.append(f"{where}: is blank; a line is a question")
+            continue
         try:
-            entry = json.loads(text)
-        except json.JSONDecodeError as error:
+            entry = json.loads(text, object_pairs_hook=_each_once)
+        except (ValueError, RecursionError) as error:
             problems.append(f"{where}: is not JSON ({error})")
             continue
         wrong = _field_problems(entry)
@@ -187,6 +201,14 @@ def _read_lines(path: Path) -> tuple[list[_Line], list[str]]:
         if not wrong:
             lines.append(_Line(where, entry))
     return lines, problems
+
+
+def _each_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """An object, unless a field of it stands twice, where JSON would keep the last."""
+    names = [name for name, _ in pairs]
+    if twice := sorted({name for name in names if names.count(name) > 1}):
+        raise ValueError(f"the field(s) {', '.join(twice)} stand twice")
+    return dict(pairs)
 
 
 def _field_problems(entry: Any) -> list[str]:
@@ -202,6 +224,9 @@ def _field_problems(entry: Any) -> list[str]:
     if entry["split"] not in SPLITS:
         problems.append(f"split is {entry['split']!r}; it must be one of {SPLITS}")
     problems += [f"{name} is empty" for name in ("id", "question") if not entry[name].strip()]
+    texts = [entry["id"], entry["question"], *map(str, entry["choices"].values())]
+    if any(UNWRITABLE.search(text) for text in texts):
+        problems.append("holds NUL or half of a surrogate pair, which no file of text can keep")
     if sorted(entry["choices"]) != list(SCORED_LETTERS):
         problems.append(
             f"offers the choices {sorted(entry['choices'])}; a question has exactly two, "

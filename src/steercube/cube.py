@@ -18,6 +18,7 @@ from steercube import netcdf
 from steercube.schema import (
     Variable,
     attribute_violations,
+    name_violations,
     raise_if_any,
     require_version,
     structure_violations,
@@ -25,6 +26,8 @@ from steercube.schema import (
 
 SCHEMA_VERSION = 1
 DIMS = ("model", "concept", "layer", "strength", "sample")
+LABELS = dict(zip(DIMS, "UUifi", strict=True))
+"""What the labels of each dimension are: text, whole numbers, strengths with decimals."""
 CELL = ("model", "concept", "layer")
 STATUS = {"not_applicable": 0, "not_run": 1, "complete": 2, "failed": 3, "nonfinite": 4}
 TRAININGS = ("distilled", "rl", "instruct", "base", "other")
@@ -175,6 +178,11 @@ RESPONSE_VARIABLES = {
         ("response",), "b", "its logits were finite; else it is no answer at all", required=False
     ),
 }
+OF_A_CELL = (
+    *("response_model", "response_concept", "response_layer"),
+    *("response_strength", "response_sample"),
+)
+"""What says where a response belongs; `response_repeat` tells those of one place apart."""
 UNSTEERED = -1
 """`response_layer` of a response without steering that stands for every layer."""
 COORDINATES = MODEL_VARIABLES | ITEM_VARIABLES
@@ -310,6 +318,9 @@ def _status_where_unrun(ds: xr.Dataset) -> xr.DataArray:
 def save_cube(cube: xr.Dataset, path: str | Path) -> str:
     """Check the cube, write it whole or not at all, and return the SHA-256 of its content."""
     check_cube(cube)
+    if cube.sizes.get("response") == 0:
+        # In a file, text of no rows cannot be told from bytes.
+        cube = cube.drop_dims("response")
     return netcdf.save(cube, path)
 
 
@@ -328,10 +339,28 @@ def check_cube(cube: xr.Dataset, *, what: str = "the cube") -> None:
         cube, "schema_version", SCHEMA_VERSION, what=what, remedy="open it with its own steercube"
     )
     problems = attribute_violations(cube.attrs, ATTRIBUTES)
-    problems += structure_violations(cube, VARIABLES, index_dims=DIMS)
+    problems += structure_violations(cube, VARIABLES, index_dims=LABELS)
+    problems += [f"dimension {dim!r} is empty" for dim in DIMS if cube.sizes.get(dim) == 0]
     if not problems:
-        problems = [*_model_problems(cube), *_item_problems(cube), *_sample_problems(cube)]
+        problems = [
+            *_label_problems(cube),
+            *_model_problems(cube),
+            *_item_problems(cube),
+            *_sample_problems(cube),
+            *_response_problems(cube),
+        ]
     raise_if_any(problems, what=what)
+
+
+def _label_problems(cube: xr.Dataset) -> list[str]:
+    problems = [
+        problem
+        for dim in ("model", "concept")
+        for problem in name_violations(dim, map(str, cube[dim].values))
+    ]
+    if not np.isfinite(cube["strength"]).all():
+        problems.append("'strength' has a label that is not finite")
+    return problems
 
 
 def _model_problems(cube: xr.Dataset) -> list[str]:
@@ -346,7 +375,7 @@ def _model_problems(cube: xr.Dataset) -> list[str]:
             problems.append(f"{name!r} of {wrong} is none of {', '.join(allowed)}")
     if (cube["layer"] < 0).any():
         problems.append("'layer' counts blocks from 0; a negative label is not one")
-    if (cube["n_layers"] < 1).any() or (cube["n_params"] <= 0).any():
+    if (cube["n_layers"] < 1).any() or not (cube["n_params"] > 0).all():
         problems.append("'n_layers' and 'n_params' must be positive for every model")
     elif not np.allclose(cube["depth"].transpose("model", "layer"), _depth(cube), equal_nan=True):
         problems.append("'depth' is not layer / n_layers, or not NaN beyond the last block")
@@ -354,7 +383,10 @@ def _model_problems(cube: xr.Dataset) -> list[str]:
 
 
 def _item_problems(cube: xr.Dataset) -> list[str]:
-    ids, letters = cube["item_id"].values, cube["letter"].values
+    ids, letters, valid = (
+        cube[name].transpose("concept", "sample").values
+        for name in ("item_id", "letter", "item_valid")
+    )
     present = ids != ""
     problems = []
     named, count = np.unique(ids[present], return_counts=True)
@@ -363,7 +395,7 @@ def _item_problems(cube: xr.Dataset) -> list[str]:
     if (letters[present] == "").any():
         problems.append("'letter' is empty for an item that has an id")
     scored = np.isin(letters, SCORED_LETTERS)
-    if (cube["item_valid"].values & ~scored).any():
+    if (valid & ~scored).any():
         problems.append(f"'item_valid' is True where 'letter' is none of {SCORED_LETTERS}")
     for concept in cube["concept"].values[~present.any(axis=1)]:
         problems.append(f"concept {str(concept)!r} has no item")
@@ -375,7 +407,7 @@ def _sample_problems(cube: xr.Dataset) -> list[str]:
     present = cube["item_id"] != ""
     finite: xr.DataArray = xr.apply_ufunc(np.isfinite, cube["logit_diff"])
     status = cube["cell_status"]
-    unknown = sorted(set(np.unique(status)) - set(STATUS.values()))
+    unknown = sorted(set(np.unique(status).tolist()) - set(STATUS.values()))
     if unknown:
         problems.append(f"'cell_status' holds {unknown}; it may hold {STATUS}")
     if (finite & ~present).any():
@@ -409,6 +441,21 @@ def _sample_problems(cube: xr.Dataset) -> list[str]:
     return problems
 
 
+def _response_problems(cube: xr.Dataset) -> list[str]:
+    if "response_text" not in cube:
+        return []
+    problems = [
+        f"variable {name!r} is missing; it holds of a response {RESPONSE_VARIABLES[name].long_name}"
+        for name in OF_A_CELL
+        if name not in cube
+    ]
+    if not problems and "response_repeat" in cube:
+        table = cube[[*OF_A_CELL, "response_repeat"]].to_dataframe()
+        if twice := int(table.duplicated([*OF_A_CELL, "response_repeat"]).sum()):
+            problems.append(f"{twice} response(s) stand twice: of the same item, cell and repeat")
+    return problems
+
+
 def _name_cells(mask: xr.DataArray, *, at_most: int = 3) -> str:
     mask = mask.transpose(*CELL)
     named = [
@@ -422,9 +469,11 @@ def _name_cells(mask: xr.DataArray, *, at_most: int = 3) -> str:
 def merge_cubes(cubes: Sequence[xr.Dataset]) -> xr.Dataset:
     """One cube with every cell of `cubes`; where two hold the same cell they must agree.
 
-    A missing value gives way to a recorded one. Raises ValueError that lists every variable in
-    which recorded values differ, and where.
+    A missing value gives way to a recorded one; a response that both hold stands once. Raises
+    ValueError that lists every variable in which recorded values differ, and where.
     """
+    if not cubes:
+        raise ValueError("merging needs at least one cube")
     for cube in cubes:
         check_cube(cube)
     first, *others = cubes
@@ -451,11 +500,12 @@ def _merge_two(left: xr.Dataset, right: xr.Dataset) -> xr.Dataset:
         conflict = ~missing_one & ~missing_two & (one != two)
         if conflict.any():
             problems.append(f"{name!r} differs at {int(conflict.sum())} place(s) held by both")
-        merged[name] = one.where(~missing_one, two).astype(one.dtype).assign_attrs(variable.attrs)
-    raise_if_any(problems, what="merging these cubes")
+        merged[name] = one.where(~missing_one, two).assign_attrs(variable.attrs)
+    responses, apart = _merge_responses(left, right)
+    raise_if_any([*problems, *apart], what="merging these cubes")
     merged["cell_status"] = _status_where_unrun(merged)
     merged["depth"] = _depth(merged)
-    merged = merged.merge(_merge_responses(left, right))
+    merged = merged.merge(responses)
     return merged.set_coords(list(COORDINATES)).assign_attrs(_merge_attrs(left, right))
 
 
@@ -484,24 +534,42 @@ def _missing(array: xr.DataArray, name: str, cube: xr.Dataset, over: xr.Dataset)
     return array.isnull() if variable.kind == "f" else array == variable.fill
 
 
-def _merge_responses(left: xr.Dataset, right: xr.Dataset) -> xr.Dataset:
+def _merge_responses(left: xr.Dataset, right: xr.Dataset) -> tuple[xr.Dataset, list[str]]:
+    """The responses of both, those that both hold once, and where the two say otherwise."""
     held = [
         cube[[name for name in RESPONSE_VARIABLES if name in cube]].reset_coords(drop=True)
         for cube in (left, right)
         if "response_text" in cube
     ]
     told_by_both = [name for name in RESPONSE_VARIABLES if all(name in part for part in held)]
-    return (
-        xr.concat([part[told_by_both] for part in held], dim="response") if held else xr.Dataset()
-    )
+    if len(held) < 2:
+        return (held[0] if held else xr.Dataset()), []
+    joined = xr.concat([part[told_by_both] for part in held], dim="response")
+    table = joined.to_dataframe()[told_by_both]
+    table["number"] = np.concatenate([_numbers(part) for part in held])
+    again = table.duplicated([*OF_A_CELL, "number"])
+    apart = table[again & ~table.duplicated([*told_by_both, "number"])]
+    problems = []
+    if len(apart):
+        first = "/".join(str(value) for value in apart.iloc[0][list(OF_A_CELL)])
+        problems.append(f"'response_text' differs in {len(apart)} response(s), first at {first}")
+    return joined.isel(response=np.flatnonzero(~again)), problems
+
+
+def _numbers(responses: xr.Dataset) -> np.ndarray:
+    """Which of its item's and cell's responses each is; in their order, where nothing says so."""
+    if "response_repeat" in responses:
+        return responses["response_repeat"].values
+    return responses[list(OF_A_CELL)].to_dataframe().groupby(list(OF_A_CELL)).cumcount().to_numpy()
 
 
 def _merge_attrs(left: xr.Dataset, right: xr.Dataset) -> dict[str, Any]:
-    """Attributes of both: equal ones once, others joined, so that no provenance is lost."""
+    """Attributes of both: equal lines once, others joined, so that no provenance is lost."""
     merged = dict(left.attrs)
     for name, value in right.attrs.items():
-        if name in merged and merged[name] != value and isinstance(value, str):
-            merged[name] = f"{merged[name]}\n{value}"
+        if isinstance(merged.get(name), str) and isinstance(value, str):
+            lines = dict.fromkeys([*merged[name].split("\n"), *value.split("\n")])
+            merged[name] = "\n".join(lines)
         else:
             merged.setdefault(name, value)
     merged.pop(netcdf.DIGEST, None)

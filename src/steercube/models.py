@@ -1,12 +1,13 @@
 """Models as data: what is known of each, and where its weights are. One TOML table a model."""
 
-import tomllib
+import math
+import re
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
 from steercube.cube import ARCHITECTURES, TRAININGS, Model
-from steercube.schema import raise_if_any
+from steercube.schema import name_violations, raise_if_any, read_toml
 
 DTYPES = ("float32", "bfloat16", "float16")
 ALLOWED = {"dtype": DTYPES, "training": TRAININGS, "architecture": ARCHITECTURES}
@@ -40,18 +41,19 @@ class Entry:
 
 OF_MODEL = {f.name: f.type for f in fields(Model) if f.name not in ("name", "revision")}
 OF_WEIGHTS = {f.name: f.type for f in fields(Weights) if f.name != "source"}
+HUB_ID = re.compile(r"\w[\w.-]*/\w[\w.-]*")
 
 
 def read_models(path: str | Path) -> dict[str, Entry]:
     """Models by name, from a TOML file with one table a model.
 
-    Raises ValueError that lists every entry with missing, unknown or mistyped fields.
+    Raises ValueError that lists every entry with missing, unknown or mistyped fields, or a name
+    that cannot be a folder's.
     """
-    try:
-        tables = tomllib.loads(Path(path).read_text(encoding="utf-8"))
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path}: is not TOML in UTF-8 ({error})") from error
-    problems = []
+    tables = read_toml(path)
+    problems = name_violations("model", tables)
+    if not tables:
+        problems.append('holds no model; write one as a table, ["8B"]')
     for name, table in tables.items():
         problems += [f"model {name!r} {problem}" for problem in _field_problems(table)]
     raise_if_any(problems, what=str(path))
@@ -76,8 +78,11 @@ def find_model(name: str, models: dict[str, Entry]) -> Entry:
     """
     if name in models:
         return models[name]
-    if Path(name).exists() or name.count("/") == 1:
-        return Entry(Path(name).resolve().name, Weights(name))
+    if name and "\0" not in name and (Path(name).exists() or HUB_ID.fullmatch(name)):
+        named = Path(name).resolve().name
+        problems = name_violations("model", [named])
+        raise_if_any([f"{p}; give it an entry in models.toml" for p in problems], what=repr(name))
+        return Entry(named, Weights(name))
     raise ValueError(
         f"model {name!r} is none of {', '.join(models)}, nor a folder, nor a Hugging Face id "
         "(owner/name). Give one of these, or add an entry to models.toml."
@@ -92,8 +97,16 @@ def _field_problems(table: Any) -> list[str]:
     for field, value in table.items():
         if field not in kinds:
             problems.append(f"has the unknown field {field!r}")
-        elif not isinstance(value, (int, float) if kinds[field] is float else kinds[field]):
+        elif isinstance(value, bool) or not isinstance(
+            value, (int, float) if kinds[field] is float else kinds[field]
+        ):
             problems.append(f"has {field} = {value!r}, of the wrong type")
+        elif kinds[field] in (int, float) and not 0 < value < math.inf:
+            problems.append(f"has {field} = {value!r}; it must be positive and finite")
+        elif field == "hf_id" and not str(value).strip():
+            problems.append(f"has an empty {field!r}")
+        elif field == "package" and value and not str(value).isidentifier():
+            problems.append(f"has {field} = {value!r}, which no Python package is called")
     for field, allowed in ALLOWED.items():
         if field in table and table[field] not in allowed:
             problems.append(

@@ -1,10 +1,15 @@
 """What a labelled file must hold, written as a table, and the check of a file against it.
 
-Both contracts (`steercube.cube`, `steercube.cells`) are tables of `Variable`.
+Both contracts (`steercube.cube`, `steercube.cells`) are tables of `Variable`. The readers of text,
+TOML and JSON are here too, so that each refusal names its file and line.
 """
 
-from collections.abc import Mapping
+import json
+import re
+import tomllib
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -53,13 +58,20 @@ class Variable:
 
 
 def structure_violations(
-    ds: xr.Dataset, variables: Mapping[str, Variable], *, index_dims: tuple[str, ...]
+    ds: xr.Dataset, variables: Mapping[str, Variable], *, index_dims: Mapping[str, str]
 ) -> list[str]:
-    """Every way in which the names, dims and kinds of `ds` differ from the table."""
+    """Every way in which the names, dims and kinds of `ds` differ from the table.
+
+    `index_dims` gives the kind of each dimension's labels.
+    """
     problems = [f"dimension {dim!r} is missing" for dim in index_dims if dim not in ds.dims]
-    for dim in index_dims:
+    for dim, kind in index_dims.items():
         if dim in ds.dims and dim not in ds.indexes:
             problems.append(f"dimension {dim!r} has no labels; give it a coordinate")
+        elif dim in ds.indexes and not _labels_fit(ds[dim], kind):
+            problems.append(
+                f"dimension {dim!r} has labels of {ds[dim].dtype}; they must be of kind {kind!r}"
+            )
         elif dim in ds.indexes and not ds.indexes[dim].is_unique:
             repeated = ds.indexes[dim][ds.indexes[dim].duplicated()].unique().tolist()
             problems.append(f"dimension {dim!r} repeats the labels {repeated}")
@@ -71,7 +83,7 @@ def structure_violations(
         found = ds[name]
         if set(found.dims) != set(wanted.dims):
             problems.append(f"{name!r} has dimensions {found.dims}; they must be {wanted.dims}")
-        if not _kind_fits(found.dtype.kind, wanted.kind):
+        if not _kind_fits(found, wanted.kind):
             problems.append(
                 f"{name!r} holds {found.dtype}; it must hold kind {wanted.kind!r} values"
             )
@@ -90,14 +102,70 @@ def attribute_violations(attrs: Mapping[str, Any], meanings: Mapping[str, str]) 
 def require_version(ds: xr.Dataset, name: str, version: int, *, what: str, remedy: str) -> None:
     """Raise ValueError for a file that another version of the contract wrote."""
     found = ds.attrs.get(name, version)
-    if found != version:
+    if not isinstance(found, int) or found != version:
         raise ValueError(
             f"{what} has {name} {found}; this steercube reads {version}. To go on, {remedy}."
         )
 
 
-def _kind_fits(found: str, wanted: str) -> bool:
-    return found in {"f": "f", "i": "iu", "b": "b", "U": "UOT"}[wanted]
+def _kind_fits(found: xr.DataArray, wanted: str) -> bool:
+    if found.dtype.kind == "O" and not all(isinstance(text, str) for text in found.values.flat):
+        return False
+    return found.dtype.kind in {"f": "f", "i": "iu", "b": "b", "U": "UOT"}[wanted]
+
+
+def _labels_fit(labels: xr.DataArray, wanted: str) -> bool:
+    """As of values, but whole numbers will do for labels that may have decimals."""
+    return _kind_fits(labels, wanted) or (wanted == "f" and labels.dtype.kind in "iu")
+
+
+LONGEST_NAME = 200
+"""Bytes of a name that every file system takes, with what is added to it."""
+_IN_NO_NAME = re.compile(r"[/\\\x00-\x1f\x7f\ud800-\udfff]")
+
+
+def name_violations(kind: str, names: Iterable[str], *, reserved: Iterable[str] = ()) -> list[str]:
+    """Names that cannot be a folder's of their own; models and concepts name folders of shards."""
+    return [
+        f"{kind} {name!r} cannot be a name: it names a folder, so it is not empty, does not begin "
+        f"with '.', holds neither '/' nor '\\' nor a control character, has at most "
+        f"{LONGEST_NAME} bytes" + "".join(f" and is not {word!r}" for word in reserved)
+        for name in names
+        if not name.strip()
+        or name.startswith(".")
+        or name in reserved
+        or _IN_NO_NAME.search(name)
+        or len(name.encode()) > LONGEST_NAME
+    ]
+
+
+def read_text(path: str | Path) -> str:
+    """The text in `path`. Raises ValueError with the line that is not UTF-8."""
+    try:
+        return Path(path).read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        line = error.object.count(b"\n", 0, error.start) + 1
+        raise ValueError(
+            f"{path}: is not text in UTF-8 (line {line}: {error.reason}); save it in that encoding"
+        ) from error
+
+
+def read_toml(path: str | Path) -> dict[str, Any]:
+    """The tables in `path`. Raises ValueError with the line that is not TOML."""
+    text = read_text(path)
+    try:
+        return tomllib.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{path}: is not TOML ({error})") from error
+
+
+def read_json(path: str | Path) -> Any:
+    """The value in `path`. Raises ValueError with the line that is not JSON."""
+    text = read_text(path)
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{path}: is not JSON ({error})") from error
 
 
 def raise_if_any(problems: list[str], *, what: str) -> None:

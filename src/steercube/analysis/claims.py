@@ -15,7 +15,6 @@ question. The ledger answers both, by the same rules for every claim:
 
 import inspect
 import re
-import tomllib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -46,7 +45,7 @@ from steercube.analysis.effects import ESTIMANDS, NAMES, UNITS
 from steercube.analysis.generation import best_generation
 from steercube.analysis.sensitivity import without_invalid_items
 from steercube.results import Estimate
-from steercube.schema import raise_if_any
+from steercube.schema import raise_if_any, read_toml
 
 Statistic = Callable[..., Estimate]
 STATISTICS: dict[str, Statistic] = {
@@ -102,11 +101,33 @@ QUANTITIES = {
 }
 """What each statistic measures, {} standing for its estimand; claims of a kind share a scale."""
 
+ASSERTED = ("difference", "none")
+"""What a claim may say: that something differs, or that nothing does."""
+
+SIZES = ("n_params", "n_active_params")
+"""What a slope may run over."""
+
+ARGUMENT_KINDS: dict[str, Callable[[Any], bool]] = {
+    "a text": lambda value: isinstance(value, str),
+    "a list of texts": lambda value: (
+        isinstance(value, list) and all(isinstance(text, str) for text in value)
+    ),
+    "a whole number": lambda value: type(value) is int,
+}
+KIND_OF_ARGUMENT = {
+    **dict.fromkeys(["concepts", "models"], "a list of texts"),
+    "from_rounded": "a whole number",
+}
+"""What a ledger gives to a statistic, where it is no text."""
+
 MATERIAL = 0.05
 """A value that changes by more than this share, by optimism or invalid items, gets a caveat."""
 
 INFLUENTIAL = 0.5
 """A difference that loses more than this share without one model or concept rests on it."""
+
+MOST_DIGITS = 40
+"""Characters of a published value."""
 
 SIGNIFICANT = 0.05
 """p-values above this are no evidence against chance."""
@@ -154,18 +175,17 @@ def read_printed(text: str) -> Printed:
     """
     if text in ("+", "-", "0"):
         return Printed(np.nan, np.nan, 0, direction=text)
-    found = re.fullmatch(r"(~?)(-?\d+(?:\.(\d+))?)(?:-(\d+(?:\.\d+)?))?(%?)", text)
+    found = re.fullmatch(r"(~?)(-?\d+(?:\.(\d+))?)(?:-(\d+(?:\.\d+)?))?(%?)", text, re.ASCII)
     if found is None:
         raise ValueError(f"{text!r} is no printed value; write 9.15, ~7.5, 7%, 50-65%, +, - or 0")
     tilde, first, digits, last, percent = found.groups()
+    if len(text) > MOST_DIGITS:
+        raise ValueError(f"{text[:MOST_DIGITS]}... has more digits than a number that is printed")
     scale = 100 if percent else 1
-    return Printed(
-        float(first) / scale,
-        float(last or first) / scale,
-        len(digits or ""),
-        percent=bool(percent),
-        approximate=bool(tilde),
-    )
+    low, high = float(first) / scale, float(last or first) / scale
+    if high < low:
+        raise ValueError(f"{text!r} is a range that ends below its beginning")
+    return Printed(low, high, len(digits or ""), percent=bool(percent), approximate=bool(tilde))
 
 
 @dataclass(frozen=True)
@@ -189,30 +209,54 @@ class Claim:
 
 def read_claims(path: str | Path) -> tuple[str, list[Claim]]:
     """The study that a ledger is about, and its claims. Raises ValueError with every problem."""
-    try:
-        table = tomllib.loads(Path(path).read_text(encoding="utf-8"))
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path}: is not TOML in UTF-8 ({error})") from error
+    table = read_toml(path)
     claims, problems = [], []
     entries = table.get("claim", [])
-    if not isinstance(entries, list):
+    if not isinstance(entries, list) or not all(isinstance(entry, dict) for entry in entries):
         raise ValueError(f"{path}: claims are written [[claim]], with two brackets")
+    unknown = sorted(set(table) - {"study", "claim"})
+    problems += [f"`{name}` is unknown; write `study` and [[claim]]" for name in unknown]
     for number, entry in enumerate(entries, start=1):
         name = entry.get("id", f"number {number}")
         try:
+            wrong = _field_problems(entry)
             claim = Claim(**entry)
-            read_printed(claim.published)
+            if not wrong:
+                read_printed(claim.published)
         except (TypeError, ValueError) as error:
-            problems.append(f"claim {name}: {error}")
+            wrong = [str(error)]
+        if wrong:
+            problems += [f"claim {name}: {problem}" for problem in wrong]
             continue
         problems += [f"claim {name}: {problem}" for problem in _definition_problems(claim)]
         claims.append(claim)
     ids = [claim.id for claim in claims]
     problems += [f"claim {i}: stands twice" for i in sorted({i for i in ids if ids.count(i) > 1})]
-    if "study" not in table:
-        problems.append("`study` is missing; it names the cube that the claims are about")
+    if not isinstance(table.get("study"), str):
+        problems.append(
+            "`study` is missing or no text; it names the cube that the claims are about"
+        )
     raise_if_any(problems, what=str(path))
     return table["study"], claims
+
+
+def _field_problems(entry: Mapping[str, Any]) -> list[str]:
+    """Fields of the wrong type; those that are missing or unknown are for `Claim` to say."""
+    kinds: dict[str, type] = {"arguments": dict, "compared": list, "also": list}
+    problems = [
+        f"{name} = {value!r} must be {kinds.get(name, str).__name__}"
+        for name, value in entry.items()
+        if not isinstance(value, kinds.get(name, str))
+    ]
+    if problems:
+        return problems
+    if any(not isinstance(name, str) for name in entry.get("compared", [])):
+        problems.append("`compared` lists names of concepts")
+    if any(not isinstance(version, dict) for version in entry.get("also", [])):
+        problems.append("other versions are written [[claim.also]], with two brackets")
+    if entry.get("asserts", "none") not in ASSERTED:
+        problems.append(f"asserts = {entry['asserts']!r} is none of {', '.join(ASSERTED)}")
+    return problems
 
 
 def _definition_problems(claim: Claim) -> list[str]:
@@ -226,7 +270,14 @@ def _definition_problems(claim: Claim) -> list[str]:
             takes.bind(None, **given)
         except TypeError as error:
             problems.append(f"{claim.statistic}: {error}")
-        if given.get("estimand", "delta") not in ESTIMANDS:
+        problems += [
+            f"{name} = {value!r} must be {kind}"
+            for name, value in given.items()
+            if not ARGUMENT_KINDS[kind := KIND_OF_ARGUMENT.get(name, "a text")](value)
+        ]
+        if given.get("size", SIZES[0]) not in SIZES:
+            problems.append(f"{given['size']!r} is none of {', '.join(SIZES)}")
+        if given.get("estimand", "delta") not in list(ESTIMANDS):
             problems.append(f"{given['estimand']!r} is none of {', '.join(ESTIMANDS)}")
     printed = read_printed(claim.published)
     if printed.low < printed.high and claim.statistic not in SPANNING:

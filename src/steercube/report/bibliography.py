@@ -7,6 +7,9 @@ from pathlib import Path
 from bibtexparser.entrypoint import parse_string
 from bibtexparser.model import Field
 
+from steercube.schema import raise_if_any, read_text
+
+FIELDS = ("author", "title", "journal", "year", "url")
 CITED = re.compile(r"\]\(#ref-([\w-]+)\)")
 
 
@@ -39,25 +42,34 @@ class Bibliography:
         short = self.works[key].short if key in self.works else key
         return f"[{short}](#ref-{key})"
 
-    def listed(self) -> str:
-        """The list, one work a paragraph with an anchor that `cite` links to."""
+    def listed(self, text: str) -> str:
+        """The works that a text cites, one a line with an anchor that `cite` links to."""
+        cited = set(CITED.findall(text))
         return "\n".join(
             f'- <a id="ref-{w.key}"></a>{w.short}. *{w.title}*. {w.where}. <{w.url}>'
             for w in self.works.values()
+            if w.key in cited
         )
 
     def problems_of(self, text: str) -> list[str]:
-        """Keys that a text cites and the list lacks, and works that it does not cite."""
-        cited = set(CITED.findall(text))
-        lacking = [f"{k!r} is cited and not in references.bib" for k in cited - set(self.works)]
-        return lacking + [f"{k!r} is never cited" for k in set(self.works) - cited]
+        """Keys that a text cites and the list lacks."""
+        unknown = set(CITED.findall(text)) - set(self.works)
+        return [f"{key!r} is cited and not in references.bib" for key in sorted(unknown)]
 
 
 def read_bibliography(path: str | Path) -> Bibliography:
-    """The works of a BibTeX file. Raises ValueError where it cannot be read."""
-    library = parse_string(Path(path).read_text(encoding="utf-8"))
-    if library.failed_blocks:
-        raise ValueError(f"{path}: {library.failed_blocks[0].error}")
+    """The works of a BibTeX file. Raises ValueError with every line that is wrong."""
+    library = parse_string(read_text(path))
+    raise_if_any(
+        [f"line {(b.start_line or 0) + 1}: {b.error}" for b in library.failed_blocks]
+        + [
+            f"line {(entry.start_line or 0) + 1}: {entry.key!r} lacks {name}"
+            for entry in library.entries
+            for name in FIELDS
+            if name not in entry.fields_dict
+        ],
+        what=str(path),
+    )
     works = [_work(entry.key, entry.fields_dict) for entry in library.entries]
     return Bibliography({w.key: w for w in sorted(works, key=lambda w: (w.authors, w.year))})
 

@@ -3,9 +3,11 @@
 from collections.abc import Callable
 from pathlib import Path
 
+import jinja2
+
 from steercube.report.methods import methods
 from steercube.report.page import page
-from steercube.report.post import read_assets, read_results, render
+from steercube.report.post import read_assets, read_results, render, said_by_template
 
 Report = Callable[[str], None]
 
@@ -26,7 +28,12 @@ def write_papers(paper: str | Path, *, study: str | None = None, report: Report 
     for name in [study] if study else analysed:
         results = read_results(paper / name)
         post = render(results, assets, methods=definitions)
-        html = page(post, results, paper / name, paper / "page")
+        try:
+            html = page(post, results, paper / name, paper / "page")
+        except jinja2.TemplateError as error:
+            raise ValueError(
+                f"{paper / 'page' / 'page.html.j2'}{said_by_template(error)}"
+            ) from error
         for file, text in {"post.md": post.markdown, "post.html": html}.items():
             aside = paper / name / f".{file}.part"
             aside.write_text(text, encoding="utf-8")

@@ -6,9 +6,8 @@ somebody typed: `render` refuses it, unless it is a label (a model, a section, a
 that a study does not have is false in a template; printing it is refused too.
 """
 
-import json
 import re
-import tomllib
+import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,8 +18,9 @@ import jinja2.meta
 import pandas as pd
 
 from steercube.report.bibliography import Bibliography, read_bibliography
-from steercube.schema import raise_if_any
+from steercube.schema import raise_if_any, read_json, read_text, read_toml
 
+TEMPLATE = "post.md.j2"
 START, MIDDLE, END = "\ue000", "\ue001", "\ue002"
 """Around a cited number: START index MIDDLE text END. Private code points, in no text."""
 OPEN, CLOSE = "\ue003", "\ue004"
@@ -29,6 +29,8 @@ HYPHEN = re.compile(r"(?<![\w\u2013-])-(?=\d)")
 """A minus sign that was typed as a hyphen."""
 TAGS = re.compile(r"^[ \t]*((?:\{%(?:(?!%\}).)*%\}[ \t]*)+)\n", re.MULTILINE)
 """A line of a template that holds nothing but statements, and leaves no line."""
+LITERATURE = "\ue005"
+"""Where the works that a post cites are listed, once it is known which these are."""
 MARK = re.compile(f"{START}(\\d+){MIDDLE}(.*?){END}", re.DOTALL)
 BLOCK = re.compile(f"{OPEN}.*?{CLOSE}", re.DOTALL)
 
@@ -66,21 +68,49 @@ def read_assets(folder: str | Path) -> Assets:
     Raises ValueError that lists references the template does not use, and names it uses without.
     """
     folder = Path(folder)
-    held = tomllib.loads((folder / "numbers.toml").read_text(encoding="utf-8"))
-    allowed = tuple(held.pop("allowed", ()))
+    held = read_toml(folder / "numbers.toml")
+    allowed = held.pop("allowed", [])
+    wrong = [problem for name, table in held.items() for problem in _table_problems(name, table)]
+    if not isinstance(allowed, list) or not all(isinstance(text, str) for text in allowed):
+        wrong.append("`allowed` is a list of texts")
+    raise_if_any(wrong, what=str(folder / "numbers.toml"))
     assets = Assets(
-        template=TAGS.sub(r"\1", (folder / "post.md.j2").read_text(encoding="utf-8")),
+        # In a comment a line is not written, but counts, so that an error names the right one.
+        template=TAGS.sub(r"\1{#\n#}", read_text(folder / "post.md.j2")),
         references={name: Reference(**table) for name, table in held.items()},
-        allowed=allowed,
+        allowed=tuple(allowed),
         bibliography=read_bibliography(folder / "references.bib"),
     )
-    tree = jinja2.Environment().parse(assets.template)
+    try:
+        tree = jinja2.Environment().parse(assets.template)
+    except jinja2.TemplateError as error:
+        raise ValueError(f"{folder / TEMPLATE}{said_by_template(error)}") from error
     used = jinja2.meta.find_undeclared_variables(tree) - CONTEXT
     declared = set(assets.references)
     problems = [f"{n!r} is declared and not used: use it or delete it" for n in declared - used]
     problems += [f"{n!r} is used and not declared in numbers.toml" for n in used - declared]
     raise_if_any(sorted(problems), what=str(folder / "numbers.toml"))
     return assets
+
+
+def _table_problems(name: str, table: Any) -> list[str]:
+    """What keeps a table of numbers.toml from being a reference."""
+    if not isinstance(table, dict) or "id" not in table or not set(table) <= {"id", "format"}:
+        return [f"{name!r} is {table!r}, not a table with `id` and, if need be, `format`"]
+    if not all(isinstance(value, str) for value in table.values()):
+        return [f"{name!r} has an `id` or a `format` that is no text"]
+    try:
+        format(0.5, table.get("format", ""))
+    except ValueError:
+        return [f"{name!r} has the format {table['format']!r}, which no number can be written in"]
+    return []
+
+
+def said_by_template(error: BaseException) -> str:
+    """The line of a template where an error arose, where that is known, and what it says."""
+    frames = [f.lineno for f in traceback.extract_tb(error.__traceback__) if "<" in f.filename]
+    at = getattr(error, "lineno", None) or next(iter(frames[::-1]), None)
+    return f"{f':{at}' if at else ''}: {type(error).__name__}: {error}"
 
 
 @dataclass(frozen=True)
@@ -250,27 +280,85 @@ def read_results(folder: str | Path) -> Results:
     folder = Path(folder)
     if not (folder / "manifest.json").is_file():
         raise FileNotFoundError(f"{folder} holds no results; run `steercube analyze` first")
-    manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
+    manifest = read_json(folder / "manifest.json")
+    if not isinstance(manifest, dict) or not isinstance(manifest.get("outputs"), dict):
+        raise ValueError(f"{folder / 'manifest.json'}: lists no outputs; run `steercube analyze`")
     missing = [name for name in manifest["outputs"] if not (folder / name).is_file()]
     raise_if_any(
         [f"{name} is missing; run `steercube analyze`" for name in missing], what=str(folder)
     )
-    return Results(
+    numbers = read_json(folder / "numbers.json")
+    if not isinstance(numbers, dict):
+        raise ValueError(f"{folder / 'numbers.json'}: is no object of numbers by their ids")
+    results = Results(
         study=folder.name,
-        numbers=json.loads((folder / "numbers.json").read_text(encoding="utf-8")),
+        numbers=numbers,
         tables={p.stem: read_table(p) for p in sorted((folder / "tables").glob("*.csv"))},
-        printed={p.stem: p.read_text() for p in sorted((folder / "tables").glob("*.md"))},
+        printed={p.stem: read_text(p) for p in sorted((folder / "tables").glob("*.md"))},
         figures=tuple(p.stem for p in sorted((folder / "figures").glob("*.png"))),
-        settings=manifest["settings"],
+        settings=manifest.get("settings", {}),
     )
+    problems = [*_content_problems(results), *_figure_problems(folder / "figures")]
+    raise_if_any([f"{problem}; run `steercube analyze`" for problem in problems], what=str(folder))
+    return results
+
+
+OF_A_CELL = ("model", "concept", "layer", "depth", "cohens_d", "cohens_d_low", "cohens_d_high")
+COLUMNS = {
+    "about_models": ("model", "family"),
+    "about_concepts": ("concept",),
+    "claims": ("id",),
+    "conclusions": ("id", "verdict"),
+    "effects": (*OF_A_CELL, "n", "reason"),
+    "layer_effects": OF_A_CELL,
+}
+"""Columns that a post and its page are made from."""
+
+
+def _content_problems(results: Results) -> Iterator[str]:
+    """What a post needs, and these results do not hold."""
+    try:
+        float(results.settings["confidence_level"])
+    except (KeyError, TypeError, ValueError):
+        yield "manifest.json has no number `confidence_level` in its settings"
+    for name, columns in COLUMNS.items():
+        table = results.tables.get(name)
+        if table is None and name != "claims":
+            yield f"tables/{name}.csv is missing"
+        elif table is not None:
+            for column in columns:
+                if column not in table:
+                    yield f"tables/{name}.csv has no column {column!r}"
+                elif column in OF_A_CELL[2:] and not pd.api.types.is_numeric_dtype(table[column]):
+                    yield f"tables/{name}.csv holds text in {column!r}, where numbers belong"
+    for id, entry in results.numbers.items():
+        if not isinstance(entry, dict) or "table" not in entry:
+            yield f"numbers.json: {id!r} is not an object that names its `table`"
+        elif any(isinstance(entry.get(end), (str, dict, list)) for end in ("value", "low", "high")):
+            yield f"numbers.json: {id!r} has a value or an end that is no number"
+
+
+def _figure_problems(folder: Path) -> Iterator[str]:
+    """Figures that are none, for a page takes them in as they are."""
+    for path in sorted(folder.glob("*.png")):
+        if not path.read_bytes().startswith(b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR"):
+            yield f"figures/{path.name} is not a PNG image"
+    for path in sorted(folder.glob("*.svg")):
+        if "<svg" not in read_text(path):
+            yield f"figures/{path.name} is not an SVG image"
 
 
 def read_table(path: Path) -> pd.DataFrame:
-    """A table of results; an empty text stays one, and so does a table without columns."""
+    """A table of results; an empty text stays one, and so does a table without columns.
+
+    Raises ValueError with the line that is no row of it.
+    """
     try:
         table = pd.read_csv(path)
     except pd.errors.EmptyDataError:
         return pd.DataFrame()
+    except ValueError as error:
+        raise ValueError(f"{path}: is not a CSV table ({str(error).strip()})") from error
     texts = [c for c in table if not pd.api.types.is_numeric_dtype(table[c])]
     return table.fillna(dict.fromkeys(texts, ""))
 
@@ -293,6 +381,9 @@ def without_marks(text: str) -> str:
     return MARK.sub(r"\2", text)
 
 
+OF_RENDERING = (jinja2.TemplateError, TypeError, ValueError, LookupError, ArithmeticError)
+"""What a template raises that asks for something which is not there, or cannot be computed."""
+
 CONTEXT = {
     *("study", "settings", "models", "concepts", "families", "claims", "conclusions"),
     *("conclusions_with", "conclusion", "table", "figure", "cite", "literature", "methods"),
@@ -306,7 +397,12 @@ def render(results: Results, assets: Assets, *, methods: str = "") -> Post:
     ledger = Ledger(results.numbers)
     environment = jinja2.Environment(undefined=jinja2.StrictUndefined)
     context = _context(results, assets, ledger, methods)
-    text = environment.from_string(assets.template).render(context)
+    try:
+        text = environment.from_string(assets.template).render(context)
+    except OF_RENDERING as error:
+        where = f"the post of {results.study}: {TEMPLATE}{said_by_template(error)}"
+        raise ValueError(where) from error
+    text = text.replace(LITERATURE, block(assets.bibliography.listed(text)))
     text = re.sub(r"\n{3,}", "\n\n", text).strip() + "\n"
     labels = [*context["models"], *context["families"], results.study, *assets.allowed]
     problems = [*ledger.problems, *assets.bibliography.problems_of(text)]
@@ -343,7 +439,7 @@ def _context(results: Results, assets: Assets, ledger: Ledger, methods: str) -> 
         "table": lambda name: block(results.printed[name]) if name in results.printed else "",
         "figure": lambda name, alt: _figure(results, name, alt),
         "cite": assets.bibliography.cite,
-        "literature": block(assets.bibliography.listed()),
+        "literature": LITERATURE,
         "methods": block(methods),
         "listed": listed,
         "words": lambda name: str(name).replace("_", " "),
