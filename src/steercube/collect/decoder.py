@@ -171,9 +171,10 @@ def find_blocks(model: Any) -> tuple[nn.Module, ...]:
         if isinstance(module, nn.ModuleList) and len(module) == wanted
     ]
     if len(lists) != 1:
+        seen = [f"{n} ({type(m).__name__})" for n, m in model.get_decoder().named_children()]
         raise ValueError(
             f"{type(model).__name__}: found {len(lists)} lists of {wanted} blocks in its decoder, "
-            "not one; this architecture is not supported"
+            f"not one, but {', '.join(seen)}; this architecture is not supported"
         )
     return tuple(lists[0])
 

@@ -1,0 +1,102 @@
+"""No pickle, no code of others, no name that leaves its folder, no text that becomes HTML."""
+
+import ast
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import tiny
+import torch
+from builders import ROOT, make_cube, make_model
+
+from steercube.analysis.reduce import cells as reduce_to_cells
+from steercube.analysis.tables import conclude
+from steercube.collect.decoder import load
+from steercube.models import Entry, Weights
+from steercube.report.figures import draw
+from steercube.report.page import page
+from steercube.report.post import read_assets, read_results, render
+from steercube.report.write import write_study
+
+pytestmark = pytest.mark.usefixtures("few_priors")
+
+SCRIPT = "<script>alert(1)"
+LOADERS = {"pickle", "cPickle", "dill", "cloudpickle", "joblib", "shelve", "marshal"}
+UNSAFE_CALLS = {"eval", "exec", "compile", "__import__"}
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "src").rglob("*.py")), ids=lambda p: p.name)
+def test_no_source_loads_a_pickle_or_runs_text(path: Path, fault: Callable[[str], Any]) -> None:
+    line = fault("code in data")
+    found = []
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            found += [a.name for a in node.names if a.name.split(".")[0] in LOADERS]
+        elif isinstance(node, ast.ImportFrom):
+            found += [node.module] * ((node.module or "").split(".")[0] in LOADERS)
+        elif isinstance(node, ast.Call):
+            if isinstance(node.func, ast.Name) and node.func.id in UNSAFE_CALLS:
+                found.append(node.func.id)
+            for keyword in node.keywords:
+                unsafe = keyword.arg in ("allow_pickle", "trust_remote_code")
+                is_false = isinstance(keyword.value, ast.Constant) and keyword.value.value is False
+                found += [str(keyword.arg)] * (unsafe and not is_false)
+    line.tried(path.name, silently_wrong=bool(found))
+
+
+def test_a_models_own_code_is_not_run(tmp_path: Path, fault: Callable[[str], Any]) -> None:
+    line = fault("code beside weights")
+    folder = tiny.save("llama", tmp_path / "model")
+    ran = tmp_path / "ran"
+    code = f"open({str(ran)!r}, 'w').close()\nclass Own: pass\n"
+    (folder / "modeling_own.py").write_text(code)
+    config = json.loads((folder / "config.json").read_text())
+    for change in (
+        {"auto_map": {"AutoModelForCausalLM": "modeling_own.Own"}},
+        {"auto_map": {"AutoModelForCausalLM": "modeling_own.Own"}, "model_type": "own"},
+    ):
+        (folder / "config.json").write_text(json.dumps(config | change))
+        refused = False
+        try:
+            load(Entry("own", Weights(source=str(folder), dtype="float32")))
+        except ValueError as error:
+            refused = str(folder) in str(error)
+        line.tried(str(change), silently_wrong=ran.exists())
+        assert refused or "model_type" not in change
+
+
+def test_pickled_weights_are_not_loaded(tmp_path: Path, fault: Callable[[str], Any]) -> None:
+    line = fault("code in data")
+    folder = tiny.save("llama", tmp_path / "model")
+    ran = tmp_path / "ran"
+
+    class Harm:
+        def __reduce__(self) -> Any:
+            return (Path.touch, (ran,))
+
+    (folder / "model.safetensors").unlink()
+    torch.save({"model.embed_tokens.weight": Harm()}, folder / "pytorch_model.bin")
+    with pytest.raises(ValueError, match="safetensors"):
+        load(Entry("pickled", Weights(source=str(folder), dtype="float32")))
+    line.tried("pytorch_model.bin", silently_wrong=ran.exists())
+
+
+def test_texts_of_a_cube_stay_text_on_the_page(tmp_path: Path, fault: Callable[[str], Any]) -> None:
+    line = fault("HTML in a cube's texts")
+    models = (make_model(f"a{SCRIPT}", family=f"f{SCRIPT}"), make_model("b", n_params=2e9))
+    cube = make_cube(np.random.default_rng(1), models=models, n_items={f"c{SCRIPT}": 24})
+    cube.attrs |= {"title": SCRIPT, "source": f"https://example.org/{SCRIPT} x"}
+    cells = reduce_to_cells(cube, n_resamples=50)
+    tables = conclude(cells)
+    settings = {"source": cells.attrs["source"], "confidence_level": "0.95"}
+    folder = tmp_path / "mine"
+    write_study(folder, tables, draw(cells, tables), inputs={}, settings=settings)
+    results = read_results(folder)
+    post = render(results, read_assets(ROOT / "paper"))
+    html = page(post, results, folder, ROOT / "paper" / "page")
+    line.tried("names, family, title, source", silently_wrong="<script>alert" in html)
+    assert "&lt;script&gt;alert(1)" in html
+    assert html.count("<script") == 2
