@@ -1,6 +1,7 @@
 """A study from end to end: its cube or its cells in, its folder of conclusions out."""
 
 import hashlib
+import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from importlib.util import find_spec
@@ -70,6 +71,8 @@ def analyze(
         raise FileNotFoundError(NOTHING_TO_DO.format(folder=data))
     if Path(paper).exists() and not Path(paper).is_dir():
         raise NotADirectoryError(f"{paper} is a file; results go into a folder of that name")
+    for name in names:
+        _require_writable(Path(paper) / name)
     ledgers = read_ledgers(paper)
     if full and find_spec("pymc") is None:
         raise ValueError("--full needs pymc: pip install -c constraints.txt -e '.[stats]'")
@@ -86,6 +89,14 @@ def analyze(
         sampled = sample(cells, posteriors, report=report) if nuts else {}
         ledger = ledgers.get(name)
         write_conclusions(name, cells, paper, ledger=ledger, sampled=sampled, report=report)
+
+
+def _require_writable(folder: Path) -> None:
+    """Refuse at once, not after minutes, a folder that results could not be written to."""
+    for path in (folder, folder.parent):
+        nearest = next(p for p in (path, *path.parents) if p.exists())
+        if not os.access(nearest, os.W_OK | os.X_OK):
+            raise PermissionError(f"{nearest}: may not be written to; results go to {folder}")
 
 
 def cells_of(

@@ -2,40 +2,64 @@
 
 A file is written aside, flushed, read back and renamed, so a kill leaves the earlier file or
 the new one. Every variable is compressed and carries a Fletcher-32 checksum; text is stored as
-fixed-width characters, because HDF5 cannot checksum variable-length strings. Headers and
-attributes have no checksum of their own: the SHA-256 of the whole content, kept in the attribute
-`content_sha256`, covers those.
+fixed-width characters, because HDF5 cannot checksum variable-length strings. The SHA-256 of the
+whole content, whatever file holds it, is kept in the attribute `content_sha256`. The last line of
+a file is the SHA-256 of its other bytes, which other readers pass over.
 """
 
 import hashlib
 import json
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from glob import escape
 from pathlib import Path
 from typing import Any
 
+import netCDF4
 import numpy as np
 import xarray as xr
 
 DIGEST = "content_sha256"
+SEAL = b"\nsteercube sha256 "
 
 
 def save(ds: xr.Dataset, path: str | Path) -> str:
     """Write `ds` to `path` and return the SHA-256 of its content.
 
-    Raises OSError where the folder cannot be written; an earlier file at `path` is then intact.
+    Raises OSError that names `path` and why; an earlier file there is then intact.
+    """
+    stamped = ds.drop_encoding().assign_attrs({DIGEST: digest(ds)})
+    with aside(path) as part:
+        _write(stamped, part)
+        seal = _seal(part.read_bytes())
+        with part.open("ab") as file:
+            file.write(seal)
+        load(part)
+    return str(stamped.attrs[DIGEST])
+
+
+@contextmanager
+def aside(path: str | Path) -> Iterator[Path]:
+    """A file to write beside `path`, which takes its place at the end, whole or not at all.
+
+    Raises OSError that names `path` and why; an earlier file there is then intact.
     """
     path = Path(path)
-    stamped = ds.drop_encoding().assign_attrs({DIGEST: digest(ds)})
-    aside = path.with_name(f".{path.name}.{os.getpid()}.part")
+    part = path.with_name(f".{path.name}.{os.getpid()}.part")
+    for left in path.parent.glob(f".{escape(path.name)}.*.part"):
+        if not _is_running(left.name.split(".")[-2]):
+            left.unlink(missing_ok=True)
     try:
-        stamped.to_netcdf(aside, engine="netcdf4", format="NETCDF4", encoding=_encoding(stamped))
-        _flush(aside)
-        load(aside)
-        aside.replace(path)
+        yield part
+        _flush(part)
+        part.replace(path)
         _flush(path.parent)
+    except OSError as error:
+        raise type(error)(f"{path}: cannot be written ({error.strerror or error})") from error
     finally:
-        aside.unlink(missing_ok=True)
-    return str(stamped.attrs[DIGEST])
+        with suppress(OSError):
+            part.unlink(missing_ok=True)
 
 
 def load(path: str | Path) -> xr.Dataset:
@@ -47,13 +71,16 @@ def load(path: str | Path) -> xr.Dataset:
     if not path.is_file():
         what = "is a folder, not a file" if path.is_dir() else "no such file"
         raise FileNotFoundError(f"{path}: {what}")
+    content = _unsealed(path.read_bytes(), path)
     try:
-        with xr.open_dataset(path, engine="netcdf4") as opened:
-            ds = opened.load().drop_encoding()
+        # HDF5 keeps open what it could not read; from memory nothing of it is found again.
+        with netCDF4.Dataset(str(path), memory=content) as opened:
+            store = xr.backends.NetCDF4DataStore(opened)  # type: ignore[no-untyped-call]
+            ds = xr.open_dataset(store).load().drop_encoding()
         # NetCDF gives numbers back as numpy scalars; the attributes that were saved were plain.
         ds.attrs = {k: v.item() if isinstance(v, np.generic) else v for k, v in ds.attrs.items()}
         found = digest(ds)
-    except (OSError, RuntimeError, ValueError, KeyError, AttributeError, UnicodeError) as error:
+    except UNREADABLE as error:
         raise ValueError(
             f"{path}: cannot be read as NetCDF4 ({error}). The file is of another kind, "
             "truncated or damaged: restore it from a copy or make it again."
@@ -65,11 +92,63 @@ def load(path: str | Path) -> xr.Dataset:
             "Build it with steercube.cube.save_cube or steercube.cells.save_cells."
         )
     if recorded != found:
-        raise ValueError(
-            f"{path}: its content has the SHA-256 {found[:16]}..., but it was saved with "
-            f"{str(recorded)[:16]}...: it was altered after it was written. Restore it from a copy."
-        )
+        raise ValueError(_altered(path, found, str(recorded), what="its content"))
     return ds
+
+
+UNREADABLE = (
+    *(OSError, RuntimeError, ValueError, LookupError, AttributeError, TypeError, OverflowError),
+)
+"""What reading a file of another kind, or a damaged one, may raise."""
+
+
+def _seal(content: bytes) -> bytes:
+    return SEAL + hashlib.sha256(content).hexdigest().encode() + b"\n"
+
+
+def _unsealed(content: bytes, path: Path) -> bytes:
+    """The bytes before the seal, if there is one, which prove equal to those that were written.
+
+    So that HDF5 is given no damaged file: there are bits that it would go round in circles for.
+    """
+    at = content.rfind(SEAL, max(0, len(content) - len(_seal(b""))))
+    if at < 0:
+        return content
+    found, recorded = _seal(content[:at]), content[at:]
+    if found != recorded:
+        shown = [seal[len(SEAL) :].decode(errors="replace") for seal in (found, recorded)]
+        raise ValueError(_altered(path, *shown, what="the file"))
+    return content[:at]
+
+
+def _altered(path: Path, found: str, recorded: str, *, what: str) -> str:
+    return (
+        f"{path}: {what} has the SHA-256 {found[:16]}..., but it was saved with "
+        f"{recorded[:16]}...: it was altered after it was written. Restore it from a copy."
+    )
+
+
+def _write(ds: xr.Dataset, part: Path) -> None:
+    try:
+        ds.to_netcdf(part, engine="netcdf4", format="NETCDF4", encoding=_encoding(ds))
+    except (OSError, RuntimeError) as error:
+        # HDF5 does not say why; a plain file does.
+        with part.open("ab") as file:
+            file.write(bytes(2**20))
+        raise OSError(str(error)) from error
+
+
+def _is_running(pid: str) -> bool:
+    """Whether a process may still be writing; True where that cannot be known."""
+    if os.name != "posix" or not pid.isdecimal():
+        return True
+    try:
+        os.kill(int(pid), 0)
+    except (ProcessLookupError, OverflowError):
+        return False
+    except OSError:
+        return True
+    return True
 
 
 def digest(ds: xr.Dataset) -> str:

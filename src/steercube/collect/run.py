@@ -113,7 +113,7 @@ def write_cube(out: Path, *, report: Report = print) -> None:
     if not folder.is_dir():
         raise FileNotFoundError(f"{folder}: no such folder; nothing was collected for {out}")
     with held(folder, patience=PATIENCE):
-        cube, vectors, keys = consolidate(folder)
+        cube, vectors, keys = consolidate(folder, report=report)
         beside = out.with_name(f"{stem}.vectors.nc")
         manifest = {
             "content_sha256": {
@@ -123,9 +123,8 @@ def write_cube(out: Path, *, report: Report = print) -> None:
             "attributes": {k: v for k, v in cube.attrs.items() if k != netcdf.DIGEST},
             "shards": keys,
         }
-        aside = out.with_name(f".{stem}.manifest.json.part")
-        aside.write_text(json.dumps(manifest, indent=1, sort_keys=True) + "\n")
-        aside.replace(out.with_name(f"{stem}.manifest.json"))
+        with netcdf.aside(out.with_name(f"{stem}.manifest.json")) as part:
+            part.write_text(json.dumps(manifest, indent=1, sort_keys=True) + "\n")
     report(f"wrote {out}\n\n{cube.steercube}")
 
 
@@ -181,21 +180,30 @@ def _collect_unit(unit: Unit, rank: Rank, progress: Progress) -> None:
     """Make this process's shards of the unit that are not there yet."""
     bar = progress.bar
     if rank.count == 1:
-        for left_by_a_kill in unit.folder.glob(".*.part"):
-            left_by_a_kill.unlink()
+        _clear(unit.folder)
     bar.set_postfix_str(f"{unit.concept.name}, vectors")
     if not rank.leads:
         _wait_until(lambda: unit.found_vectors() is not None, what=str(unit.vectors_path))
+    if rank.leads and unit.vectors_path.exists() and unit.found_vectors() is None:
+        bar.write(f"{unit.vectors_path} is damaged, and is made again")
     vectors = unit.vectors(batch_size=max(1, progress.max_rows["samples"] // ROWS_A_PAIR))
     for outcome in outcomes_of(unit):
         bar.set_postfix_str(f"{unit.concept.name}, {outcome.name}")
         _collect_outcome(outcome, vectors, rank, progress)
+    if rank.leads:
+        _clear(unit.folder)
+
+
+def _clear(folder: Path) -> None:
+    """Remove what a kill left half written; nobody may be writing there."""
+    for left_by_a_kill in folder.glob(".*.part"):
+        left_by_a_kill.unlink(missing_ok=True)
 
 
 def _collect_outcome(outcome: Outcome, vectors: xr.Dataset, rank: Rank, progress: Progress) -> None:
     """Make this process's chunks of the outcome that are not there yet."""
-    every, bar = list(chunks(outcome)), progress.bar
-    own = every[rank.index :: rank.count]
+    every, bar = chunks(outcome), progress.bar
+    own = list(every)[rank.index :: rank.count]
     wanted = pending(outcome, own, vectors)
     if wanted and outcome.name not in progress.checked:
         said = outcome.check(vectors)
@@ -204,6 +212,8 @@ def _collect_outcome(outcome: Outcome, vectors: xr.Dataset, rank: Rank, progress
             bar.write(said)
     bar.update(outcome.n_cells * sum(len(chunk) for chunk in own if chunk not in wanted))
     for chunk in wanted:
+        if every[chunk].exists():
+            bar.write(f"{every[chunk]} is damaged, and is made again")
         progress.max_rows[outcome.name] = save_chunk(
             outcome,
             chunk,
@@ -213,7 +223,7 @@ def _collect_outcome(outcome: Outcome, vectors: xr.Dataset, rank: Rank, progress
         )
     if rank.leads:
         _wait_until(
-            lambda: not pending(outcome, every, vectors),
+            lambda: not pending(outcome, list(every), vectors),
             what=f"{outcome.name} in {outcome.unit.folder}",
         )
 

@@ -10,7 +10,7 @@ import json
 import os
 import socket
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from itertools import combinations
 from pathlib import Path
@@ -43,6 +43,10 @@ MAX_APART = 1e-3
 """Nats between two computations of the same log-probability in float32."""
 SHARD_KINDS = ("samples", "generations")
 """How the shards of each outcome are named."""
+HOLDS = {"vectors": "vector", "samples": "logprob_matching", "generations": "response_text"}
+"""What a shard of each name holds, whatever else."""
+OF_ONE_SHARD = {"pairs_sha256", "items_sha256"}
+"""Settings in which the shards of a unit differ."""
 OF_VECTORS = ("vector_norm", "residual_norm", "split_half_cosine", "pairwise_cosine")
 
 
@@ -66,7 +70,8 @@ def save_shard(ds: xr.Dataset, path: Path, settings: Settings, **attrs: Any) -> 
 def find_shard(path: Path, settings: Settings) -> xr.Dataset | None:
     """The shard at `path` if it is sound and was made with `settings`; None if there is none.
 
-    A damaged shard counts as none. Raises ValueError that names the settings that differ.
+    A damaged shard counts as none. Raises ValueError that names the settings that differ, or for a
+    sound file that is no shard.
     """
     if not path.exists():
         return None
@@ -74,6 +79,7 @@ def find_shard(path: Path, settings: Settings) -> xr.Dataset | None:
         ds = netcdf.load(path)
     except ValueError:
         return None
+    _require_shard(ds, path)
     if ds.attrs["key"] == key(settings):
         return ds
     made_with = json.loads(ds.attrs["settings"])
@@ -86,6 +92,24 @@ def find_shard(path: Path, settings: Settings) -> xr.Dataset | None:
         f"{path} was made with other settings ({'; '.join(differing)}). Use those settings, "
         "another --out, or delete the file."
     )
+
+
+def _require_shard(ds: xr.Dataset, path: Path, *, names: Iterable[str] = ()) -> None:
+    """Raise ValueError for what another part of steercube wrote, or another name's shard."""
+    held_there = {*ds.attrs, *map(str, ds.variables)}
+    if lacking := [name for name in ("key", "settings", *names) if name not in held_there]:
+        raise ValueError(
+            f"{path} is not the shard that its name says (it has no {', '.join(lacking)}). Move it "
+            "away: nothing but a collection's own shards lies there."
+        )
+
+
+def _load(path: Path) -> xr.Dataset:
+    """The shard in `path`. Raises ValueError for a damaged one, or a file of another kind."""
+    ds = netcdf.load(path)
+    kind = path.name.removesuffix(".nc").split("-")[0]
+    _require_shard(ds, path, names=[HOLDS[kind], *(["samples"] if kind in SHARD_KINDS else [])])
+    return ds
 
 
 @contextmanager
@@ -106,15 +130,13 @@ def held(folder: Path, *, patience: float = 0.0) -> Iterator[None]:
             f"since {holder.get('since', '?')}. Wait for it, or collect another concept or model."
         ) from None
     try:
-        note.write_text(
-            json.dumps(
-                {
-                    "pid": os.getpid(),
-                    "host": socket.gethostname(),
-                    "since": time.strftime("%Y-%m-%d %H:%M:%S"),
-                }
-            )
-        )
+        holder = {
+            "pid": os.getpid(),
+            "host": socket.gethostname(),
+            "since": time.strftime("%Y-%m-%d %H:%M:%S"),
+        }
+        with netcdf.aside(note) as part:
+            part.write_text(json.dumps(holder))
         yield
     finally:
         note.unlink(missing_ok=True)
@@ -156,7 +178,7 @@ def other_settings(folder: Path, own: Sequence[Path]) -> list[dict[str, Any]]:
         for outcome in SHARD_KINDS
         for path in sorted(folder.glob(f"*/*/{outcome}-*.nc"))
     }
-    return [settings_of(netcdf.load(path)) for (unit, _), path in found.items() if unit not in own]
+    return [settings_of(_load(path)) for (unit, _), path in found.items() if unit not in own]
 
 
 class UnitShards(NamedTuple):
@@ -166,6 +188,8 @@ class UnitShards(NamedTuple):
     samples: xr.Dataset | None
     generations: xr.Dataset | None
     keys: dict[Path, str]
+    lacking: list[str]
+    """What is left out of the cube, since not all of its shards are there."""
 
     @property
     def layers(self) -> list[int]:
@@ -188,15 +212,22 @@ class UnitShards(NamedTuple):
         return Model(**self.said("model"))
 
 
-def consolidate(folder: Path) -> tuple[xr.Dataset, xr.Dataset, dict[str, str]]:
+def consolidate(
+    folder: Path, *, report: Callable[[str], None] = print
+) -> tuple[xr.Dataset, xr.Dataset, dict[str, str]]:
     """The cube, the vectors, and the key of each shard, of every unit whose shards are all there.
 
     A unit is a model x concept. A pure function of the shards: neither the order in which they were
-    made nor by how many processes shows. Raises ValueError where none is complete, or where their
-    settings keep them out of one cube.
+    made nor by how many processes shows; what is left out is reported. Raises ValueError where none
+    is complete, for a shard that is damaged or of another unit, for samples that stand twice, or
+    where their settings keep them out of one cube.
     """
-    found = [_unit(path.parent) for path in sorted(folder.glob("*/*/vectors.nc"))]
+    folders = sorted({path.parent for path in folder.glob("*/*/*.nc")})
+    found = [_unit(one) for one in folders if (one / "vectors.nc").exists()]
     units = [unit for unit in found if unit.outcomes]
+    without = [f"{one} has no vectors.nc" for one in folders if not (one / "vectors.nc").exists()]
+    for line in [*without, *(line for unit in found for line in unit.lacking)]:
+        report(f"left out of the cube: {line}")
     if not units:
         raise ValueError(f"{folder} holds no model x concept whose shards are all there")
     settings = [settings_of(outcome) for unit in units for outcome in unit.outcomes]
@@ -214,17 +245,52 @@ def consolidate(folder: Path) -> tuple[xr.Dataset, xr.Dataset, dict[str, str]]:
 
 
 def _unit(folder: Path) -> UnitShards:
-    of_vectors = netcdf.load(folder / "vectors.nc")
+    of_vectors = _load(folder / "vectors.nc")
     keys = {folder / "vectors.nc": of_vectors.attrs["key"]}
     joined: dict[str, xr.Dataset | None] = dict.fromkeys(SHARD_KINDS)
+    lacking = []
     for outcome, join in {"samples": _joined_samples, "generations": _joined_generations}.items():
-        found = {path: netcdf.load(path) for path in sorted(folder.glob(f"{outcome}-*.nc"))}
+        found = {path: _load(path) for path in sorted(folder.glob(f"{outcome}-*.nc"))}
+        raise_if_any(_strays(folder, of_vectors, found), what=f"one unit of the shards in {folder}")
         shards = list(found.values())
-        held_there = sorted(int(label) for shard in shards for label in shard["sample"])
-        if shards and held_there == json.loads(shards[0].attrs["samples"]):
+        if not shards:
+            continue
+        held_there = {int(label) for shard in shards for label in shard["sample"]}
+        if missing := sorted(set(json.loads(shards[0].attrs["samples"])) - held_there):
+            lacking.append(f"{folder} has no {outcome} of {missing} yet")
+        else:
             joined[outcome] = join(shards)
             keys |= {path: shard.attrs["key"] for path, shard in found.items()}
-    return UnitShards(of_vectors, **joined, keys=keys)
+    if not any(folder.glob("*-*.nc")):
+        lacking.append(f"{folder} has vectors alone")
+    return UnitShards(of_vectors, **joined, keys=keys, lacking=lacking)
+
+
+def _strays(folder: Path, of_vectors: xr.Dataset, shards: Mapping[Path, xr.Dataset]) -> list[str]:
+    """Why shards of one outcome do not belong to the unit that lies in `folder`, or not twice."""
+    of_unit = settings_of(of_vectors) | {"vectors_sha256": of_vectors.attrs[netcdf.DIGEST]}
+    named = {"model": folder.parent.name, "concept": folder.name}
+    problems = [
+        f"{folder / 'vectors.nc'}: {name} = {of_unit[name]!r}, its folder is {label!r}"
+        for name, label in named.items()
+        if of_unit[name] != label
+    ]
+    holder: dict[int, Path] = {}
+    for path, shard in shards.items():
+        settings = settings_of(shard)
+        of_unit = settings | of_unit
+        problems += [
+            f"{path}: {name} = {settings.get(name)!r}, elsewhere in its unit {of_unit[name]!r}"
+            for name in sorted(of_unit.keys() - OF_ONE_SHARD)
+            if settings.get(name) != of_unit[name]
+        ]
+        labels = {int(label) for label in shard["sample"]}
+        twice = {holder[label] for label in labels & holder.keys()}
+        problems += [f"{path} and {other} hold the same samples" for other in sorted(twice)]
+        if unknown := sorted(labels - set(json.loads(shard.attrs["samples"]))):
+            problems.append(f"{path}: its samples {unknown} are none of its unit's")
+        holder |= dict.fromkeys(labels, path)
+    return problems
 
 
 def whole_outcomes(folder: Path) -> set[tuple[Path, str]]:
