@@ -95,7 +95,7 @@ def reproduce(session: nox.Session) -> None:
 
 @nox.session
 def browser(session: nox.Session) -> None:
-    """The committed pages in a real browser, offline (1 min; Chromium, which Debian's root gets)."""
+    """The committed pages in a real browser, offline (1 min; gets Chromium on Debian)."""
     if not any(map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))):
         as_root = "" if os.geteuid() == 0 else "sudo "
         session.run(*f"{as_root}apt-get update -qq".split(), external=True)
