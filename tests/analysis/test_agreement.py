@@ -180,6 +180,7 @@ def test_no_generation_no_agreement(cells: xr.Dataset) -> None:
         estimate = statistic(cells, concept="humour")
         assert np.isnan(estimate.value)
         assert estimate.reason
+    assert agreement_against_effect(cells, estimand="cohens_d").reason
 
 
 def _rising() -> xr.Dataset:

@@ -576,4 +576,4 @@ def _agreement_and_effect(
                 effect = float(effects.sel(model=model, concept=concept))
                 rows.append({"model": model, "concept": concept, "effect": effect, "r": r})
     table = pd.DataFrame(rows, columns=["model", "concept", "effect", "r"])
-    return table[np.isfinite(table["effect"])]
+    return table[np.isfinite(table["effect"].astype(float))]
