@@ -1,10 +1,8 @@
-"""Whole collections on tiny models: the cube, resuming, killing, several processes."""
+"""Whole collections on tiny models: the cube, resuming, several processes."""
 
 import json
-import multiprocessing
 import os
 import shutil
-import signal
 import subprocess
 import sys
 from dataclasses import replace
@@ -17,6 +15,7 @@ import tiny
 import torch
 import xarray as xr
 from builders import STUDY, needs_study
+from children import FORK, write_concepts
 from tokenizers import normalizers
 
 from steercube import netcdf
@@ -420,15 +419,13 @@ def test_two_collectors_of_one_unit_do_not_mix(tmp_path: Path) -> None:
 
 def test_two_ranks_share_the_samples(whole: Path, tmp_path: Path) -> None:
     """Rank 1 waits for the vectors of rank 0, and rank 0 for the samples of rank 1."""
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["tiny", "steercube.collect.run"])
     # A shard of rank 1's that was damaged since an earlier run: rank 0 has to wait for it.
     shutil.copytree(whole.parent, tmp_path, dirs_exist_ok=True)
     for path in [*tmp_path.rglob("samples-*.nc"), *tmp_path.rglob("generations-*.nc")]:
         path.unlink() if "0000" in path.name else path.write_bytes(path.read_bytes()[:-200])
     options = {"resume": True}
     ranks = [
-        context.Process(target=run, args=(tmp_path,), kwargs=options | {"rank": Rank(i, 2)})
+        FORK.Process(target=run, args=(tmp_path,), kwargs=options | {"rank": Rank(i, 2)})
         for i in (0, 1)
     ]
     for process in ranks:
@@ -439,50 +436,10 @@ def test_two_ranks_share_the_samples(whole: Path, tmp_path: Path) -> None:
     assert open_cube(tmp_path / "mine.nc").identical(open_cube(whole))
 
 
-def test_a_run_killed_at_20_moments_ends_in_the_same_cube(whole: Path, tmp_path: Path) -> None:
-    """SIGKILL, resume, SIGKILL, ... ; no shard that was finished is ever made again."""
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["tiny", "steercube.collect.run"])
-    rng = np.random.default_rng(4)
-    n_killed, n_finished, folder = 0, 0, tmp_path / "0"
-    folder.mkdir()
-    while n_killed < 20 or n_finished == 0:
-        shards = {p: p.stat().st_mtime_ns for p in folder.rglob("samples-*.nc")}
-        process = context.Process(target=run, args=(folder,), kwargs={"resume": True})
-        process.start()
-        process.join(float(rng.uniform(0.05, 2.0)) if n_killed < 20 else 120)
-        if process.is_alive():
-            os.kill(process.pid, signal.SIGKILL)
-            process.join()
-            n_killed += 1
-        else:
-            assert process.exitcode == 0
-            assert open_cube(folder / "mine.nc").identical(open_cube(whole))
-            n_finished += 1
-        assert all(p.stat().st_mtime_ns == made for p, made in shards.items())
-        if not process.exitcode:
-            folder = tmp_path / str(n_finished)
-            folder.mkdir()
-
-
 def test_accelerate_launches_two_processes(whole: Path, tmp_path: Path) -> None:
     """The README's command, on a saved model; the result is that of a single process."""
     model = tiny.save("llama", tmp_path / "tiny-llama")
-    concepts = tmp_path / "concepts"
-    concepts.mkdir()
-    for name, concept in tiny.CONCEPTS.items():
-        lines = [
-            {
-                "id": q.id,
-                "split": split,
-                "question": q.prompt.split("\n")[0],
-                "choices": {"A": "yes", "B": "no"},
-                "matching": q.matching,
-            }
-            for split, questions in (("train", concept.train), ("eval", concept.evaluation))
-            for q in questions
-        ]
-        (concepts / f"{name}.jsonl").write_text("".join(json.dumps(x) + "\n" for x in lines))
+    concepts = write_concepts(tmp_path / "concepts", tiny.CONCEPTS)
     arguments = [
         *("collect", "--model", str(model), "--dtype", "float32", "--models", "data/models.toml"),
         *("--concepts", str(concepts), "--layers", "1:4", "--strengths=-1,1,2", "--chunk", "5"),

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import xarray as xr
 from builders import make_cube
-from children import CONCEPTS, SHARDS, collected
+from children import CONCEPTS, SHARDS, Faults, collected
 
 from steercube import netcdf
 from steercube.analysis.reduce import cells as reduce_to_cells
@@ -89,7 +89,9 @@ def tried(line: Any, kind: str, path: Path, sound: xr.Dataset, what: str) -> str
 @pytest.mark.parametrize(
     "kind", ["cube", "cells", "shard", "generations", "vectors", "all vectors"]
 )
-def test_a_file_that_was_cut_off(kind: str, files: dict[str, Path], tmp_path: Path, fault) -> None:
+def test_a_file_that_was_cut_off(
+    kind: str, files: dict[str, Path], tmp_path: Path, fault: Faults
+) -> None:
     line = fault("truncated")
     content, sound = files[kind].read_bytes(), netcdf.load(files[kind])
     lengths = [0, 1, 8, 100, *RNG.integers(101, len(content) - 1, 16)]
@@ -133,7 +135,7 @@ def classes(content: bytes) -> dict[str, np.ndarray]:
 @pytest.mark.parametrize(
     "kind", ["cube", "cells", "shard", "generations", "vectors", "all vectors"]
 )
-def test_a_flipped_bit(kind: str, files: dict[str, Path], tmp_path: Path, fault) -> None:
+def test_a_flipped_bit(kind: str, files: dict[str, Path], tmp_path: Path, fault: Faults) -> None:
     line = fault("flipped bit")
     content, sound = files[kind].read_bytes(), netcdf.load(files[kind])
     path = tmp_path / files[kind].name
@@ -147,7 +149,7 @@ def test_a_flipped_bit(kind: str, files: dict[str, Path], tmp_path: Path, fault)
 
 
 def test_a_flipped_bit_in_a_file_of_before_the_last_line(
-    files: dict[str, Path], tmp_path: Path, fault
+    files: dict[str, Path], tmp_path: Path, fault: Faults
 ) -> None:
     """Its data are guarded by checksums and the content's SHA-256, as they were then."""
     line = fault("flipped bit")
@@ -168,7 +170,9 @@ def test_a_flipped_bit_in_a_file_of_before_the_last_line(
 PNG = b"\x89PNG\r\n\x1a\n" + bytes(range(256)) * 4
 
 
-def test_a_file_of_another_kind(files: dict[str, Path], copy: Path, tmp_path: Path, fault) -> None:
+def test_a_file_of_another_kind(
+    files: dict[str, Path], copy: Path, tmp_path: Path, fault: Faults
+) -> None:
     """Where a cube, cells or a shard should be; nothing is read, and no such file replaced."""
     line = fault("foreign file")
     another = tmp_path / "another.nc"
@@ -229,7 +233,7 @@ def spoiled(out: Path) -> Iterator[tuple[str, Path]]:
 
 
 def test_a_damaged_shard_is_named_and_made_again(
-    whole: Path, copy: Path, capsys: pytest.CaptureFixture[str], fault
+    whole: Path, copy: Path, capsys: pytest.CaptureFixture[str], fault: Faults
 ) -> None:
     before = copy.read_bytes()
     for name, path in spoiled(copy):
@@ -264,7 +268,7 @@ def refused(line: Any, copy: Path, what: str, *named: str, resume: bool = True) 
         line.tried(f"{what}, {way}: {said[:300]}", lost=lost, silently_wrong=not told)
 
 
-def test_a_shard_that_stands_twice(whole: Path, tmp_path: Path, fault) -> None:
+def test_a_shard_that_stands_twice(whole: Path, tmp_path: Path, fault: Faults) -> None:
     line = fault("duplicate shard")
     for i, kind in enumerate(("samples", "generations")):
         names = [name for name in SHARDS if name.startswith(kind)]
@@ -280,7 +284,7 @@ def test_a_shard_that_stands_twice(whole: Path, tmp_path: Path, fault) -> None:
             refused(line, folder / "mine.nc", f"{kind} {what}", said, resume=resume)
 
 
-def test_a_chunk_that_overlaps_another(whole: Path, copy: Path, fault) -> None:
+def test_a_chunk_that_overlaps_another(whole: Path, copy: Path, fault: Faults) -> None:
     """As of a run with another --chunk: samples 1 and 2 beside 0, 1 and 2, 3."""
     line = fault("duplicate shard")
     unit = unit_of(copy)
@@ -297,7 +301,7 @@ def test_a_chunk_that_overlaps_another(whole: Path, copy: Path, fault) -> None:
     refused(line, copy, "overlapping", "samples-0001-0002.nc")
 
 
-def test_a_chunk_of_another_unit(whole: Path, tmp_path: Path, fault) -> None:
+def test_a_chunk_of_another_unit(whole: Path, tmp_path: Path, fault: Faults) -> None:
     """Its samples would make up the number, and its values look like any others."""
     line = fault("shard of another unit")
     for i, name in enumerate(SHARDS):
@@ -330,7 +334,7 @@ STALE: dict[str, Any] = {
 }
 
 
-def test_a_stale_shard(copy: Path, fault) -> None:
+def test_a_stale_shard(copy: Path, fault: Faults) -> None:
     line = fault("stale shard")
     path = unit_of(copy) / SHARDS[2]
     content, sound = path.read_bytes(), netcdf.load(path)
@@ -346,7 +350,7 @@ def test_a_stale_shard(copy: Path, fault) -> None:
         refused(line, copy, name, SHARDS[-1], name)
 
 
-def test_what_is_not_all_there_is_left_out_and_said(whole: Path, copy: Path, fault) -> None:
+def test_what_is_not_all_there_is_left_out_and_said(whole: Path, copy: Path, fault: Faults) -> None:
     line = fault("missing shard")
     for name in SHARDS:
         path = unit_of(copy) / name
@@ -361,7 +365,9 @@ def test_what_is_not_all_there_is_left_out_and_said(whole: Path, copy: Path, fau
     line.tried("all there again", lost=not open_cube(copy).identical(open_cube(whole)))
 
 
-def test_chunks_under_each_others_names_are_the_same_data(whole: Path, copy: Path, fault) -> None:
+def test_chunks_under_each_others_names_are_the_same_data(
+    whole: Path, copy: Path, fault: Faults
+) -> None:
     """What a shard holds is said within it; going on asks for the names as well."""
     line = fault("renamed shard")
     one, two = (unit_of(copy) / name for name in SHARDS[1:3])
