@@ -19,7 +19,7 @@ from steercube.analysis.reduce import cells as reduce_to_cells
 from steercube.analysis.tables import conclude
 from steercube.cells import compare_cells, open_cells, save_cells
 from steercube.cube import open_cube
-from steercube.netcdf import digest
+from steercube.netcdf import aside, digest
 from steercube.report.figures import draw
 from steercube.report.model_figures import draw_calibration
 from steercube.report.write import write_calibration, write_study
@@ -170,9 +170,8 @@ def sample(cells: xr.Dataset, posteriors: Path, *, report: Report = print) -> di
 def save_posterior(sampled: Sampled, path: Path) -> None:
     """The draws as ArviZ InferenceData in NetCDF, written whole or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    aside = path.with_name(f".{path.name}.part")
-    sampled.idata.to_netcdf(str(aside))
-    aside.replace(path)
+    with aside(path) as part:
+        sampled.idata.to_netcdf(str(part))
 
 
 @dataclass(frozen=True)

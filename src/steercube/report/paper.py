@@ -5,6 +5,7 @@ from pathlib import Path
 
 import jinja2
 
+from steercube.netcdf import aside
 from steercube.report.methods import methods
 from steercube.report.page import page
 from steercube.report.post import read_assets, read_results, render, said_by_template
@@ -35,8 +36,7 @@ def write_papers(paper: str | Path, *, study: str | None = None, report: Report 
                 f"{paper / 'page' / 'page.html.j2'}{said_by_template(error)}"
             ) from error
         for file, text in {"post.md": post.markdown, "post.html": html}.items():
-            aside = paper / name / f".{file}.part"
-            aside.write_text(text, encoding="utf-8")
-            aside.replace(paper / name / file)
+            with aside(paper / name / file) as part:
+                part.write_text(text, encoding="utf-8")
         cited = len(post.citations)
         report(f"{name}: wrote {paper / name / 'post.html'}; it cites {cited} numbers")

@@ -123,7 +123,7 @@ class Citation:
 
 
 @dataclass
-class Ledger:
+class Sources:
     """The numbers of one study, what was cited of them, and what was asked for in vain."""
 
     numbers: Mapping[str, Mapping[str, Any]]
@@ -145,9 +145,9 @@ class Ledger:
 class Number:
     """One number as a template sees it. False where the study has no such number."""
 
-    def __init__(self, ledger: Ledger, id: str, spec: str) -> None:
-        self.ledger, self.id, self.spec = ledger, id, spec
-        self.entry = ledger.numbers.get(id, {})
+    def __init__(self, sources: Sources, id: str, spec: str) -> None:
+        self.sources, self.id, self.spec = sources, id, spec
+        self.entry = sources.numbers.get(id, {})
 
     def __bool__(self) -> bool:
         return self.entry.get("value") is not None
@@ -159,8 +159,8 @@ class Number:
         value = self.entry.get(name)
         if value is None:
             why = self.entry.get("reason", "no table holds it")
-            return self.ledger.refuse(f"{self.id}: has no {name} ({why}); guard it with `if`")
-        return self.ledger.mark(_formatted(value, spec or self.spec), self.id, value)
+            return self.sources.refuse(f"{self.id}: has no {name} ({why}); guard it with `if`")
+        return self.sources.mark(_formatted(value, spec or self.spec), self.id, value)
 
     def __getattr__(self, name: str) -> Any:
         """A text of the number's row as it is; another value of the row formatted like its own."""
@@ -168,7 +168,7 @@ class Number:
         if name.startswith("_"):
             raise AttributeError(name)
         if isinstance(value, str):
-            return self.ledger.mark(value, self.id)
+            return self.sources.mark(value, self.id)
         return self._shown(name)
 
     @property
@@ -180,9 +180,9 @@ class Number:
     def interval(self) -> str:
         """[low, high]"""
         if not self.has_interval:
-            return self.ledger.refuse(f"{self.id}: has no interval; guard it with `has_interval`")
+            return self.sources.refuse(f"{self.id}: has no interval; guard it with `has_interval`")
         low, high = (_formatted(self.entry[end], self.spec) for end in ("low", "high"))
-        return self.ledger.mark(f"[{low}, {high}]", self.id)
+        return self.sources.mark(f"[{low}, {high}]", self.id)
 
     @property
     def full(self) -> str:
@@ -195,31 +195,14 @@ class Number:
         return None not in (self.entry.get("low"), self.entry.get("high"))
 
     @property
-    def above_zero(self) -> bool:
-        """Whether the whole interval lies above zero."""
-        return self.has_interval and float(self.entry["low"]) > 0
-
-    @property
-    def below_zero(self) -> bool:
-        """Whether the whole interval lies below zero."""
-        return self.has_interval and float(self.entry["high"]) < 0
-
-    @property
     def excludes_zero(self) -> bool:
         """Whether the interval lies on one side of zero."""
-        return self.above_zero or self.below_zero
+        return self.has_interval and self.entry["low"] * self.entry["high"] > 0
 
     @property
     def p(self) -> str:
         """p = 0.034"""
         return self._shown("p_value", ".3f")
-
-    @property
-    def absolute(self) -> str:
-        """The value without its sign."""
-        if not self:
-            return str(self)
-        return self.ledger.mark(format(abs(self.value), self.spec), self.id, self.value)
 
     @property
     def in_words(self) -> str:
@@ -228,11 +211,7 @@ class Number:
             return str(self)
         n = int(self.value)
         word = WORDS[n] if 0 <= n < len(WORDS) else format(n, ",")
-        return self.ledger.mark(word, self.id, self.value)
-
-    def over(self) -> str:
-        """What the interval is over: items, models."""
-        return str(self.entry.get("interval_over") or "")
+        return self.sources.mark(word, self.id, self.value)
 
     def said(self, name: str) -> str:
         """A text of the row for comparisons, such as its verdict; empty where there is none."""
@@ -245,7 +224,7 @@ class Number:
 
     def at(self, spec: str) -> "Number":
         """The same number in another format."""
-        return Number(self.ledger, self.id, spec)
+        return Number(self.sources, self.id, spec)
 
 
 def _formatted(value: float, spec: str) -> str:
@@ -303,14 +282,14 @@ def read_results(folder: str | Path) -> Results:
     return results
 
 
-OF_A_CELL = ("model", "concept", "layer", "depth", "cohens_d", "cohens_d_low", "cohens_d_high")
+OF_A_CURVE = ("model", "concept", "layer", "depth", "cohens_d", "cohens_d_low", "cohens_d_high")
 COLUMNS = {
     "about_models": ("model", "family"),
     "about_concepts": ("concept",),
     "claims": ("id",),
     "conclusions": ("id", "verdict"),
-    "effects": (*OF_A_CELL, "n", "reason"),
-    "layer_effects": OF_A_CELL,
+    "effects": (*OF_A_CURVE, "n", "reason"),
+    "layer_effects": OF_A_CURVE,
 }
 """Columns that a post and its page are made from."""
 
@@ -329,7 +308,7 @@ def _content_problems(results: Results) -> Iterator[str]:
             for column in columns:
                 if column not in table:
                     yield f"tables/{name}.csv has no column {column!r}"
-                elif column in OF_A_CELL[2:] and not pd.api.types.is_numeric_dtype(table[column]):
+                elif column in OF_A_CURVE[2:] and not pd.api.types.is_numeric_dtype(table[column]):
                     yield f"tables/{name}.csv holds text in {column!r}, where numbers belong"
     for id, entry in results.numbers.items():
         if not isinstance(entry, dict) or "table" not in entry:
@@ -394,9 +373,9 @@ CONTEXT = {
 
 def render(results: Results, assets: Assets, *, methods: str = "") -> Post:
     """The post of one study. Raises ValueError that lists every number without a source."""
-    ledger = Ledger(results.numbers)
+    sources = Sources(results.numbers)
     environment = jinja2.Environment(undefined=jinja2.StrictUndefined)
-    context = _context(results, assets, ledger, methods)
+    context = _context(results, assets, sources, methods)
     try:
         text = environment.from_string(assets.template).render(context)
     except OF_RENDERING as error:
@@ -405,10 +384,10 @@ def render(results: Results, assets: Assets, *, methods: str = "") -> Post:
     text = text.replace(LITERATURE, block(assets.bibliography.listed(text)))
     text = re.sub(r"\n{3,}", "\n\n", text).strip() + "\n"
     labels = [*context["models"], *context["families"], results.study, *assets.allowed]
-    problems = [*ledger.problems, *assets.bibliography.problems_of(text)]
+    problems = [*sources.problems, *assets.bibliography.problems_of(text)]
     problems += [f"{number!r} was typed: ...{near}..." for number, near in typed(text, labels)]
     raise_if_any(problems, what=f"the post of {results.study}")
-    return Post(text.replace(OPEN, "").replace(CLOSE, ""), tuple(ledger.citations))
+    return Post(text.replace(OPEN, "").replace(CLOSE, ""), tuple(sources.citations))
 
 
 def typed(text: str, labels: Sequence[str] = ()) -> Iterator[tuple[str, str]]:
@@ -422,7 +401,7 @@ def typed(text: str, labels: Sequence[str] = ()) -> Iterator[tuple[str, str]]:
         yield found.group(), " ".join(near.split())
 
 
-def _context(results: Results, assets: Assets, ledger: Ledger, methods: str) -> dict[str, Any]:
+def _context(results: Results, assets: Assets, sources: Sources, methods: str) -> dict[str, Any]:
     about, conclusions = results.tables["about_models"], results.tables["conclusions"]
     context: dict[str, Any] = {
         "study": results.study,
@@ -435,7 +414,7 @@ def _context(results: Results, assets: Assets, ledger: Ledger, methods: str) -> 
         "conclusions_with": lambda verdicts: conclusions["id"][
             conclusions["verdict"].isin(verdicts)
         ].tolist(),
-        "conclusion": lambda id: Number(ledger, f"conclusions/{id}", ".2f"),
+        "conclusion": lambda id: Number(sources, f"conclusions/{id}", ".2f"),
         "table": lambda name: block(results.printed[name]) if name in results.printed else "",
         "figure": lambda name, alt: _figure(results, name, alt),
         "cite": assets.bibliography.cite,
@@ -443,25 +422,25 @@ def _context(results: Results, assets: Assets, ledger: Ledger, methods: str) -> 
         "methods": block(methods),
         "listed": listed,
         "words": lambda name: str(name).replace("_", " "),
-        "models_by": _order(ledger, "models/{}/{}/every concept it ran"),
-        "concepts_by": _order(ledger, "concepts/{}/{}/every model that ran it/mean"),
+        "models_by": _order(sources, "models/{}/{}/every concept it ran"),
+        "concepts_by": _order(sources, "concepts/{}/{}/every model that ran it/mean"),
     }
     for name, reference in assets.references.items():
-        context[name] = _named(ledger, reference)
+        context[name] = _named(sources, reference)
     return context
 
 
-def _named(ledger: Ledger, reference: Reference) -> Any:
+def _named(sources: Sources, reference: Reference) -> Any:
     if "{" not in reference.id:
-        return Number(ledger, reference.id, reference.format)
-    return lambda **fields: Number(ledger, reference.id.format(**fields), reference.format)
+        return Number(sources, reference.id, reference.format)
+    return lambda **fields: Number(sources, reference.id.format(**fields), reference.format)
 
 
-def _order(ledger: Ledger, pattern: str) -> Callable[[Sequence[str], str], list[str]]:
+def _order(sources: Sources, pattern: str) -> Callable[[Sequence[str], str], list[str]]:
     """Names in the order of an average of theirs, smallest first; those without one left out."""
 
     def order(names: Sequence[str], estimand: str) -> list[str]:
-        averages = {n: Number(ledger, pattern.format(n, estimand), "") for n in names}
+        averages = {n: Number(sources, pattern.format(n, estimand), "") for n in names}
         return sorted((n for n in names if averages[n]), key=lambda n: averages[n].value)
 
     return order
