@@ -9,6 +9,7 @@ from steercube.analysis.questions import (
     difficulty,
     extraction,
     model_deviations,
+    relative_covariance,
     relative_to_others,
 )
 from steercube.results import Estimate
@@ -110,3 +111,30 @@ def test_rho_and_its_exact_permutation(x: list[int], p: float, six: xr.Dataset) 
 
 def test_cells_without_vectors_say_so(six: xr.Dataset) -> None:
     assert all("no properties" in e.reason for _, e in extraction(six))
+
+
+def test_error_that_models_share_widens_the_ratio(six: xr.Dataset) -> None:
+    table = best_effects(six, "delta")
+    held = relative_to_others(table, "one", 0.95)
+    covariance = relative_covariance(six, "delta") * 0 + 0.04
+    shared = relative_to_others(table, "one", 0.95, covariance)
+    # 0.04 of the concept, and two others' mean has (0.04 + 0.04) / 4.
+    extra = stats.norm.ppf(0.975) ** 2 * (0.04 + 0.08 / 4)
+    halves = [np.log(e.high / e.low) / 2 for e in (held, shared)]
+    assert halves[1] ** 2 - halves[0] ** 2 == pytest.approx(extra)
+    assert shared.value == held.value
+    assert (held.over, shared.over) == ("models, these items", "models")
+
+
+def test_the_covariance_of_logs_is_the_relative_one(six: xr.Dataset) -> None:
+    found = relative_covariance(six, "delta").sel(concept="two", model="a", model_other="b")
+    effects = best_effects(six, "delta").sel(concept="two")
+    of = six["selected_covariance"].sel(estimand="delta", concept="two", model="a", model_other="b")
+    product = effects.sel(model="a") * effects.sel(model="b")
+    assert float(found) == pytest.approx(float(of) / float(product))
+
+
+def test_a_property_that_does_not_vary_has_no_correlation(six: xr.Dataset) -> None:
+    found = rho_of_four(np.ones(4), six)
+    assert np.isnan(found.value)
+    assert "differ" in found.reason

@@ -5,10 +5,12 @@ nor its size nor its concepts account for. `difficulty` splits a concept's Cohen
 (nats) and the spread of the items that divides it, d = delta / sd, so that a small d has a cause.
 `extraction` asks whether what is known when a vector is made, its norm and the coherence of its
 pairs, goes with what steering does. None of them is a test of a cause: six concepts differ in more
-than is measured here.
+than is measured here. And none knows why a model or a concept is looked at: intervals of the lowest
+of several are too narrow for it.
 """
 
 from collections.abc import Iterator
+from dataclasses import replace
 from itertools import permutations
 from math import factorial
 from typing import Any
@@ -24,7 +26,6 @@ from steercube.analysis.averages import (
     swept_models,
 )
 from steercube.analysis.hierarchy import fit, primary_terms, usable_effects
-from steercube.cells import OF_THE_VECTOR
 from steercube.results import Estimate
 from steercube.streams import stream
 
@@ -33,6 +34,10 @@ Rows = Iterator[tuple[dict[str, str], Estimate]]
 MAX_ORDERS = 5_040
 """Every order of seven concepts; of more concepts so many at random."""
 COHERENCES = ("split_half_cosine", "pairwise_cosine")
+PROPERTIES = ("vector_norm", "residual_norm", *COHERENCES, "added_over_residual")
+"""What the extraction shows of a vector, or of the stream that it is added to."""
+HELD = "models, these items"
+"""The error of the items that models share is not in the spread between them, nor in these."""
 
 
 def model_deviations(cells: xr.Dataset) -> list[dict[str, Any]]:
@@ -73,10 +78,15 @@ def difficulty(cells: xr.Dataset) -> Rows:
 
     The ratios of Cohen's d, of delta and of the items' sd are related by log d = log delta - log sd
     and each is the mean over models of the log, against the mean log of the model's others; t over
-    models. `letter share` is |letter shift| / (|letter shift| + |content shift|).
+    models, for d and delta with the error of the items that models share. `letter share` is
+    |letter shift| / (|letter shift| + |content shift|).
     """
     delta, d = (best_effects(cells, name) for name in ("delta", "cohens_d"))
     tables = {"Cohen's d": d, "delta": delta, "sd of items": delta / d}
+    covariances = {
+        "Cohen's d": relative_covariance(cells, "cohens_d"),
+        "delta": relative_covariance(cells, "delta"),
+    }
     letter, content = (abs(best_effects(cells, n)) for n in ("letter_shift", "content_shift"))
     own = {
         "letter share of the shift": letter / (letter + content),
@@ -89,11 +99,13 @@ def difficulty(cells: xr.Dataset) -> Rows:
     for concept in map(str, d["concept"].values):
         for name, table in tables.items():
             labels = {"concept": concept, "statistic": f"{name}, relative to the others"}
-            yield labels, relative_to_others(table, concept, level_of(cells))
+            covariance = covariances.get(name)
+            yield labels, relative_to_others(table, concept, level_of(cells), covariance)
         for name, table in own.items():
             values = table.sel(concept=concept).values
             found = _mean(values[np.isfinite(values)], level_of(cells))
-            yield {"concept": concept, "statistic": name}, found
+            held = replace(found, over=HELD) if found.over else found
+            yield {"concept": concept, "statistic": name}, held
         yield {"concept": concept, "statistic": "share of invalid items"}, _invalid(cells, concept)
 
 
@@ -105,10 +117,28 @@ def _invalid(cells: xr.Dataset, concept: str) -> Estimate:
     return Estimate(1 - valid / n, n=n, reason="a census of the items")
 
 
-def relative_to_others(table: xr.DataArray, concept: str, level: float) -> Estimate:
-    """Ratio of one concept's values to the geometric mean of the same models' other concepts.
+def relative_covariance(cells: xr.Dataset, estimand: str) -> xr.DataArray:
+    """Cov over items of log T of two models, Cov(T_m, T_m') / (T_m T_m') by the delta method.
 
-    exp of the mean over models of log x - mean log of the others, t over models on the log.
+    Dims (concept, model, model_other), NaN where either was not run.
+    """
+    effects = best_effects(cells, estimand)
+    models = effects["model"].values
+    covariance = cells["selected_covariance"].sel(
+        estimand=estimand, model=models, model_other=models
+    )
+    return covariance / (effects * effects.rename(model="model_other"))
+
+
+def relative_to_others(
+    table: xr.DataArray, concept: str, level: float, covariance: xr.DataArray | None = None
+) -> Estimate:
+    r"""Ratio of one concept's values to the geometric mean of the same models' other concepts.
+
+    exp of the mean over models of log x - mean log of the others. On the log the interval is
+    $\pm \sqrt{t^2 s^2 / n + z^2 \max(0, \bar c)}$, $\bar c$ the mean over pairs of models of the
+    error over items that they share: of the concept, and of the others' mean. Without the
+    `covariance` of `relative_covariance` these items are held fixed.
 
     >>> table = xr.DataArray([[1.0, 2.0, 8.0]], dims=("model", "concept"),
     ...                      coords={"model": ["m"], "concept": ["a", "b", "c"]})
@@ -118,20 +148,40 @@ def relative_to_others(table: xr.DataArray, concept: str, level: float) -> Estim
     if (table <= 0).any():
         return Estimate.undefined("a ratio needs positive values of every concept")
     logs = table.copy(data=np.log(table.values))
-    others = logs.drop_sel(concept=concept).mean("concept")
-    apart = (logs.sel(concept=concept) - others).values
-    apart = apart[np.isfinite(apart)]
-    if not len(apart):
+    others = logs.drop_sel(concept=concept)
+    apart = logs.sel(concept=concept) - others.mean("concept")
+    kept = np.isfinite(apart.values)
+    if not kept.any():
         return Estimate.undefined("no model ran this concept and another")
-    found = _mean(apart, level)
+    found = _mean(apart.values[kept], level)
+    shared = 0.0 if covariance is None else _shared(covariance, concept, kept)
+    t_half, z = (found.high - found.low) / 2, stats.norm.ppf((1 + level) / 2)
+    half = np.sqrt(t_half**2 + z**2 * shared)
+    over = HELD if covariance is None else found.over
     return Estimate(
         float(np.exp(found.value)),
-        low=float(np.exp(found.low)),
-        high=float(np.exp(found.high)),
-        over=found.over,
+        low=float(np.exp(found.value - half)),
+        high=float(np.exp(found.value + half)),
+        over=over if found.over else "",
         n=found.n,
         reason=found.reason,
     )
+
+
+def _shared(covariance: xr.DataArray, concept: str, kept: np.ndarray) -> float:
+    """Mean over pairs of models of what they share of the error of log x - mean log of others.
+
+    Concepts share no item, and the mean of C others has 1 / C^2 of the sum of their covariances.
+    """
+    models = np.flatnonzero(kept)
+    if len(models) < 2:
+        return 0.0
+    between = covariance.isel(model=models, model_other=models)
+    others = between.drop_sel(concept=concept)
+    ran = others["concept"].size - others.isnull().sum("concept")
+    total = between.sel(concept=concept) + others.sum("concept") / ran.clip(min=1) ** 2
+    pairs = total.transpose("model", "model_other").values[~np.eye(len(models), dtype=bool)]
+    return max(0.0, float(pairs.mean()))
 
 
 def _mean(values: np.ndarray, level: float) -> Estimate:
@@ -157,9 +207,7 @@ def extraction(cells: xr.Dataset) -> Rows:
     """
     d = best_effects(cells, "cohens_d")
     curves = cells["estimate"].sel(estimand="cohens_d", model=d["model"])
-    for name in OF_THE_VECTOR:
-        if name == "generation_logit_apart":
-            continue
+    for name in PROPERTIES:
         if name not in cells:
             missing = Estimate.undefined("these cells hold no properties of the vectors")
             yield {"property": name, "statistic": "rho over concepts"}, missing
@@ -173,9 +221,9 @@ def extraction(cells: xr.Dataset) -> Rows:
 
 def _rho_over_concepts(x: xr.DataArray, d: xr.DataArray, level: float) -> Estimate:
     pairs = [(x.sel(model=m).values, d.sel(model=m).values) for m in d["model"].values]
-    told = [(a, b) for a, b in pairs if (np.isfinite(a) & np.isfinite(b)).sum() > 3]
+    told = [(a, b) for a, b in pairs if _varies(a, b)]
     if not told:
-        return Estimate.undefined("needs a model with four concepts")
+        return Estimate.undefined("needs a model with four concepts that differ in it")
     found = np.array([_spearman(a, b) for a, b in told])
     orders = _orders(d.sizes["concept"])
     exchanged = [abs(np.mean([_spearman(a[order], b) for a, b in told])) for order in orders]
@@ -193,12 +241,15 @@ def _orders(n: int) -> np.ndarray:
     return np.vstack([np.arange(n), drawn])
 
 
+def _varies(a: np.ndarray, b: np.ndarray) -> bool:
+    """Whether four places hold both, and neither is one value there: else r is not defined."""
+    both = np.isfinite(a) & np.isfinite(b)
+    return bool(both.sum() > 3 and min(np.ptp(a[both]), np.ptp(b[both])) > 0)
+
+
 def _spearman(a: np.ndarray, b: np.ndarray) -> float:
     both = np.isfinite(a) & np.isfinite(b)
-    ranks = [stats.rankdata(v[both]) for v in (a, b)]
-    if min(map(np.ptp, ranks)) == 0:
-        return 0.0
-    return float(np.corrcoef(*ranks)[0, 1])
+    return float(np.corrcoef(stats.rankdata(a[both]), stats.rankdata(b[both]))[0, 1])
 
 
 def _r_over_layers(x: xr.DataArray, d: xr.DataArray, level: float) -> Estimate:
@@ -208,7 +259,7 @@ def _r_over_layers(x: xr.DataArray, d: xr.DataArray, level: float) -> Estimate:
         for concept in d["concept"].values:
             a, b = (t.sel(model=model, concept=concept).values for t in (x, d))
             both = np.isfinite(a) & np.isfinite(b)
-            if both.sum() > 3 and min(np.ptp(a[both]), np.ptp(b[both])) > 0:
+            if _varies(a, b):
                 rs.append(np.corrcoef(a[both], b[both])[0, 1])
         if rs:
             means.append(np.mean(rs))
