@@ -84,8 +84,8 @@ def find_model(name: str, models: dict[str, Entry]) -> Entry:
         raise_if_any([f"{p}; give it an entry in models.toml" for p in problems], what=repr(name))
         return Entry(named, Weights(name))
     raise ValueError(
-        f"model {name!r} is none of {', '.join(models)}, nor a folder, nor a Hugging Face id "
-        "(owner/name). Give one of these, or add an entry to models.toml."
+        f"model {name!r} is none of the entries ({', '.join(models) or 'none'}), nor a folder, nor "
+        "a Hugging Face id (owner/name). Give one of these, or add an entry to models.toml."
     )
 
 
