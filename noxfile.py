@@ -59,7 +59,7 @@ def lint(session: nox.Session) -> None:
 
 @nox.session
 def tests(session: nox.Session) -> None:
-    """The test suite, doctests included (about 14 min on two cores, no GPU)."""
+    """The test suite, doctests included (about 26 min on two cores, no GPU)."""
     install(session, "stats", "paper", "collect", groups=("test",))
     install_smollm2(session)
     session.run("pytest", *session.posargs)
