@@ -491,7 +491,7 @@ def test_the_command_line_says_what_is_wrong(
     out = str(tmp_path / "mine.nc")
     base = ["collect", "--models", "data/models.toml", "--out", out]
     for arguments, said in (
-        ([*base, "--model", "9B"], "model '9B' is none of 0.6B"),
+        ([*base, "--model", "9B"], "model '9B' is none of the entries (0.6B"),
         ([*base, "--model", "8B", "--concepts", "sloth"], "--concepts sloth: none of coordination"),
         ([*base, "--model", "8B", "--dtype", "int4"], "--dtype int4: is none of"),
         ([*base, "--model", "8B", "--concepts", ","], "--concepts ,: none of coordination"),
