@@ -3,6 +3,7 @@
 import ast
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +12,13 @@ import pytest
 import tiny
 import torch
 from builders import ROOT, make_cube, make_model
+from children import collected
+from huggingface_hub import constants
 
 from steercube.analysis.reduce import cells as reduce_to_cells
 from steercube.analysis.tables import conclude
 from steercube.collect.decoder import load
+from steercube.cube import open_cube
 from steercube.models import Entry, Weights
 from steercube.report.figures import draw
 from steercube.report.page import page
@@ -84,10 +88,70 @@ def test_pickled_weights_are_not_loaded(tmp_path: Path, fault: Callable[[str], A
     line.tried("pytorch_model.bin", silently_wrong=ran.exists())
 
 
+@pytest.fixture
+def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
+    """Lets the branch main of made/tiny name a commit, in a cache that stands for the hub."""
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    repository = tmp_path / "hub" / "models--made--tiny"
+
+    def name(commit: str) -> None:
+        (repository / "refs").mkdir(parents=True, exist_ok=True)
+        (repository / "refs" / "main").write_text(commit)
+        folder = repository / "snapshots" / commit
+        if not folder.exists():
+            tiny.save("llama", folder)
+            made = tiny.model("llama")
+            made.lm_head.weight.data[-1] += int(commit[0], 16)
+            made.save_pretrained(folder)
+
+    return name
+
+
+def test_a_branch_that_moves_is_another_model(
+    hub: Callable[[str], None], tmp_path: Path, fault: Callable[[str], Any]
+) -> None:
+    """The commit is written down, and nothing is added to what another commit gave."""
+    line, of_branch = fault("a branch that moves"), Weights("made/tiny", dtype="float32")
+    first, second = "1" * 40, "2" * 40
+    hub(first)
+    out = collected(tmp_path, load(Entry("mine", of_branch)))
+    before = out.read_bytes()
+    recorded = open_cube(out)["revision"].item()
+    line.tried("recorded", silently_wrong=recorded != first)
+
+    hub(second)
+    moved = load(Entry("mine", of_branch))
+    pinned = load(Entry("mine", replace(of_branch, revision=first)))
+    same = torch.equal(moved.model.lm_head.weight, pinned.model.lm_head.weight)
+    right = (moved.revision, pinned.revision) == (second, first) and not same
+    line.tried("loaded", silently_wrong=not right)
+    with pytest.raises(ValueError, match=f"revision.*{first}"):
+        collected(tmp_path, moved)
+    line.tried("gone on with", lost=out.read_bytes() != before)
+    collected(tmp_path, pinned)
+    line.tried("pinned", lost=open_cube(out)["revision"].item() != first)
+
+
+def test_a_commit_that_is_not_known_is_refused(hub: Callable[[str], None]) -> None:
+    hub("1" * 40)
+    for weights in (Weights("made/other"), Weights("made/tiny", revision="v2")):
+        with pytest.raises(ValueError, match=f"{weights.source}: no commit '{weights.revision}'"):
+            load(Entry("mine", weights))
+    with pytest.raises(ValueError, match="made/tiny: cannot be loaded"):
+        load(Entry("mine", Weights("made/tiny", revision="3" * 40)))
+
+
 def test_texts_of_a_cube_stay_text_on_the_page(tmp_path: Path, fault: Callable[[str], Any]) -> None:
     line = fault("HTML in a cube's texts")
     models = (make_model(f"a{SCRIPT}", family=f"f{SCRIPT}"), make_model("b", n_params=2e9))
     cube = make_cube(np.random.default_rng(1), models=models, n_items={f"c{SCRIPT}": 24})
+    n = len(cube["sample"])
+    said = {"text": f"(A) {SCRIPT}</script>", "model": "b", "concept": f"c{SCRIPT}", "layer": 3}
+    cube = cube.assign(
+        {f"response_{name}": ("response", [value] * n) for name, value in said.items()}
+        | {"response_strength": ("response", np.ones(n)), "response_sample": ("response", range(n))}
+    )
     cube.attrs |= {"title": SCRIPT, "source": f"https://example.org/{SCRIPT} x"}
     cells = reduce_to_cells(cube, n_resamples=50)
     tables = conclude(cells)
@@ -97,6 +161,6 @@ def test_texts_of_a_cube_stay_text_on_the_page(tmp_path: Path, fault: Callable[[
     results = read_results(folder)
     post = render(results, read_assets(ROOT / "paper"))
     html = page(post, results, folder, ROOT / "paper" / "page")
-    line.tried("names, family, title, source", silently_wrong="<script>alert" in html)
+    line.tried("names, family, title, source, responses", silently_wrong="<script>alert" in html)
     assert "&lt;script&gt;alert(1)" in html
     assert html.count("<script") == 2

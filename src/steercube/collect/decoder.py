@@ -14,6 +14,8 @@ from typing import Any
 
 import numpy as np
 import torch
+from huggingface_hub import resolve_revision
+from huggingface_hub.errors import RevisionResolutionError
 from safetensors import SafetensorError
 from torch import nn
 from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -115,7 +117,7 @@ def load(entry: Entry, *, offload_folder: str | Path | None = None) -> Decoder:
         model,
         tokenizer,
         name=entry.name,
-        revision=_revision(folder, weights, model),
+        revision=options.get("revision") or _files(folder, weights),
         facts=entry.facts,
     )
 
@@ -197,14 +199,23 @@ def _where(weights: Weights) -> tuple[str, dict[str, Any]]:
     if Path(weights.source).is_file():
         raise ValueError(f"{weights.source}: is a file; name the folder that holds the model")
     if not Path(weights.source).is_dir():
-        options["revision"] = weights.revision
+        options["revision"] = _commit(weights)
     return weights.source, options
 
 
-def _revision(folder: str, weights: Weights, model: Any) -> str:
-    """What identifies weights, config and tokenizer: the hub's commit, or a hash of the files."""
-    if not Path(folder).is_dir():
-        return getattr(model.config, "_commit_hash", None) or weights.revision
+def _commit(weights: Weights) -> str:
+    """The hub's commit that a branch or tag names now, from which every file is then taken."""
+    try:
+        return resolve_revision(weights.source, revision=weights.revision).resolved
+    except (OSError, ValueError, RevisionResolutionError) as error:
+        raise ValueError(
+            f"{weights.source}: no commit {weights.revision!r} of it is known ({error}). Correct "
+            "the id or revision, log in with `hf auth login` if it is gated, or name a folder"
+        ) from error
+
+
+def _files(folder: str, weights: Weights) -> str:
+    """What identifies weights, config and tokenizer of a folder: a hash of the files."""
     kinds = [weights.gguf_file] if weights.gguf_file else ["*.safetensors", "*.json", "*.jinja",
                                                            "*.model", "*.txt"]  # fmt: skip
     return f"files:{_fingerprint(sorted({p for kind in kinds for p in Path(folder).glob(kind)}))}"
