@@ -98,8 +98,14 @@ def commanded(
     sys.exit(main(arguments))
 
 
+def heed_interrupts() -> None:
+    """As at a terminal: what a shell starts in the background inherits that SIGINT is ignored."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
 def signalled(task: Callable[..., None], number: int, at: str, k: int, *arguments: Any) -> None:
     """The task, with a signal to itself at the k-th time that it comes to `at`."""
+    heed_interrupts()
     signal_at(number, at, k)
     task(*arguments)
 

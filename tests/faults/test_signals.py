@@ -58,7 +58,10 @@ def test_a_real_process(
     out = tmp_path / "mine.nc"
     arguments = setup.arguments(out)
     process = subprocess.Popen(
-        [sys.executable, "-m", "steercube", *arguments], stderr=subprocess.PIPE, text=True
+        [sys.executable, "-m", "steercube", *arguments],
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=children.heed_interrupts,
     )
     until = time.monotonic() + 120
     while not list(out.parent.rglob("samples-*.nc")):
