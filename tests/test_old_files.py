@@ -30,7 +30,7 @@ def test_cells_of_version_1_give_theirs() -> None:
 @pytest.mark.parametrize(
     ("name", "attribute", "opened", "remedy"),
     [
-        ("version-1.nc", "schema_version", open_cube, "open it with its own steercube"),
+        ("version-1.nc", "schema_version", open_cube, "`pip install steercube==0.0.9`"),
         ("version-1.cells.nc", "cells_version", open_cells, "with `steercube analyze`"),
     ],
     ids=["cube", "cells"],
@@ -39,7 +39,15 @@ def test_cells_of_version_1_give_theirs() -> None:
 def test_another_version_is_refused_with_what_to_do(
     name: str, attribute: str, opened: object, remedy: str, version: int, tmp_path: Path
 ) -> None:
-    other = netcdf.load(OLD / name).assign_attrs({attribute: version})
+    history = {"history": "steercube 0.0.9 collect: a x honesty"}
+    other = netcdf.load(OLD / name).assign_attrs({attribute: version} | history)
     netcdf.save(other, tmp_path / "other.nc")
     with pytest.raises(ValueError, match=rf"other\.nc.*{attribute} {version}.*{remedy}"):
         opened(tmp_path / "other.nc")  # type: ignore[operator]
+
+
+def test_a_cube_that_does_not_tell_who_wrote_it_is_refused_too(tmp_path: Path) -> None:
+    other = netcdf.load(OLD / "version-1.nc").assign_attrs(schema_version=0, history="by hand")
+    netcdf.save(other, tmp_path / "other.nc")
+    with pytest.raises(ValueError, match="install the steercube that wrote it"):
+        open_cube(tmp_path / "other.nc")

@@ -6,6 +6,7 @@ that matches the concept minus that of the other one, in nats. Whatever follows 
 conclusions, figures) reads this file and nothing else; whatever collects writes it.
 """
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -331,13 +332,18 @@ def open_cube(path: str | Path) -> xr.Dataset:
     return cube
 
 
+def _its_own(cube: xr.Dataset) -> str:
+    """How to get the steercube that wrote a cube, as its history tells."""
+    wrote = re.search(r"steercube (\d[\w.]*)", str(cube.attrs.get("history", "")))
+    command = f"run `pip install steercube=={wrote[1]}`, which wrote it" if wrote else ""
+    return command or "install the steercube that wrote it; its history does not say which"
+
+
 def check_cube(cube: xr.Dataset, *, what: str = "the cube") -> None:
     """Raise one ValueError that lists every rule of the contract which `cube` breaks."""
     if "estimand" in cube.dims:
         raise ValueError(f"{what} holds cells, not a cube; name such a file <study>.cells.nc")
-    require_version(
-        cube, "schema_version", SCHEMA_VERSION, what=what, remedy="open it with its own steercube"
-    )
+    require_version(cube, "schema_version", SCHEMA_VERSION, what=what, remedy=_its_own(cube))
     problems = attribute_violations(cube.attrs, ATTRIBUTES)
     problems += structure_violations(cube, VARIABLES, index_dims=LABELS)
     problems += [f"dimension {dim!r} is empty" for dim in DIMS if cube.sizes.get(dim) == 0]
