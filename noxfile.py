@@ -67,7 +67,7 @@ def tests(session: nox.Session) -> None:
 
 @nox.session
 def faults(session: nox.Session) -> None:
-    """What kills, damage, full disks and bad input do, and a table of it (8 min, no GPU)."""
+    """What kills, damage, full disks and bad input do, and a table of it (5 min, no GPU)."""
     install(session, "stats", "paper", "collect", groups=("test",))
     session.run("pytest", "tests/faults", *session.posargs)
 
