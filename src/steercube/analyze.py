@@ -167,11 +167,25 @@ def sample(cells: xr.Dataset, posteriors: Path, *, report: Report = print) -> di
     return {effects.outcome: sampled}
 
 
+CLOCK = {"process_time_diff", "perf_counter_diff", "perf_counter_start"}
+DATED = {"created_at", "sampling_time"}
+
+
 def save_posterior(sampled: Sampled, path: Path) -> None:
-    """The draws as ArviZ InferenceData in NetCDF, written whole or not at all."""
+    """The draws as ArviZ InferenceData in NetCDF, written whole or not at all.
+
+    Without when and how long it sampled, and sorted, which PyMC's are not: equal draws are equal
+    files.
+    """
+
+    def steady(group: xr.Dataset) -> xr.Dataset:
+        kept = group[sorted(set(map(str, group.data_vars)) - CLOCK)]
+        kept.attrs = {name: told for name, told in group.attrs.items() if name not in DATED}
+        return kept
+
     path.parent.mkdir(parents=True, exist_ok=True)
     with aside(path) as part:
-        sampled.idata.to_netcdf(str(part))
+        sampled.idata.map(steady).to_netcdf(str(part))
 
 
 @dataclass(frozen=True)
