@@ -1,3 +1,4 @@
+import json
 from collections.abc import Callable
 from pathlib import Path
 
@@ -272,6 +273,37 @@ def test_merging_joins_provenance(cube: xr.Dataset) -> None:
         "made by tests",
         "made elsewhere",
     ]
+
+
+def test_merging_keeps_the_inputs_of_both(cube: xr.Dataset) -> None:
+    one = part(cube, model="small").assign_attrs(inputs_sha256='{"honesty": "1a", "humour": "2b"}')
+    two = part(cube, model="large").assign_attrs(inputs_sha256='{"humour": "2b", "envy": "3c"}')
+    merged = json.loads(merge_cubes([one, two]).attrs["inputs_sha256"])
+    assert merged == {"envy": "3c", "honesty": "1a", "humour": "2b"}
+
+
+@pytest.mark.parametrize(
+    ("attributes", "said"),
+    [
+        ({"positions_steered": "the last position"}, "'positions_steered' is 'every position' in"),
+        ({"layer_convention": "read at its input"}, "'layer_convention' is 'read and added at"),
+        ({"inputs_sha256": '{"humour": "2c"}'}, "the input 'humour' is '2b' in one and '2c'"),
+    ],
+    ids=["positions", "convention", "inputs"],
+)
+def test_merging_refuses_samples_of_another_kind(
+    attributes: dict[str, str], said: str, cube: xr.Dataset
+) -> None:
+    cube = cube.assign_attrs(inputs_sha256='{"humour": "2b"}')
+    other = part(cube, model="large").assign_attrs(attributes)
+    with pytest.raises(ValueError, match=said):
+        merge_cubes([part(cube, model="small"), other])
+
+
+def test_merging_drops_no_variable(cube: xr.Dataset) -> None:
+    other = part(cube, model="large").assign(mine=("model", [1.0]))
+    with pytest.raises(ValueError, match="'mine' is no variable of the contract"):
+        merge_cubes([part(cube, model="small"), other])
 
 
 def test_the_summary_names_models_concepts_and_what_is_missing(cube: xr.Dataset) -> None:

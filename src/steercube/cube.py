@@ -6,6 +6,7 @@ that matches the concept minus that of the other one, in nats. Whatever follows 
 conclusions, figures) reads this file and nothing else; whatever collects writes it.
 """
 
+import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -208,6 +209,8 @@ GIVEN_ATTRIBUTES = {
     "versions": "software that made the samples",
     "inputs_sha256": "JSON of input name to SHA-256",
 }
+ALIKE = ("layer_convention", "positions_steered")
+"""Attributes in which all samples of one cube are alike; else their effects are not."""
 ATTRIBUTES = GIVEN_ATTRIBUTES | {"schema_version": "which contract this is"}
 
 
@@ -476,7 +479,8 @@ def merge_cubes(cubes: Sequence[xr.Dataset]) -> xr.Dataset:
     """One cube with every cell of `cubes`; where two hold the same cell they must agree.
 
     A missing value gives way to a recorded one; a response that both hold stands once. Raises
-    ValueError that lists every variable in which recorded values differ, and where.
+    ValueError that lists every variable in which recorded values differ, and where, the inputs of
+    one name that differ, the ALIKE that do, and variables that are not the contract's.
     """
     if not cubes:
         raise ValueError("merging needs at least one cube")
@@ -494,7 +498,10 @@ def _merge_two(left: xr.Dataset, right: xr.Dataset) -> xr.Dataset:
     labels = {
         dim: _union(left.indexes[dim].tolist(), right.indexes[dim].tolist(), dim) for dim in DIMS
     }
-    problems = []
+    problems = [
+        f"{name!r} is no variable of the contract, and cannot be merged: drop it from the cube"
+        for name in sorted({*left.variables, *right.variables} - {*VARIABLES, *DIMS}, key=str)
+    ]
     merged = xr.Dataset(coords=labels)
     for name, variable in VARIABLES.items():
         if name in RESPONSE_VARIABLES or not (name in left or name in right):
@@ -508,11 +515,12 @@ def _merge_two(left: xr.Dataset, right: xr.Dataset) -> xr.Dataset:
             problems.append(f"{name!r} differs at {int(conflict.sum())} place(s) held by both")
         merged[name] = one.where(~missing_one, two).assign_attrs(variable.attrs)
     responses, apart = _merge_responses(left, right)
-    raise_if_any([*problems, *apart], what="merging these cubes")
+    attrs, unlike = _merge_attrs(left, right)
+    raise_if_any([*problems, *apart, *unlike], what="merging these cubes")
     merged["cell_status"] = _status_where_unrun(merged)
     merged["depth"] = _depth(merged)
     merged = merged.merge(responses)
-    return merged.set_coords(list(COORDINATES)).assign_attrs(_merge_attrs(left, right))
+    return merged.set_coords(list(COORDINATES)).assign_attrs(attrs)
 
 
 def _union(left: list[Any], right: list[Any], dim: str) -> list[Any]:
@@ -569,8 +577,11 @@ def _numbers(responses: xr.Dataset) -> np.ndarray:
     return responses[list(OF_A_CELL)].to_dataframe().groupby(list(OF_A_CELL)).cumcount().to_numpy()
 
 
-def _merge_attrs(left: xr.Dataset, right: xr.Dataset) -> dict[str, Any]:
-    """Attributes of both: equal lines once, others joined, so that no provenance is lost."""
+def _merge_attrs(left: xr.Dataset, right: xr.Dataset) -> tuple[dict[str, Any], list[str]]:
+    """Attributes of both: equal lines once, others joined, so that no provenance is lost.
+
+    And those in which two cubes differ whose samples cannot stand side by side.
+    """
     merged = dict(left.attrs)
     for name, value in right.attrs.items():
         if isinstance(merged.get(name), str) and isinstance(value, str):
@@ -579,7 +590,29 @@ def _merge_attrs(left: xr.Dataset, right: xr.Dataset) -> dict[str, Any]:
         else:
             merged.setdefault(name, value)
     merged.pop(netcdf.DIGEST, None)
-    return merged
+    unlike = [
+        f"{name!r} is {left.attrs[name]!r} in one and {right.attrs[name]!r} in the other"
+        for name in ALIKE
+        if left.attrs[name] != right.attrs[name]
+    ]
+    one, two = _inputs(left), _inputs(right)
+    if one is None or two is None:
+        return merged, unlike
+    unlike += [
+        f"the input {name!r} is {one[name]!r} in one and {two[name]!r} in the other"
+        for name in sorted(one.keys() & two.keys())
+        if one[name] != two[name]
+    ]
+    return merged | {"inputs_sha256": json.dumps(one | two, sort_keys=True)}, unlike
+
+
+def _inputs(cube: xr.Dataset) -> dict[str, str] | None:
+    """SHA-256 of each input by its name; None where a cube made by hand tells it otherwise."""
+    try:
+        found = json.loads(cube.attrs["inputs_sha256"])
+    except ValueError:
+        return None
+    return found if isinstance(found, dict) else None
 
 
 def summarise_cube(cube: xr.Dataset) -> str:
