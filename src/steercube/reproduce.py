@@ -63,6 +63,9 @@ def _copy_inputs(names: list[str], data: Path, paper: Path, made: Path) -> None:
         for file in (data / f"{name}.nc", data / f"{name}.cells.nc"):
             if file.is_file():
                 shutil.copy(file, made / "data")
+        if (paper / name / "calibration").is_dir():
+            # Simulated for half an hour by a command of its own, and cited by the post.
+            shutil.copytree(paper / name / "calibration", made / "paper" / name / "calibration")
     shutil.copytree(paper / "page", made / "paper" / "page")
     for pattern in OF_TEMPLATE:
         for file in paper.glob(pattern):

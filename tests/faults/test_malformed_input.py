@@ -141,6 +141,7 @@ def spoilt_paper(name: str, content: Content | Callable[[str], str]) -> Prepare:
 
     def prepare(made: Made) -> None:
         path = made.paper() / name
+        path.parent.mkdir(exist_ok=True)
         made_of = content(path.read_text()) if callable(content) else content
         path.write_bytes(made_of if isinstance(made_of, bytes) else made_of.encode())
 
@@ -668,6 +669,22 @@ CASES = (
         spoilt_paper("mine/tables/about_models.csv", "family\nllama\n"),
         "paper",
         ("tables/about_models.csv", "no column 'model'"),
+    ),
+    Case(
+        "paper: coverage without a column",
+        spoilt_paper("mine/calibration/coverage.csv", "method,coverage\nbootstrap,0.95\n"),
+        "paper",
+        ("calibration/coverage.csv", "no column 'sd_model'", "steercube calibrate"),
+    ),
+    Case(
+        "paper: coverage in words",
+        spoilt_paper(
+            "mine/calibration/coverage.csv",
+            "training,sd_model,scale,uneven,method,takes_as_random,adjusted,coverage,n_simulations\n"
+            "0,0.3,0,1,bootstrap,items,training,high,9\n",
+        ),
+        "paper",
+        ("calibration/coverage.csv", "text in 'coverage'", "steercube calibrate"),
     ),
     Case(
         "paper: text among numbers",

@@ -1,5 +1,6 @@
 import json
 import re
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -194,6 +195,22 @@ def test_one_value_of_the_cube_changes_number_interval_and_sentence(
     assert "In 0 of 1 pairs the interval" in after
     assert "Here steering hardly works" in after
     assert "Here steering hardly works" not in before
+
+
+def test_coverage_is_cited_where_it_was_simulated(
+    of_study: Results, assets: Assets, tmp_path: Path
+) -> None:
+    committed = ROOT / "paper" / "qwen3"
+    shutil.copytree(committed, tmp_path / "qwen3", ignore=shutil.ignore_patterns("posteriors"))
+    path = tmp_path / "qwen3" / "calibration" / "coverage.csv"
+    table = pd.read_csv(path)
+    of_items = table.query("method == 'bootstrap' and takes_as_random == 'items'")
+    shown = of_items.query("training == 0 and sd_model == 0.3")
+    table.loc[shown.index, "coverage"] = 0.1234
+    table.to_csv(path, index=False)
+    text = " ".join(render(read_results(tmp_path / "qwen3"), assets).markdown.split())
+    assert "the one over items alone held it 12% of the time" in text
+    assert "How often does an interval hold the truth" not in render(of_study, assets).markdown
 
 
 def test_results_that_are_not_whole_are_refused(of_study: Results, tmp_path: Path) -> None:

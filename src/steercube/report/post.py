@@ -271,7 +271,7 @@ def read_results(folder: str | Path) -> Results:
         raise ValueError(f"{folder / 'numbers.json'}: is no object of numbers by their ids")
     results = Results(
         study=folder.name,
-        numbers=numbers,
+        numbers=numbers | _coverage(folder / "calibration" / "coverage.csv"),
         tables={p.stem: read_table(p) for p in sorted((folder / "tables").glob("*.csv"))},
         printed={p.stem: read_text(p) for p in sorted((folder / "tables").glob("*.md"))},
         figures=tuple(p.stem for p in sorted((folder / "figures").glob("*.png"))),
@@ -280,6 +280,36 @@ def read_results(folder: str | Path) -> Results:
     problems = [*_content_problems(results), *_figure_problems(folder / "figures")]
     raise_if_any([f"{problem}; run `steercube analyze`" for problem in problems], what=str(folder))
     return results
+
+
+OF_METHOD = ("method", "takes_as_random", "adjusted")
+TRUTH = ("training", "sd_model", "scale", "uneven")
+
+
+def _coverage(path: Path) -> dict[str, dict[str, Any]]:
+    """Shares of intervals that held the truth, by method and truth, where `calibrate` ran."""
+    if not path.is_file():
+        return {}
+    table = read_table(path)
+    shares = (*TRUTH, "coverage", "n_simulations")
+    lacking = {*OF_METHOD, *shares} - set(table)
+    problems = [f"has no column {name!r}" for name in sorted(lacking)] or [
+        f"holds text in {name!r}, where numbers belong"
+        for name in shares
+        if not pd.api.types.is_numeric_dtype(table[name])
+    ]
+    raise_if_any([f"{problem}; run `steercube calibrate`" for problem in problems], what=str(path))
+    return dict(_covered(row) for row in table.to_dict("records"))
+
+
+def _covered(row: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
+    truth = [f"{name} {row[name]:g}" for name in TRUTH]
+    return "/".join(["coverage", *(row[name] for name in OF_METHOD), *truth]), {
+        "value": None if pd.isna(row["coverage"]) else row["coverage"],
+        "sd_model": row["sd_model"],
+        "n": row["n_simulations"],
+        "table": "calibration/coverage.csv",
+    }
 
 
 OF_A_CURVE = ("model", "concept", "layer", "depth", "cohens_d", "cohens_d_low", "cohens_d_high")
