@@ -203,7 +203,8 @@ def read_ledgers(paper: str | Path) -> dict[str, Ledger]:
     for path in sorted(Path(paper).glob("*claims.toml")):
         study, claims = read_claims(path)
         if study in ledgers:
-            raise ValueError(f"{path} and {ledgers[study].name} are both about the study {study!r}")
+            other = path.with_name(ledgers[study].name)
+            raise ValueError(f"{path} and {other} are both about the study {study!r}; keep one")
         ledgers[study] = Ledger(path.name, hashlib.sha256(path.read_bytes()).hexdigest(), claims)
     return ledgers
 
