@@ -32,7 +32,7 @@ from steercube.collect import run as run_module
 from steercube.collect import shards as shards_module
 from steercube.collect.decoder import Decoder
 from steercube.collect.outcomes import Generation, LogitSweep
-from steercube.collect.run import write_cube
+from steercube.collect.run import shards_of, write_cube
 from steercube.concepts import Concept
 from steercube.cube import open_cube, save_cube
 from steercube.models import read_facts
@@ -230,14 +230,17 @@ def saved_in_turn(path: Path, seeds: list[int], n: int, ready: Connection) -> No
         save_cube(cubes[i % len(cubes)], path)
 
 
-def consolidated_in_turn(out: Path, unit: Path, n: int, ready: Connection) -> None:
-    """The cube with and without one of its units."""
-    away = out.parent / "away"
+def consolidated_in_turn(out: Path, other: Path, n: int, ready: Connection) -> None:
+    """The cube of `other` shards, and of its own again."""
+    own = shards_of(out)
+    away = own.with_name("away")
     ready.send("ready")
     for _ in range(n):
-        unit.rename(away)
+        own.rename(away)
+        other.rename(own)
         write_cube(out, report=lambda line: None)
-        away.rename(unit)
+        own.rename(other)
+        away.rename(own)
         write_cube(out, report=lambda line: None)
 
 

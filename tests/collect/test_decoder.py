@@ -62,6 +62,36 @@ def test_the_fingerprint_follows_config_and_tokenizer_too(tmp_path: Path) -> Non
     assert load(entry).revision != first
 
 
+def test_weights_of_more_blocks_are_not_cut_off(tmp_path: Path) -> None:
+    """transformers would drop them, and sweep a part of the model."""
+    folder = tiny.save("llama", tmp_path / "m")
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"num_hidden_layers": 4}))
+    with pytest.raises(ValueError, match=r"more blocks than its config's 4: model\.layers\.4\."):
+        load(Entry("m", Weights(str(folder), dtype="float32")))
+
+
+def test_a_folder_has_no_revision(tmp_path: Path) -> None:
+    folder = tiny.save("llama", tmp_path / "m")
+    with pytest.raises(ValueError, match="is a folder, which has no revision 'v2'"):
+        load(Entry("m", Weights(str(folder), revision="v2", dtype="float32")))
+
+
+@pytest.mark.parametrize(
+    ("file", "content"),
+    [
+        ("config.json", "[]"),
+        ("config.json", '{"model_type": "llama", "num_hidden_layers": "five"}'),
+        ("tokenizer_config.json", "[]"),
+    ],
+)
+def test_files_that_are_no_models_are_one_error(file: str, content: str, tmp_path: Path) -> None:
+    folder = tiny.save("llama", tmp_path / "m")
+    (folder / file).write_text(content)
+    with pytest.raises(ValueError, match="m: cannot be loaded as a model"):
+        load(Entry("m", Weights(str(folder), dtype="float32")))
+
+
 def test_weights_that_a_file_lacks_are_not_made_up(tmp_path: Path) -> None:
     """transformers would fill them at random."""
     folder = tiny.save("llama", tmp_path / "m")

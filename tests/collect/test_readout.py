@@ -77,7 +77,9 @@ def test_a_template_that_prints_the_date_is_the_same_tomorrow() -> None:
     assert text.startswith("12 May 2025 ")
 
 
-@pytest.mark.parametrize("template", ["{{ raise_exception('no system') }}", "{% if %}"])
+@pytest.mark.parametrize(
+    "template", ["{{ raise_exception('no system') }}", "{% if %}", "{{ 1 / 0 }}", "{{ 'a' + 1 }}"]
+)
 def test_a_template_that_fails_says_so(template: str) -> None:
     tokenizer = tiny.tokenizer()
     tokenizer.chat_template = template

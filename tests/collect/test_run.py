@@ -284,11 +284,75 @@ def test_shards_of_other_settings_are_refused(whole: Path) -> None:
             run(whole.parent, plan=other, resume=True)
     with pytest.raises(ValueError, match="dtype: 'float32' there, 'bfloat16' now"):
         run(whole.parent, tiny.decoder(dtype=torch.bfloat16), resume=True)
-    changed = {
-        "honesty": replace(tiny.CONCEPTS["honesty"], evaluation=tiny.CONCEPTS["humour"].evaluation)
-    }
+    other = tiny.concept("envy").evaluation
+    changed = {"honesty": replace(tiny.CONCEPTS["honesty"], evaluation=other)}
     with pytest.raises(ValueError, match="concept_sha256: "):
         run(whole.parent, concepts=changed, resume=True)
+
+
+def test_one_name_is_one_model(tmp_path: Path) -> None:
+    """Of one revision, number format and facts, in every concept, and items are of one concept."""
+    honesty, humour = ({name: tiny.CONCEPTS[name]} for name in ("honesty", "humour"))
+    ours = tiny.decoder()
+    ours.blocks[0].register_forward_hook(lambda *_: None)
+    first = run(tmp_path, ours, concepts=honesty)
+    before = first.read_bytes()
+    same_ids = {"humour": replace(tiny.CONCEPTS["honesty"], name="humour")}
+    for decoder, concepts, said in (
+        (replace(ours, revision="2" * 40), humour, "revision = .* in tiny-llama x honesty"),
+        (tiny.decoder(dtype=torch.bfloat16), humour, "dtype = 'float32' in tiny-llama x honesty"),
+        (
+            replace(ours, facts=replace(ours.facts, training="rl")),
+            humour,
+            "training = 'rl' in tiny-llama x humour, 'other' in tiny-llama x honesty",
+        ),
+        (ours, same_ids, "item id 'honesty/eval/000' is in"),
+    ):
+        with pytest.raises(ValueError, match=said):
+            run(tmp_path, decoder, concepts=concepts)
+    edited = replace(ours, facts=replace(ours.facts, n_params=7e9))
+    with pytest.raises(ValueError, match=r"n_params = 7000000000\.0 in tiny-llama x honesty"):
+        run(tmp_path, edited, concepts=honesty, resume=True)
+    assert first.read_bytes() == before
+
+
+def test_consolidate_refuses_units_of_two_models_of_a_name(tmp_path: Path) -> None:
+    """Two jobs that ran at once, and saw nothing of each other."""
+    ours, copy = tiny.decoder(), tmp_path / "copy"
+    theirs = replace(
+        ours, revision="2" * 40, facts=replace(ours.facts, training="rl", revision="2" * 40)
+    )
+    copy.mkdir()
+    run(tmp_path, ours, concepts={"honesty": tiny.CONCEPTS["honesty"]})
+    run(copy, theirs, concepts={"humour": tiny.CONCEPTS["humour"]})
+    shutil.copytree(
+        copy / "mine.shards" / ours.name / "humour", tmp_path / "mine.shards" / ours.name / "humour"
+    )
+    with pytest.raises(ValueError) as error:
+        write_cube(tmp_path / "mine.nc")
+    for said in ("revision = ", "training = 'rl' in tiny-llama x humour, 'other' in"):
+        assert said in str(error.value)
+
+
+def test_a_cube_is_not_replaced_by_a_smaller_one(tmp_path: Path) -> None:
+    out = run(tmp_path)
+    before = out.read_bytes()
+    shutil.move(tmp_path / "mine.shards", tmp_path / "away")
+    fewer = {"honesty": tiny.CONCEPTS["honesty"], "humour": tiny.CONCEPTS["humour"]}
+    for plan, said in (
+        (replace(tiny.PLAN, layers="2:2"), "layers"),
+        (replace(tiny.PLAN, strengths=(-1.0, 1.0)), "strengths"),
+        (replace(tiny.PLAN, n_items=6), "items"),
+    ):
+        with pytest.raises(ValueError, match=rf"(?s)replacing .*mine\.nc.*{said}"):
+            run(tmp_path, concepts=fewer, plan=plan)
+    assert not list((tmp_path / "mine.shards").rglob("*.nc"))
+    shutil.rmtree(tmp_path / "mine.shards", ignore_errors=True)
+    shutil.move(tmp_path / "away", tmp_path / "mine.shards")
+    shutil.rmtree(tmp_path / "mine.shards" / "tiny-llama" / "humour")
+    with pytest.raises(ValueError, match="tiny-llama x humour"):
+        write_cube(out)
+    assert out.read_bytes() == before
 
 
 def test_units_of_other_settings_do_not_share_a_cube(whole: Path, tmp_path: Path) -> None:
@@ -387,11 +451,15 @@ def test_a_unit_that_is_not_finished_stays_out_of_the_cube(whole: Path, tmp_path
     shutil.copytree(whole.parent, tmp_path / "copy")
     unit = shards_of(tmp_path / "copy" / "mine.nc") / "tiny-llama" / "humour"
     next(unit.glob("generations-*")).unlink()
+    with pytest.raises(ValueError, match="tiny-llama x humour has no generations among its shards"):
+        write_cube(tmp_path / "copy" / "mine.nc", report=lambda line: None)
+    (tmp_path / "copy" / "mine.nc").unlink()
     write_cube(tmp_path / "copy" / "mine.nc", report=lambda line: None)
     cube = open_cube(tmp_path / "copy" / "mine.nc")
     assert set(cube["response_concept"].values) == {"honesty"}
     assert cube["logit_diff"].sel(concept="humour", layer=3).notnull().all()
     next(unit.glob("samples-0005*")).unlink()
+    (tmp_path / "copy" / "mine.nc").unlink()
     write_cube(tmp_path / "copy" / "mine.nc", report=lambda line: None)
     assert open_cube(tmp_path / "copy" / "mine.nc")["concept"].values.tolist() == ["honesty"]
 

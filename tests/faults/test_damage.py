@@ -356,6 +356,7 @@ def test_what_is_not_all_there_is_left_out_and_said(whole: Path, copy: Path, fau
         path = unit_of(copy) / name
         content = path.read_bytes()
         path.unlink()
+        copy.unlink(missing_ok=True)
         said: list[str] = []
         write_cube(copy, report=said.append)
         told = [text for text in said if text.startswith("left out") and str(path.parent) in text]

@@ -4,6 +4,7 @@ import json
 import os
 import shutil
 import signal
+from dataclasses import replace
 from pathlib import Path
 
 import children
@@ -109,17 +110,15 @@ def test_a_reader_sees_the_old_cube_or_the_new_one(tmp_path: Path, fault: Faults
 def test_a_reader_of_a_cube_that_is_consolidated(both: Path, tmp_path: Path, fault: Faults) -> None:
     line = fault("reading while it is written")
     shutil.copytree(both.parent, tmp_path, dirs_exist_ok=True)
+    (tmp_path / "other").mkdir()
+    plan = replace(children.PLAN, positions="answer")
+    other = collected(tmp_path / "other", concepts=CONCEPTS, plan=plan)
     out = tmp_path / "mine.nc"
-    unit = shards_of(out) / "tiny-llama" / "humour"
-    with_it = open_cube(out)
-    unit.rename(tmp_path / "away")
-    children.consolidated(out)
-    without = open_cube(out)
-    (tmp_path / "away").rename(unit)
+    expected = [open_cube(out), open_cube(other)]
     ours, theirs = FORK.Pipe()
-    process = start(children.consolidated_in_turn, out, unit, 5, theirs)
+    process = start(children.consolidated_in_turn, out, shards_of(other), 5, theirs)
     assert ours.poll(60)
-    seen = seen_while(process, out, [with_it, without])
+    seen = seen_while(process, out, expected)
     process.join()
     assert process.exitcode == 0
     for which in seen:

@@ -7,6 +7,7 @@ block, whose entry there is taken after the final norm; so it is read by a hook 
 
 import hashlib
 import os
+import re
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -15,7 +16,7 @@ from typing import Any
 import numpy as np
 import torch
 from huggingface_hub import resolve_revision
-from huggingface_hub.errors import RevisionResolutionError
+from huggingface_hub.errors import RevisionResolutionError, StrictDataclassError
 from safetensors import SafetensorError
 from torch import nn
 from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -33,6 +34,11 @@ GREEDY_PROCESSORS = (
     *("bad_words_ids", "sequence_bias", "exponential_decay_length_penalty"),
 )
 """Fields of a generation config that change which token is the likeliest."""
+OF_LOADING = (
+    *(OSError, ValueError, LookupError, RuntimeError, TypeError, AttributeError),
+    *(SafetensorError, StrictDataclassError),
+)
+"""What transformers raises for files that are no model's, or another's."""
 SHAREABLE = {"full_attention", "sliding_attention"}
 """Kinds of block whose past is keys and values, which many rows can share."""
 
@@ -108,9 +114,9 @@ def load(entry: Entry, *, offload_folder: str | Path | None = None) -> Decoder:
             **_formats(options),
             **_placement(weights, offload_folder),
         )
-    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
+    except OF_LOADING as error:
         raise ValueError(f"{folder}: cannot be loaded as a model ({error})") from error
-    _require_every_weight(loaded, folder)
+    _require_every_weight(loaded, folder, model)
     if not weights.device_map and torch.cuda.is_available():
         model.to(torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0))))
     return decoder_of(
@@ -132,13 +138,25 @@ def _placement(weights: Weights, offload_folder: str | Path | None) -> dict[str,
     return placed | ({"offload_folder": str(offload_folder)} if offload_folder else {})
 
 
-def _require_every_weight(loaded: Any, folder: str) -> None:
-    """transformers fills what a file lacks at random, and says so in a table that scrolls by."""
+OF_A_BLOCK = re.compile(r"(?:(?:language_|text_)?model\.)*layers\.(\d+)\.")
+"""Names of a decoder block's weights, in the most common layouts."""
+
+
+def _require_every_weight(loaded: Any, folder: str, model: Any) -> None:
+    """transformers fills what is lacking at random and drops what is too much; it only says so."""
     lacking = sorted({*loaded["missing_keys"], *(str(key) for key in loaded["mismatched_keys"])})
     if lacking:
         raise ValueError(
             f"{folder}: the weights lack {len(lacking)} of the model's, {', '.join(lacking[:3])} "
             "first; they would be random numbers. Its config is another model's, or a file is lost."
+        )
+    n_layers = model.config.get_text_config().num_hidden_layers
+    found = [(key, OF_A_BLOCK.match(key)) for key in sorted(loaded["unexpected_keys"])]
+    beyond = [key for key, block in found if block and int(block[1]) >= n_layers]
+    if beyond:
+        raise ValueError(
+            f"{folder}: the weights are of more blocks than its config's {n_layers}: {beyond[0]} "
+            f"and {len(beyond) - 1} more. Its config is another model's."
         )
 
 
@@ -198,6 +216,11 @@ def _where(weights: Weights) -> tuple[str, dict[str, Any]]:
     options = {"gguf_file": weights.gguf_file} if weights.gguf_file else {}
     if Path(weights.source).is_file():
         raise ValueError(f"{weights.source}: is a file; name the folder that holds the model")
+    if Path(weights.source).is_dir() and weights.revision != Weights.revision:
+        raise ValueError(
+            f"{weights.source}: is a folder, which has no revision {weights.revision!r}; leave it "
+            "out, or name the hub's id"
+        )
     if not Path(weights.source).is_dir():
         options["revision"] = _commit(weights)
     return weights.source, options

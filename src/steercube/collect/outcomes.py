@@ -25,7 +25,7 @@ from steercube.collect.generate import (
 from steercube.collect.hooks import Cell, Touched
 from steercube.collect.plan import layers_of
 from steercube.collect.readout import Prompt
-from steercube.collect.shards import ALIKE_WHERE_GENERATED, find_shard, save_shard
+from steercube.collect.shards import ALIKE_WHERE_GENERATED, Extent, find_shard, save_shard
 from steercube.collect.sweep import Progress, Swept, check_against_plain_loop, sweep
 from steercube.collect.unit import Unit, sha256_of
 from steercube.concepts import Question
@@ -48,6 +48,10 @@ class Outcome(Protocol):
     @property
     def items(self) -> list[int]:
         """Those that it measures."""
+
+    @property
+    def extent(self) -> Extent:
+        """What a cube will hold of it."""
 
     @property
     def n_cells(self) -> int:
@@ -124,6 +128,13 @@ def save_chunk(
     return max_rows
 
 
+def _extent(
+    unit: Unit, items: Sequence[int], layers: Sequence[int], steered: Sequence[float]
+) -> Extent:
+    ids = {unit.concept.evaluation[i].item.item_id for i in items}
+    return Extent(set(layers), {0.0, *steered}, ids)
+
+
 @dataclass(frozen=True)
 class LogitSweep:
     """Log-probabilities of both answers in every cell, those of the controls too."""
@@ -140,6 +151,11 @@ class LogitSweep:
     def layers(self) -> list[int]:
         """The layers swept."""
         return layers_of(self.unit.plan.layers, self.unit.decoder.n_layers)
+
+    @property
+    def extent(self) -> Extent:
+        """What a cube will hold of it."""
+        return _extent(self.unit, self.items, self.layers, self.unit.plan.steered)
 
     @property
     def directions(self) -> list[str]:
@@ -264,6 +280,11 @@ class Generation:
         """The layers swept."""
         plan = self.unit.plan
         return layers_of(plan.generation_layers or plan.layers, self.unit.decoder.n_layers)
+
+    @property
+    def extent(self) -> Extent:
+        """What a cube will hold of it."""
+        return _extent(self.unit, self.items, self.layers, self.unit.plan.generated)
 
     @property
     def n_cells(self) -> int:

@@ -13,8 +13,14 @@ class Rank:
 
     @classmethod
     def of_environment(cls) -> "Rank":
-        """Rank 0 of 1 where nothing launched several."""
-        return cls(int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1)))
+        """Rank 0 of 1 where nothing launched several. Raises ValueError for what is no rank."""
+        rank, size = os.environ.get("RANK", "0"), os.environ.get("WORLD_SIZE", "1")
+        if not (rank.isdecimal() and size.isdecimal() and int(rank) < int(size)):
+            raise ValueError(
+                f"RANK = {rank!r}, WORLD_SIZE = {size!r} in the environment: a launcher sets whole "
+                "numbers, the first below the second; unset them to run one process"
+            )
+        return cls(int(rank), int(size))
 
     @property
     def leads(self) -> bool:

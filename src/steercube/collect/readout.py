@@ -111,7 +111,7 @@ def _render(tokenizer: Any, content: str) -> str:
                 date_string=DATE,
             )
         )
-    except TemplateError as error:
+    except (TemplateError, TypeError, ArithmeticError, LookupError, AttributeError) as error:
         raise ValueError(f"the tokenizer's chat template cannot be rendered ({error})") from error
 
 

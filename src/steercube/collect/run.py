@@ -5,6 +5,7 @@ import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
+from itertools import combinations
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,10 @@ from steercube.collect.shards import (
     differences,
     held,
     held_outcomes,
+    lost_outcomes,
     other_settings,
+    told_in,
+    told_otherwise,
     whole_outcomes,
 )
 from steercube.collect.unit import Unit
@@ -114,6 +118,7 @@ def write_cube(out: Path, *, report: Report = print) -> None:
         raise FileNotFoundError(f"{folder}: no such folder; nothing was collected for {out}")
     with held(folder, patience=PATIENCE):
         cube, vectors, keys = consolidate(folder, report=report)
+        _require_no_smaller(out, cube)
         beside = out.with_name(f"{stem}.vectors.nc")
         manifest = {
             "content_sha256": {
@@ -149,6 +154,8 @@ def _require_one_cube(folder: Path, units: Sequence[Unit]) -> None:
         for other in others
         for line in differences(outcome.shared_settings, other)
     }
+    told = [*told_in(folder), *(unit.told for unit in units)]
+    problems |= {line for one, two in combinations(told, 2) for line in told_otherwise(one, two)}
     raise_if_any(sorted(problems), what=f"one cube with the shards in {folder} (or change --out)")
 
 
@@ -156,16 +163,32 @@ def _require_nothing_lost(out: Path, units: Iterable[Unit]) -> None:
     """Refuse to replace a cube that holds what neither the shards nor this run can make again."""
     if not out.exists():
         return
-    folder = shards_of(out)
+    there = held_outcomes(open_cube(out))
     made = {
-        (unit.folder, outcome.name) for unit in units for outcome in outcomes_of(unit)
-    } | whole_outcomes(folder)
-    lost = [
-        f"{model} x {concept} has no {kind} among its shards"
-        for model, concept, kind in held_outcomes(open_cube(out))
-        if (folder / model / concept, kind) not in made
-    ]
-    raise_if_any(lost, what=f"replacing {out} (move it away, or choose another --out)")
+        label: there[label]
+        for path, kind in whole_outcomes(shards_of(out))
+        if (label := (path.parent.name, path.name, kind)) in there
+    }
+    for unit in units:
+        for outcome in outcomes_of(unit):
+            label = (unit.decoder.name, unit.concept.name, outcome.name)
+            # Shards of another extent are refused for their settings, which says more.
+            has_shards = any(unit.folder.glob(f"{outcome.name}-*.nc"))
+            made[label] = there.get(label, outcome.extent) if has_shards else outcome.extent
+    raise_if_any(lost_outcomes(there, made), what=_replacing(out))
+
+
+def _require_no_smaller(out: Path, cube: xr.Dataset) -> None:
+    """Refuse to replace a cube by one that lacks some of it; a damaged one may be replaced."""
+    try:
+        earlier = open_cube(out)
+    except (FileNotFoundError, ValueError):
+        return
+    raise_if_any(lost_outcomes(held_outcomes(earlier), held_outcomes(cube)), what=_replacing(out))
+
+
+def _replacing(out: Path) -> str:
+    return f"replacing {out} (move it away, or choose another --out)"
 
 
 def _require_new(units: Iterable[Unit]) -> None:

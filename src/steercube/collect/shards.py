@@ -11,7 +11,7 @@ import os
 import socket
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from itertools import combinations
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -23,6 +23,7 @@ import xarray as xr
 from steercube import netcdf
 from steercube.answers import answer_of
 from steercube.cube import (
+    OF_A_CELL,
     RESPONSE_VARIABLES,
     STATUS,
     UNSTEERED,
@@ -37,8 +38,9 @@ from steercube.schema import raise_if_any
 Settings = Mapping[str, Any]
 RECEIPTS = ["rows_touched", "positions_touched", "added_over_residual"]
 ALIKE = ("strengths", "positions", "convention", "seed", "steercube")
+ALIKE_OF_A_MODEL = ("revision", "dtype", "chat_template_sha256", "read_token")
 ALIKE_WHERE_GENERATED = ("max_new_tokens", "temperature", "repeats")
-"""Settings that one cube has once: a unit with others is another cube's."""
+"""Settings that one cube, and one model in it, has once: a unit with others is another cube's."""
 MAX_APART = 1e-3
 """Nats between two computations of the same log-probability in float32."""
 SHARD_KINDS = ("samples", "generations")
@@ -83,13 +85,17 @@ def find_shard(path: Path, settings: Settings) -> xr.Dataset | None:
     if ds.attrs["key"] == key(settings):
         return ds
     made_with = json.loads(ds.attrs["settings"])
-    differing = [
-        f"{name}: {made_with.get(name)!r} there, {settings.get(name)!r} now"
-        for name in sorted({*made_with, *settings})
-        if made_with.get(name) != settings.get(name)
-    ]
+    every = sorted({*made_with, *settings})
+    differing = [name for name in every if made_with.get(name) != settings.get(name)]
+    if differing == ["vectors_sha256"]:
+        raise ValueError(
+            f"{path} was made with other vectors (vectors_sha256) than the vectors.nc beside it "
+            "holds, which was made again since, on another device or with another bound of rows. "
+            f"Restore that file from a copy, or delete the shards in {path.parent}."
+        )
+    said = [f"{n}: {made_with.get(n)!r} there, {settings.get(n)!r} now" for n in differing]
     raise ValueError(
-        f"{path} was made with other settings ({'; '.join(differing)}). Use those settings, "
+        f"{path} was made with other settings ({'; '.join(said)}). Use those settings, "
         "another --out, or delete the file."
     )
 
@@ -159,9 +165,11 @@ def settings_of(shard: xr.Dataset) -> dict[str, Any]:
 def differences(one: Settings, two: Settings) -> list[str]:
     """How the settings of two units keep them out of one cube; empty where they do not.
 
-    Units of the same concept must have been asked the same questions.
+    Units of the same concept must have been asked the same questions, those of one name of a model
+    be of the same weights, number format and template.
     """
     names = [*ALIKE, *(["concept_sha256"] if one["concept"] == two["concept"] else [])]
+    names += ALIKE_OF_A_MODEL if one["model"] == two["model"] else ()
     names += [name for name in ALIKE_WHERE_GENERATED if name in one and name in two]
     return [
         f"{name} = {two[name]!r} in {two['model']} x {two['concept']}, {one[name]!r} in "
@@ -169,6 +177,51 @@ def differences(one: Settings, two: Settings) -> list[str]:
         for name in names
         if one[name] != two[name]
     ]
+
+
+class Told(NamedTuple):
+    """What a unit says of itself: facts of its model, its concept, ids of its items."""
+
+    model: Mapping[str, Any]
+    concept: str
+    items: frozenset[str]
+
+    @property
+    def name(self) -> str:
+        """Of the unit."""
+        return f"{self.model['name']} x {self.concept}"
+
+
+def told_of(vectors: Mapping[str, str]) -> Told:
+    """What the attributes of a unit's vectors say."""
+    model, concept, items = (json.loads(vectors[name]) for name in ("model", "concept", "items"))
+    return Told(model, concept, frozenset(item["item_id"] for item in items))
+
+
+def told_in(folder: Path) -> list[Told]:
+    """What every unit in `folder` says whose vectors can be read; damaged ones are made again."""
+    found = []
+    for path in sorted(folder.glob("*/*/vectors.nc")):
+        with suppress(ValueError):
+            found.append(told_of(_load(path).attrs))
+    return found
+
+
+def told_otherwise(one: Told, two: Told) -> list[str]:
+    """How what two units say keeps them out of one cube: facts of one model, items of both.
+
+    Where its weights were does not matter: their revision is a setting.
+    """
+    problems = []
+    if one.model["name"] == two.model["name"]:
+        problems = [
+            f"{name} = {two.model.get(name)!r} in {two.name}, {value!r} in {one.name}"
+            for name, value in one.model.items()
+            if name not in ("revision", "hf_id") and two.model.get(name) != value
+        ]
+    if one.concept != two.concept and (both := one.items & two.items):
+        problems.append(f"item id {min(both)!r} is in {one.name} and in {two.name}")
+    return problems
 
 
 def other_settings(folder: Path, own: Sequence[Path]) -> list[dict[str, Any]]:
@@ -232,6 +285,8 @@ def consolidate(
         raise ValueError(f"{folder} holds no model x concept whose shards are all there")
     settings = [settings_of(outcome) for unit in units for outcome in unit.outcomes]
     problems = {line for one, two in combinations(settings, 2) for line in differences(one, two)}
+    told = [told_of(unit.vectors.attrs) for unit in units]
+    problems |= {line for one, two in combinations(told, 2) for line in told_otherwise(one, two)}
     raise_if_any(sorted(problems), what=f"one cube of the shards in {folder}")
     cube = _frame(units, strengths=settings[0]["strengths"])
     for unit in units:
@@ -306,14 +361,62 @@ def whole_outcomes(folder: Path) -> set[tuple[Path, str]]:
     return found
 
 
-def held_outcomes(cube: xr.Dataset) -> list[tuple[str, str, str]]:
-    """(model, concept, kind of shards) of whatever a cube holds."""
-    swept = (cube["cell_status"] == STATUS["complete"]).any("layer").to_series()
-    found = {(str(model), str(concept), "samples") for model, concept in swept.index[swept]}
+class Extent(NamedTuple):
+    """What is there of one outcome of a unit."""
+
+    layers: set[int]
+    strengths: set[float]
+    items: set[str]
+
+
+Extents = Mapping[tuple[str, str, str], Extent]
+"""By model, concept and kind of shards."""
+
+
+def held_outcomes(cube: xr.Dataset) -> Extents:
+    """Whatever a cube holds."""
+    found = {}
+    swept = cube["cell_status"].isin([STATUS["complete"], STATUS["nonfinite"]])
+    ids = cube["item_id"].to_series()
+    for model, concept in swept.any("layer").to_series().loc[lambda any_: any_].index:
+        at = {"model": model, "concept": concept}
+        measured = cube["logit_diff"].sel(at).notnull().any(("layer", "sample"))
+        found[model, concept, "samples"] = Extent(
+            set(cube["layer"].values[swept.sel(at).values].tolist()),
+            set(cube["strength"].values[measured.values].tolist()),
+            set(ids[concept]) - {""},
+        )
     if "response_text" in cube:
-        pairs = zip(cube["response_model"].values, cube["response_concept"].values, strict=True)
-        found |= {(str(model), str(concept), "generations") for model, concept in set(pairs)}
-    return sorted(found)
+        table = cube[list(OF_A_CELL)].to_dataframe()
+        for (model, concept), rows in table.groupby(["response_model", "response_concept"]):
+            found[str(model), str(concept), "generations"] = Extent(
+                set(rows["response_layer"]) - {UNSTEERED},
+                set(rows["response_strength"]),
+                set(ids[concept][rows["response_sample"]]),
+            )
+    return found
+
+
+def lost_outcomes(held: Extents, made: Extents) -> list[str]:
+    """What of `held` is not in `made`, a line each."""
+    lines = []
+    for (model, concept, kind), extent in held.items():
+        now = made.get((model, concept, kind))
+        if now is None:
+            lines.append(f"{model} x {concept} has no {kind} among its shards")
+            continue
+        missing: dict[str, set[Any]] = {
+            "layers": extent.layers - now.layers,
+            "strengths": extent.strengths - now.strengths,
+            "items": extent.items - now.items,
+        }
+        lines += [
+            f"{model} x {concept} would have {kind} without {len(lost)} of its {name}, "
+            f"{min(lost)} first"
+            for name, lost in missing.items()
+            if lost
+        ]
+    return lines
 
 
 def _joined_samples(shards: Sequence[xr.Dataset]) -> xr.Dataset:

@@ -18,7 +18,7 @@ from steercube.collect.decoder import Decoder
 from steercube.collect.hooks import Cell
 from steercube.collect.plan import Plan
 from steercube.collect.readout import Prompt, Readout
-from steercube.collect.shards import find_shard, save_shard
+from steercube.collect.shards import Told, find_shard, save_shard, told_of
 from steercube.collect.sweep import POSITIONS
 from steercube.collect.vectors import CONVENTIONS, vectors
 from steercube.concepts import Concept, Question
@@ -102,6 +102,11 @@ class Unit:
             "steercube": __version__,
             "concept_sha256": self.concept.sha256,
         }
+
+    @property
+    def told(self) -> Told:
+        """What its shards will say of it, or say already."""
+        return told_of({name: json.dumps(value) for name, value in self.described.items()})
 
     @property
     def _vector_settings(self) -> dict[str, Any]:
