@@ -48,7 +48,7 @@ def aside(path: str | Path) -> Iterator[Path]:
     path = Path(path)
     part = path.with_name(f".{path.name}.{os.getpid()}.part")
     for left in path.parent.glob(f".{escape(path.name)}.*.part"):
-        if not _is_running(left.name.split(".")[-2]):
+        if not is_running(left.name.split(".")[-2]):
             left.unlink(missing_ok=True)
     try:
         yield part
@@ -138,7 +138,7 @@ def _write(ds: xr.Dataset, part: Path) -> None:
         raise OSError(str(error)) from error
 
 
-def _is_running(pid: str) -> bool:
+def is_running(pid: str) -> bool:
     """Whether a process may still be writing; True where that cannot be known."""
     if os.name != "posix" or not pid.isdecimal():
         return True

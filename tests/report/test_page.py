@@ -18,7 +18,11 @@ from steercube.report.write import write_study
 
 pytestmark = pytest.mark.usefixtures("few_priors")
 
-MODELS = (make_model("4B<b>", n_params=4e9), make_model("8B", "rl", n_params=8e9))
+HOSTILE = "![x](https://example.org/y.png) <b>"
+MODELS = (
+    make_model('4B & "co"', family=HOSTILE, n_params=4e9),
+    make_model("8B", "rl", n_params=8e9),
+)
 
 
 class Elements(HTMLParser):
@@ -91,7 +95,7 @@ def test_what_a_cell_shows_is_in_the_tables(html: str) -> None:
     text = re.search(r'id="data">(.*?)</script>', html)
     assert text
     data = json.loads(text.group(1))
-    assert data["models"] == ["4B<b>", "8B"]
+    assert data["models"] == ['4B & "co"', "8B"]
     cell = data["cells"]["8B|humour"]
     assert cell["cohens_d_low"] < cell["cohens_d"] < cell["cohens_d_high"]
     assert len(cell["curve"]["layer"]) == len(cell["curve"]["cohens_d"]) == 4
@@ -102,7 +106,13 @@ def test_what_a_cell_shows_is_in_the_tables(html: str) -> None:
 
 def test_names_cannot_break_the_page(html: str) -> None:
     assert "<b>" not in html
-    assert "4B&lt;b&gt;" in html
+    assert "&lt;b&gt;" in html
+    assert "4B &amp; &quot;co&quot;" in html
+
+
+def test_texts_of_a_cube_are_no_markdown(html: str) -> None:
+    assert "![x](https://example.org/y.png)" in html
+    assert not any(str(a.get("src", "")).startswith("http") for a in Elements(html).of("img"))
 
 
 def test_each_model_has_its_curves(html: str) -> None:

@@ -213,6 +213,36 @@ def test_coverage_is_cited_where_it_was_simulated(
     assert "How often does an interval hold the truth" not in render(of_study, assets).markdown
 
 
+def test_results_that_were_edited_are_refused(
+    study_tables: dict[str, pd.DataFrame], tmp_path: Path
+) -> None:
+    results_of(study_tables, tmp_path / "qwen3")
+    for name in ("numbers.json", "tables/models.md", "tables/effects.csv"):
+        path = tmp_path / "qwen3" / name
+        sound = path.read_bytes()
+        path.write_bytes(sound.replace(b"1", b"2"))
+        with pytest.raises(ValueError, match=f"{name} is not as it was written"):
+            read_results(tmp_path / "qwen3")
+        path.write_bytes(sound)
+    read_results(tmp_path / "qwen3")
+
+
+def test_a_name_stays_a_name(assets: Assets, tmp_path: Path) -> None:
+    """Whatever CSV readers take it for; and its digits are no number that was typed."""
+    models = [
+        make_model(name, n_params=n * 1e9) for n, name in enumerate(("NA", "007", "None", "1e3"), 1)
+    ]
+    concepts = {"nan": 24, "2.50": 24, "top-5": 24, "rule_of_two": 24}
+    cube = make_cube(np.random.default_rng(1), models=tuple(models), n_items=concepts)
+    tables = conclude(reduce_to_cells(cube, n_resamples=20, report=lambda line: None))
+    results = results_of(tables, tmp_path / "mine")
+    assert results.tables["about_models"]["model"].tolist() == ["NA", "007", "None", "1e3"]
+    assert results.tables["about_concepts"]["concept"].tolist() == list(concepts)
+    text = render(results, assets).markdown
+    assert "Steering NA, 007, None and 1e3" in text
+    assert "rule of two" in text
+
+
 def test_results_that_are_not_whole_are_refused(of_study: Results, tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match="steercube analyze"):
         read_results(tmp_path)

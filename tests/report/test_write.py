@@ -1,5 +1,7 @@
 import hashlib
 import json
+import os
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -8,7 +10,10 @@ import pytest
 import xarray as xr
 
 from steercube.report.figures import draw
+from steercube.report.post import read_results
 from steercube.report.write import KEYS, numbers, write_study
+
+SETTINGS = {"seed": 1, "confidence_level": 0.95}
 
 
 @pytest.fixture
@@ -17,7 +22,7 @@ def tables(small_tables: dict[str, pd.DataFrame]) -> dict[str, pd.DataFrame]:
 
 
 def write(folder: Path, cells: xr.Dataset, tables: dict[str, pd.DataFrame]) -> None:
-    write_study(folder, tables, draw(cells, tables), inputs={"a": "b"}, settings={"seed": 1})
+    write_study(folder, tables, draw(cells, tables), inputs={"a": "b"}, settings=SETTINGS)
 
 
 def contents(folder: Path) -> dict[str, bytes]:
@@ -43,20 +48,68 @@ def test_the_manifest_lists_every_output_with_its_hash(
         if name != "manifest.json"
     }
     assert manifest["outputs"] == hashes
-    assert manifest["settings"] == {"seed": 1}
+    assert manifest["settings"] == SETTINGS
     assert "numpy" in manifest["versions"]
 
 
 def test_outputs_of_an_earlier_run_do_not_linger(
     cells: xr.Dataset, tables: dict[str, pd.DataFrame], tmp_path: Path
 ) -> None:
+    """And what is somebody's own stays, within a manifest's reach or not."""
     write(tmp_path / "s", cells, tables)
+    own = [tmp_path / "s" / name for name in ("post.md", "figures/mine.png", "tables/notes.csv")]
+    for path in own:
+        path.write_text("written by another session")
+    manifest = tmp_path / "s" / "manifest.json"
+    held = json.loads(manifest.read_text())
+    for name in ("figures/old.png", "../keep.csv", "tables/../../keep.csv", "post.md"):
+        held["outputs"][name] = ""
+    manifest.write_text(json.dumps(held))
     (tmp_path / "s" / "figures" / "old.png").write_bytes(b"old")
-    (tmp_path / "s" / "post.md").write_text("written by another session")
+    (tmp_path / "keep.csv").write_text("")
     write(tmp_path / "s", cells, tables)
     assert not (tmp_path / "s" / "figures" / "old.png").exists()
-    assert (tmp_path / "s" / "post.md").exists()
-    assert [p.name for p in tmp_path.iterdir()] == ["s"]
+    assert all(path.exists() for path in own)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["keep.csv", "s"]
+
+
+def test_what_a_killed_run_left_is_removed(
+    cells: xr.Dataset, tables: dict[str, pd.DataFrame], tmp_path: Path
+) -> None:
+    left, living = (tmp_path / f".s.{pid}.part" for pid in (2**22 + 1, os.getppid()))
+    for folder in (left, living):
+        folder.mkdir()
+        (folder / "manifest.json").write_text("{}")
+    write(tmp_path / "s", cells, tables)
+    assert not left.exists()
+    assert living.exists()
+
+
+def test_the_manifest_is_written_last(
+    cells: xr.Dataset,
+    tables: dict[str, pd.DataFrame],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Killed amid writing, the earlier one tells what is not its own."""
+    write(tmp_path / "s", cells, tables)
+    read_results(tmp_path / "s")
+    moved: list[str] = []
+    move = shutil.move
+
+    def killed(one: Path, other: Path) -> None:
+        if other.name == "effects.csv":
+            raise KeyboardInterrupt
+        moved.append(other.name)
+        move(one, other)
+
+    monkeypatch.setattr(shutil, "move", killed)
+    changed = {name: table.assign(extra=1.0) for name, table in tables.items()}
+    with pytest.raises(KeyboardInterrupt):
+        write(tmp_path / "s", cells, changed)
+    assert "manifest.json" not in moved
+    with pytest.raises(ValueError, match="is not as it was written; run `steercube analyze`"):
+        read_results(tmp_path / "s")
 
 
 def test_tables_read_back_as_they_were(

@@ -20,7 +20,7 @@ def write_papers(paper: str | Path, *, study: str | None = None, report: Report 
     fit each other; the posts that were there are then as they were.
     """
     paper = Path(paper)
-    analysed = sorted(path.parent.name for path in paper.glob("*/manifest.json"))
+    analysed = sorted(path.parent.name for path in paper.glob("[!.]*/manifest.json"))
     if study is not None and study not in analysed:
         raise FileNotFoundError(f"{paper} holds no results of {study!r}; it holds {analysed}")
     if not analysed:

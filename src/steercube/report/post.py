@@ -6,6 +6,7 @@ somebody typed: `render` refuses it, unless it is a label (a model, a section, a
 that a study does not have is false in a template; printing it is refused too.
 """
 
+import hashlib
 import re
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -18,6 +19,7 @@ import jinja2.meta
 import pandas as pd
 
 from steercube.report.bibliography import Bibliography, read_bibliography
+from steercube.report.printed import plain
 from steercube.schema import raise_if_any, read_json, read_text, read_toml
 
 TEMPLATE = "post.md.j2"
@@ -277,7 +279,11 @@ def read_results(folder: str | Path) -> Results:
         figures=tuple(p.stem for p in sorted((folder / "figures").glob("*.png"))),
         settings=manifest.get("settings", {}),
     )
-    problems = [*_content_problems(results), *_figure_problems(folder / "figures")]
+    problems = [*_content_problems(results), *_figure_problems(folder / "figures")] or [
+        f"{name} is not as it was written"
+        for name, sha256 in manifest["outputs"].items()
+        if hashlib.sha256((folder / name).read_bytes()).hexdigest() != sha256
+    ]
     raise_if_any([f"{problem}; run `steercube analyze`" for problem in problems], what=str(folder))
     return results
 
@@ -357,13 +363,20 @@ def _figure_problems(folder: Path) -> Iterator[str]:
             yield f"figures/{path.name} is not an SVG image"
 
 
+NAMES = ("model", "concept", "family", "group", "one", "other", "left_out", "name")
+"""Columns of names that somebody chose."""
+
+
 def read_table(path: Path) -> pd.DataFrame:
     """A table of results; an empty text stays one, and so does a table without columns.
 
     Raises ValueError with the line that is no row of it.
     """
     try:
-        table = pd.read_csv(path)
+        # A name stays one, be it `NA` or `007`; a missing number is an empty cell.
+        table = pd.read_csv(
+            path, dtype=dict.fromkeys(NAMES, str), keep_default_na=False, na_values=[""]
+        )
     except pd.errors.EmptyDataError:
         return pd.DataFrame()
     except ValueError as error:
@@ -414,6 +427,7 @@ def render(results: Results, assets: Assets, *, methods: str = "") -> Post:
     text = text.replace(LITERATURE, block(assets.bibliography.listed(text)))
     text = re.sub(r"\n{3,}", "\n\n", text).strip() + "\n"
     labels = [*context["models"], *context["families"], results.study, *assets.allowed]
+    labels += [name for concept in context["concepts"] for name in (concept, words(concept))]
     problems = [*sources.problems, *assets.bibliography.problems_of(text)]
     problems += [f"{number!r} was typed: ...{near}..." for number, near in typed(text, labels)]
     raise_if_any(problems, what=f"the post of {results.study}")
@@ -423,9 +437,9 @@ def render(results: Results, assets: Assets, *, methods: str = "") -> Post:
 def typed(text: str, labels: Sequence[str] = ()) -> Iterator[tuple[str, str]]:
     """Numbers of a marked text that are neither cited nor a label, with their surroundings."""
     bare = BLOCK.sub("", MARK.sub("", text))
-    bare = LABELS.sub("", bare)
     for label in sorted(labels, key=len, reverse=True):
         bare = re.sub(rf"(?<!\w){re.escape(label)}(?!\w)", "", bare)
+    bare = LABELS.sub("", bare)
     for found in TYPED.finditer(bare):
         near = bare[max(0, found.start() - 30) : found.end() + 30]
         yield found.group(), " ".join(near.split())
@@ -438,7 +452,7 @@ def _context(results: Results, assets: Assets, sources: Sources, methods: str) -
         "settings": results.settings,
         "models": about["model"].astype(str).tolist(),
         "concepts": results.tables["about_concepts"]["concept"].tolist(),
-        "families": sorted(set(about["family"])),
+        "families": sorted({plain(family) for family in about["family"]}),
         "claims": results.tables["claims"]["id"].tolist() if "claims" in results.tables else [],
         "conclusions": conclusions["id"].tolist(),
         "conclusions_with": lambda verdicts: conclusions["id"][
@@ -451,7 +465,7 @@ def _context(results: Results, assets: Assets, sources: Sources, methods: str) -
         "literature": LITERATURE,
         "methods": block(methods),
         "listed": listed,
-        "words": lambda name: str(name).replace("_", " "),
+        "words": words,
         "models_by": _order(sources, "models/{}/{}/every concept it ran"),
         "concepts_by": _order(sources, "concepts/{}/{}/every model that ran it/mean"),
     }
@@ -486,6 +500,11 @@ def _figure(results: Results, name: str, alt: str) -> str:
     if name not in results.figures:
         return ""
     return f"![{' '.join(str(alt).split())}](figures/{name}.png)"
+
+
+def words(name: object) -> str:
+    """A name as a sentence has it."""
+    return str(name).replace("_", " ")
 
 
 def listed(names: Sequence[str]) -> str:

@@ -1,5 +1,6 @@
 """Tables as a post prints them: rounded, intervals beside their values, in Markdown."""
 
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -225,7 +226,21 @@ def _decimals(value: float) -> str:
 
 
 def _markdown(table: pd.DataFrame) -> str:
-    header = "| " + " | ".join(map(str, table.columns)) + " |"
+    header = "| " + " | ".join(map(plain, table.columns)) + " |"
     rule = "|" + " --- |" * table.shape[1]
-    rows = ["| " + " | ".join(map(str, row)) + " |" for row in table.fillna("").to_numpy()]
+    rows = ["| " + " | ".join(map(plain, row)) + " |" for row in table.fillna("").to_numpy()]
     return "\n".join([header, rule, *rows]) + "\n"
+
+
+ACTIVE = re.compile(r"\](?=[(\[])|[|<$`*!\\]")
+"""What begins a link, a picture, code, an equation or a cell."""
+PRIVATE = re.compile("[\ue000-\uf8ff]")
+
+
+def plain(value: Any) -> str:
+    r"""A text of a cube as Markdown that shows it as it is, on one line.
+
+    >>> print(plain("![x](y) a|b"))
+    \![x\](y) a\|b
+    """
+    return ACTIVE.sub(r"\\\g<0>", " ".join(PRIVATE.sub("", str(value)).split()))

@@ -7,9 +7,13 @@ more than the data hold, few enough that another processor writes the same bytes
 
 import hashlib
 import json
+import os
 import platform
-import tempfile
-from collections.abc import Mapping
+import re
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from glob import escape
 from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
@@ -20,7 +24,9 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
+from steercube.netcdf import is_running
 from steercube.report.printed import printed_tables
+from steercube.schema import read_json
 
 NUMBER = "%.10g"
 DPI = 150
@@ -64,12 +70,14 @@ def write_study(
     inputs: Mapping[str, str],
     settings: Mapping[str, Any],
 ) -> None:
-    """Write every output of one study; `inputs` are names with their SHA-256."""
-    folder = Path(folder)
-    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}.") as aside:
-        made = Path(aside)
+    """Write every output of one study; `inputs` are names with their SHA-256.
+
+    The manifest goes last: until then an earlier one tells that its outputs are others.
+    """
+    folder = Path(folder).resolve()
+    with _aside(folder) as made:
         write_tables(made / "tables", tables)
-        (made / "numbers.json").write_text(_json(numbers(tables)))
+        (made / "numbers.json").write_text(_json(numbers(tables)), encoding="utf-8")
         write_figures(made / "figures", figures)
         outputs = {name: _sha256(made / name) for name in _files(made)}
         manifest = {
@@ -79,23 +87,44 @@ def write_study(
             "versions": {name: version(name) for name in PACKAGES if find_spec(name)}
             | {"python": ".".join(platform.python_version_tuple()[:2])},
         }
-        (made / "manifest.json").write_text(_json(manifest))
-        for name in ("tables", "figures"):
-            _forget_strays(folder / name, made / name)
-        for name in _files(made):
+        (made / "manifest.json").write_text(_json(manifest), encoding="utf-8")
+        earlier = _earlier_outputs(folder)
+        for name in [*outputs, "manifest.json"]:
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
-            (made / name).replace(folder / name)
+            shutil.move(made / name, folder / name)
+        for name in earlier - set(outputs):
+            (folder / name).unlink(missing_ok=True)
 
 
 def _files(folder: Path) -> list[str]:
     return sorted(str(p.relative_to(folder)) for p in folder.rglob("*") if p.is_file())
 
 
-def _forget_strays(kept: Path, made: Path) -> None:
-    """Remove outputs of an earlier run that this one does not make."""
-    if kept.is_dir():
-        for name in set(_files(kept)) - set(_files(made)):
-            (kept / name).unlink()
+OF_A_RUN = re.compile(r"(tables|figures)/[^/\\]+\.\w+")
+
+
+def _earlier_outputs(folder: Path) -> set[str]:
+    """Tables and figures of an earlier run; what else lies there is somebody's own."""
+    try:
+        listed = read_json(folder / "manifest.json")["outputs"]
+        return {name for name in listed if OF_A_RUN.fullmatch(name)}
+    except (FileNotFoundError, ValueError, LookupError, TypeError):
+        return set()
+
+
+@contextmanager
+def _aside(folder: Path) -> Iterator[Path]:
+    """An empty folder beside `folder`; what a killed run left there is removed."""
+    prefix = f".{folder.name}."
+    for left in folder.parent.glob(f"{escape(prefix)}*.part"):
+        if not is_running(left.name.split(".")[-2]):
+            shutil.rmtree(left, ignore_errors=True)
+    made = folder.parent / f"{prefix}{os.getpid()}.part"
+    made.mkdir(parents=True)
+    try:
+        yield made
+    finally:
+        shutil.rmtree(made, ignore_errors=True)
 
 
 def _sha256(path: Path) -> str:
@@ -108,9 +137,7 @@ def _json(value: Any) -> str:
 
 def write_calibration(folder: Path, tables: Mapping[str, pd.DataFrame], figure: Figure) -> None:
     """The tables of a calibration and its figure, each written whole or not at all."""
-    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}.") as aside:
-        made = Path(aside) / "made"
-        made.mkdir()
+    with _aside(folder) as made:
         for name, table in tables.items():
             table.to_csv(made / f"{name}.csv", index=False, float_format=NUMBER)
         figure.savefig(made / "calibration.png", dpi=DPI, metadata={"Software": None})
@@ -125,7 +152,7 @@ def write_tables(folder: Path, tables: Mapping[str, pd.DataFrame]) -> None:
     for name, table in tables.items():
         table.to_csv(folder / f"{name}.csv", index=False, float_format=NUMBER)
     for name, text in printed_tables(tables).items():
-        (folder / f"{name}.md").write_text(text)
+        (folder / f"{name}.md").write_text(text, encoding="utf-8")
 
 
 def write_figures(folder: Path, figures: Mapping[str, Figure]) -> None:
