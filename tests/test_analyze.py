@@ -183,6 +183,37 @@ model = "large"
 """
 
 
+def test_a_ledger_about_no_study_is_named(
+    here: Path, cells: xr.Dataset, capsys: pytest.CaptureFixture[str]
+) -> None:
+    save_cells(cells, here / "data" / "mine.cells.nc")
+    (here / "paper").mkdir(exist_ok=True)
+    text = (ROOT / "paper" / "claims.toml").read_text()
+    (here / "paper" / "mine.claims.toml").write_text(text.replace("qwen3", "mien"))
+    assert main(["analyze", "--without-nuts"]) == 0
+    assert "mine.claims.toml is about 'mien', which is no study in data" in capsys.readouterr().out
+
+
+def test_a_cube_of_another_title_has_other_cells(
+    here: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    cube = make_cube(np.random.default_rng(1), n_items={"honesty": 24})
+    for title in ("One", "Another"):
+        save_cube(cube.assign_attrs(title=title), here / "data" / "mine.nc")
+        found, changed = analyze.cells_of("mine", here / "data")
+        assert changed
+        assert found.attrs["title"] == f"Cells of: {title}"
+        save_cells(found, here / "data" / "mine.cells.nc")
+    assert "title was 'Cells of: One' and is 'Cells of: Another'" in capsys.readouterr().out
+    assert not analyze.cells_of("mine", here / "data")[1]
+
+
+def test_a_link_that_leads_nowhere_is_an_error(here: Path) -> None:
+    (here / "data" / "mine.nc").symlink_to(here / "gone.nc")
+    with pytest.raises(FileNotFoundError, match=r"mine\.nc: no such file"):
+        analyze.cells_of("mine", here / "data")
+
+
 def test_a_ledger_of_ones_own_beside_another(here: Path, cells: xr.Dataset) -> None:
     save_cells(cells, here / "data" / "mine.cells.nc")
     (here / "paper").mkdir()

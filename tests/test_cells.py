@@ -1,5 +1,7 @@
+from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 import xarray as xr
 
@@ -42,6 +44,39 @@ def test_frequencies_sum_to_one(cells: xr.Dataset) -> None:
     broken = cells.assign(selection_frequency=cells["selection_frequency"] / 2)
     with pytest.raises(ValueError, match="must sum to 1"):
         check_cells(broken)
+
+
+def untitled(cells: xr.Dataset) -> xr.Dataset:
+    told = cells.copy()
+    del told.attrs["title"]
+    return told
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (lambda c: c.sel(estimand=["cohens_d"]), "'estimand' has no label 'delta'"),
+        (lambda c: c.sel(strength=[-1.0, 0.0]), "'strength' has no label 1"),
+        (lambda c: c.isel(model_other=slice(1)), "'model_other' has not the labels of 'model'"),
+        (lambda c: c.assign(selected_layer=c["selected_layer"] + 70), "no layers of these cells"),
+        (lambda c: c.assign(estimate=c["estimate"] + np.inf), "'estimate' is infinite"),
+        (lambda c: c.assign(reason=c["reason"] + 99), "'reason' holds"),
+        (lambda c: c.assign_coords(n_params=c["n_params"] * 0), "'n_params' must be positive"),
+        (lambda c: c.assign_coords(training=("model", ["magic"] * 3)), "'training' holds"),
+        (lambda c: c.assign_attrs(seed=-1), "attribute 'seed' is -1"),
+        (untitled, "'title'"),
+    ],
+    ids=[
+        *("estimand", "strength", "models", "layer", "infinite", "reason", "size", "training"),
+        *("seed", "title"),
+    ],
+)
+def test_what_no_conclusion_can_do_without_is_asked_for(
+    change: Callable[[xr.Dataset], xr.Dataset], said: str, cells: xr.Dataset
+) -> None:
+    check_cells(cells)
+    with pytest.raises(ValueError, match=said):
+        check_cells(change(cells))
 
 
 def test_a_later_version_is_refused(cells: xr.Dataset) -> None:

@@ -227,11 +227,55 @@ def test_responses_of_cubes_that_tell_more_and_less_are_merged(cube: xr.Dataset)
     }
     less = part(cube, model="small").assign({k: ("response", v) for k, v in said.items()})
     more = part(cube, model="large").assign(
-        {k: ("response", v) for k, v in (said | {"response_repeat": [2]}).items()}
+        {
+            k: ("response", v)
+            for k, v in (said | {"response_model": ["large"], "response_repeat": [2]}).items()
+        }
     )
     merged = merge_cubes([less, more])
     assert merged.sizes["response"] == 2
     assert "response_repeat" not in merged
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (lambda c: c.isel(layer=slice(None, None, -1)), "'layer' must increase"),
+        (lambda c: c.assign_coords(n_params=c["n_params"] * np.inf), "positive and finite"),
+        (lambda c: c.assign_coords(n_active_params=c["n_params"] * 2), "at most 'n_params'"),
+        (
+            lambda c: c.assign_coords(model=["mean of all", *c["model"].values[1:]]),
+            "'mean of all' would stand among averages",
+        ),
+        (
+            lambda c: c.assign(
+                generation_valid=xr.ones_like(c["logit_diff"]),
+                generation_match=xr.full_like(c["logit_diff"], np.nan),
+            ),
+            "'generation_match' is missing where 'generation_valid'",
+        ),
+    ],
+    ids=["layers", "infinite size", "active parameters", "a name of averages", "no match"],
+)
+def test_contradictions_are_refused(
+    change: Callable[[xr.Dataset], xr.Dataset], said: str, cube: xr.Dataset
+) -> None:
+    with pytest.raises(ValueError, match=said):
+        check_cube(change(cube))
+
+
+@pytest.mark.parametrize(
+    ("name", "label"),
+    [("model", "tiny"), ("concept", "envy"), ("layer", 9), ("strength", 7.0), ("sample", 99)],
+)
+def test_responses_are_of_what_the_cube_has(name: str, label: object, cube: xr.Dataset) -> None:
+    said = {"text": "(A)", "model": "small", "concept": "humour", "layer": UNSTEERED}
+    said |= {"strength": 0.0, "sample": 0}
+    sound = cube.assign({f"response_{k}": ("response", [v]) for k, v in said.items()})
+    check_cube(sound)
+    other = sound.assign({f"response_{name}": ("response", [label])})
+    with pytest.raises(ValueError, match=f"are of a {name} that the cube has not, such as"):
+        check_cube(other)
 
 
 def test_shares_of_answers_lie_between_0_and_1(cube: xr.Dataset) -> None:
@@ -298,6 +342,17 @@ def test_merging_refuses_samples_of_another_kind(
     other = part(cube, model="large").assign_attrs(attributes)
     with pytest.raises(ValueError, match=said):
         merge_cubes([part(cube, model="small"), other])
+
+
+def test_merging_refuses_one_model_in_two_number_formats(cube: xr.Dataset) -> None:
+    """Two models may have one each."""
+    half = cube.assign_attrs(dtype="bfloat16")
+    merged = merge_cubes([part(cube, model="small"), part(half, model="large")])
+    assert merged.attrs["dtype"] == "float32\nbfloat16"
+    merge_cubes([merged, part(cube, model="small")])
+    other = half.isel(layer=slice(2))
+    with pytest.raises(ValueError, match="'dtype' is 'float32' in one and 'bfloat16'"):
+        merge_cubes([cube.isel(layer=slice(2, None)), other])
 
 
 def test_merging_drops_no_variable(cube: xr.Dataset) -> None:

@@ -74,6 +74,8 @@ def analyze(
     for name in names:
         _require_writable(Path(paper) / name)
     ledgers = read_ledgers(paper)
+    for about in sorted(ledgers.keys() - set(studies(data))):
+        report(f"{ledgers[about].name} is about {about!r}, which is no study in {data}")
     if full and find_spec("pymc") is None:
         raise ValueError("--full needs pymc: pip install -c constraints.txt -e '.[stats]'")
     for name in names:
@@ -99,6 +101,10 @@ def _require_writable(folder: Path) -> None:
             raise PermissionError(f"{nearest}: may not be written to; results go to {folder}")
 
 
+OF_THE_CUBE = ("title", "source", "cube_sha256")
+"""Attributes of cells that tell which cube they are of."""
+
+
 def cells_of(
     study: str, data: str | Path, *, posteriors: Path | None = None, report: Report = print
 ) -> tuple[xr.Dataset, bool]:
@@ -108,7 +114,7 @@ def cells_of(
     a folder of `posteriors` the slow fits of single items are made, and NUTS's draws saved there.
     """
     cube_path, cells_path = Path(data) / f"{study}.nc", Path(data) / f"{study}.cells.nc"
-    if not cube_path.exists():
+    if not (cube_path.exists() or cube_path.is_symlink()):
         report(f"  from {cells_path}; no cube here, so the samples are not looked at again")
         return open_cells(cells_path), False
     report(f"  from {cube_path}")
@@ -122,7 +128,14 @@ def cells_of(
         report(f"  {cells_path} cannot be used and is replaced: {error}")
         return rebuilt, True
     rebuilt = keep_slow_fits(rebuilt, committed)
-    differences = compare_cells(rebuilt, committed)
+    differences = [
+        *(
+            f"{name} was {committed.attrs.get(name)!r} and is {rebuilt.attrs.get(name)!r}"
+            for name in OF_THE_CUBE
+            if committed.attrs.get(name) != rebuilt.attrs.get(name)
+        ),
+        *compare_cells(rebuilt, committed),
+    ]
     if not differences:
         report(f"  the cells agree with {cells_path}")
         return committed, False

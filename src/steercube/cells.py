@@ -17,11 +17,13 @@ import xarray as xr
 
 from steercube import netcdf
 from steercube.cube import (
+    ARCHITECTURES,
     CELL,
     LABELS,
     MODEL_VARIABLES,
     RATE_VARIABLES,
     RECEIPT_VARIABLES,
+    TRAININGS,
     VECTOR_VARIABLES,
 )
 from steercube.schema import (
@@ -232,6 +234,8 @@ VARIABLES = (
 )
 ATTRIBUTES = {
     "cells_version": "which contract this is",
+    "title": "what the cube holds",
+    "source": "where its samples come from",
     "cube_sha256": "content of the cube that they were reduced from",
     "seed": "seed of the resampling",
     "n_resamples": "bootstrap resamples",
@@ -266,8 +270,9 @@ def _value_problems(cells: xr.Dataset) -> list[str]:
     if not isinstance(level, float) or not 0 < level < 1:
         problems.append(f"attribute 'confidence_level' is {level!r}; it must lie between 0 and 1")
     for name in ("seed", "n_resamples"):
-        if not isinstance(cells.attrs[name], int):
-            problems.append(f"attribute {name!r} is {cells.attrs[name]!r}, no whole number")
+        if not isinstance(cells.attrs[name], int) or cells.attrs[name] < 0:
+            problems.append(f"attribute {name!r} is {cells.attrs[name]!r}, no whole number from 0")
+    problems += _needs(cells)
     unexplained = cells["estimate"].isnull() & (cells["reason"] == REASONS["defined"])
     if unexplained.any():
         problems.append(f"'estimate' is NaN without a reason at {int(unexplained.sum())} place(s)")
@@ -282,6 +287,41 @@ def _value_problems(cells: xr.Dataset) -> list[str]:
     chosen = cells["selected_layer"].notnull()
     if not np.allclose(shares.where(chosen, 1), 1):
         problems.append("'selection_frequency' must sum to 1 over layers wherever one is selected")
+    return problems
+
+
+NEEDED = {"estimand": ("cohens_d", "delta"), "strength": (-1, 1), "quantile": (0.5,)}
+"""Labels without which there is no conclusion."""
+SAME_LABELS = {"model_other": "model", "strength_other": "strength"}
+
+
+def _needs(cells: xr.Dataset) -> list[str]:
+    """What no conclusion can do without, and what none could be drawn from."""
+    problems = [
+        f"dimension {dim!r} has no label {label!r}"
+        for dim, labels in NEEDED.items()
+        for label in labels
+        if label not in cells[dim].values
+    ]
+    problems += [
+        f"dimension {other!r} has not the labels of {dim!r}"
+        for other, dim in SAME_LABELS.items()
+        if cells[other].values.tolist() != cells[dim].values.tolist()
+    ]
+    if not ((cells["n_params"] > 0) & (cells["n_params"] < np.inf)).all():
+        problems.append("'n_params' must be positive and finite for every model")
+    if np.isinf(cells["estimate"]).any():
+        problems.append("'estimate' is infinite somewhere; what is undefined is NaN, with a reason")
+    unknown = sorted(set(np.unique(cells["reason"])) - set(REASONS.values()))
+    if unknown:
+        problems.append(f"'reason' holds {unknown}; it may hold {REASONS}")
+    selected = cells["selected_layer"].values
+    strays = sorted(set(selected[np.isfinite(selected)]) - set(cells["layer"].values.tolist()))
+    if strays:
+        problems.append(f"'selected_layer' holds {strays}, which are no layers of these cells")
+    for name, allowed in {"training": TRAININGS, "architecture": ARCHITECTURES}.items():
+        if wrong := sorted(set(map(str, cells[name].values)) - set(allowed)):
+            problems.append(f"{name!r} holds {wrong}; it may hold {', '.join(allowed)}")
     return problems
 
 

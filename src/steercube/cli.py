@@ -6,8 +6,9 @@ import signal
 import sys
 import threading
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import fields, replace
+from io import TextIOWrapper
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,12 +21,19 @@ if TYPE_CHECKING:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command. Exit code 0, or 2 with one message for input that cannot be used.
 
-    130 where Ctrl-C ended it and 143 where SIGTERM did, as a shell would say.
+    130 where Ctrl-C ended it, 143 where SIGTERM did and 141 where nobody reads on, as a shell would
+    say.
     """
     options = parser().parse_args(arguments)
+    _print_everywhere()
     try:
         with _terminable():
             options.run(options)
+        sys.stdout.flush()
+    except BrokenPipeError:
+        # Whoever read, such as `head`, has seen enough.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
     except (ValueError, OSError, MemoryError) as error:
         if options.debug:
             raise
@@ -38,6 +46,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
         )
         return 143 if isinstance(stopped, Terminated) else 130
     return 0
+
+
+def _print_everywhere() -> None:
+    """What a terminal's encoding cannot show is printed as an escape; no result hangs on it."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, TextIOWrapper):
+            with suppress(OSError):
+                stream.reconfigure(errors="backslashreplace")
 
 
 class Terminated(KeyboardInterrupt):

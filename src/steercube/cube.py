@@ -209,8 +209,10 @@ GIVEN_ATTRIBUTES = {
     "versions": "software that made the samples",
     "inputs_sha256": "JSON of input name to SHA-256",
 }
+CONTROLS = ("logit_diff_random", "logit_diff_shuffled")
 ALIKE = ("layer_convention", "positions_steered")
-"""Attributes in which all samples of one cube are alike; else their effects are not."""
+ALIKE_OF_A_MODEL = ("dtype", "read_token")
+"""Attributes in which all samples of one cube, and of one model, are alike."""
 ATTRIBUTES = GIVEN_ATTRIBUTES | {"schema_version": "which contract this is"}
 
 
@@ -367,6 +369,13 @@ def _label_problems(cube: xr.Dataset) -> list[str]:
         for dim in ("model", "concept")
         for problem in name_violations(dim, map(str, cube[dim].values))
     ]
+    problems += [
+        f"model {str(model)!r} would stand among averages; give it another name"
+        for model in cube["model"].values
+        if str(model).startswith("mean of ")
+    ]
+    if (np.diff(cube["layer"].values) <= 0).any():
+        problems.append("'layer' must increase; sort the cube by it")
     if not np.isfinite(cube["strength"]).all():
         problems.append("'strength' has a label that is not finite")
     return problems
@@ -384,8 +393,11 @@ def _model_problems(cube: xr.Dataset) -> list[str]:
             problems.append(f"{name!r} of {wrong} is none of {', '.join(allowed)}")
     if (cube["layer"] < 0).any():
         problems.append("'layer' counts blocks from 0; a negative label is not one")
-    if (cube["n_layers"] < 1).any() or not (cube["n_params"] > 0).all():
-        problems.append("'n_layers' and 'n_params' must be positive for every model")
+    n_params, n_active = cube["n_params"], cube["n_active_params"]
+    if (cube["n_layers"] < 1).any() or not ((n_params > 0) & (n_params < np.inf)).all():
+        problems.append("'n_layers' and 'n_params' must be positive and finite for every model")
+    elif not ((n_active > 0) & (n_active <= n_params)).all():
+        problems.append("'n_active_params' must be positive, and at most 'n_params'")
     elif not np.allclose(cube["depth"].transpose("model", "layer"), _depth(cube), equal_nan=True):
         problems.append("'depth' is not layer / n_layers, or not NaN beyond the last block")
     return problems
@@ -421,14 +433,19 @@ def _sample_problems(cube: xr.Dataset) -> list[str]:
         problems.append(f"'cell_status' holds {unknown}; it may hold {STATUS}")
     if (finite & ~present).any():
         problems.append("'logit_diff' has values at padding samples (those with no item_id)")
-    complete = (finite | ~present).all(("strength", "sample"))
+    complete = _whole(cube["logit_diff"], present)
+    sound = complete
+    for name in CONTROLS:
+        if name in cube:
+            not_run = cube[name].isnull().all(("strength", "sample"))
+            sound = sound & (_whole(cube[name], present) | not_run)
     recorded = cube["logit_diff"].notnull().any(("strength", "sample"))
     rules = {
         "complete, but values are missing": (status == STATUS["complete"]) & ~complete,
         "not run or not applicable, but has values": (
             status.isin([STATUS["not_run"], STATUS["not_applicable"]]) & recorded
         ),
-        "nonfinite, but every value is finite": (status == STATUS["nonfinite"]) & complete,
+        "nonfinite, but every value is finite": (status == STATUS["nonfinite"]) & sound,
         "applicable, but the model has no such layer": (
             (status != STATUS["not_applicable"]) & (cube["layer"] >= cube["n_layers"])
         ),
@@ -444,10 +461,20 @@ def _sample_problems(cube: xr.Dataset) -> list[str]:
     apart = abs(cube["logit_diff"] - (cube["logprob_matching"] - cube["logprob_other"]))
     if (apart.where(finite) > 1e-4).any() or (apart.isnull() & finite).any():
         problems.append("'logit_diff' is not logprob_matching - logprob_other (to 1e-4 nat)")
+    if {"generation_valid", "generation_match"} <= set(cube.variables):
+        answered = cube["generation_valid"] > 0
+        if (answered & cube["generation_match"].isnull()).any():
+            problems.append("'generation_match' is missing where 'generation_valid' is above 0")
     for name in (*ANSWER_VARIABLES, *RATES):
         if name in cube and ((cube[name] < 0) | (cube[name] > 1)).any():
             problems.append(f"{name!r} must lie in [0, 1]")
     return problems
+
+
+def _whole(values: xr.DataArray, present: xr.DataArray) -> xr.DataArray:
+    """Where every item has a finite value at every strength."""
+    finite: xr.DataArray = xr.apply_ufunc(np.isfinite, values)
+    return (finite | ~present).all(("strength", "sample"))
 
 
 def _response_problems(cube: xr.Dataset) -> list[str]:
@@ -458,11 +485,27 @@ def _response_problems(cube: xr.Dataset) -> list[str]:
         for name in OF_A_CELL
         if name not in cube
     ]
+    if not problems:
+        problems = [
+            f"{len(strays)} response(s) are of a {dim} that the cube has not, such as {strays[0]}"
+            for dim in DIMS
+            if len(strays := _strays(cube, dim))
+        ]
     if not problems and "response_repeat" in cube:
         table = cube[[*OF_A_CELL, "response_repeat"]].to_dataframe()
         if twice := int(table.duplicated([*OF_A_CELL, "response_repeat"]).sum()):
             problems.append(f"{twice} response(s) stand twice: of the same item, cell and repeat")
     return problems
+
+
+def _strays(cube: xr.Dataset, dim: str) -> np.ndarray:
+    """Labels of responses that are none of the cube's."""
+    labels, known = cube[f"response_{dim}"].values, cube[dim].values
+    if dim == "layer":
+        known = np.append(known, UNSTEERED)
+    elif dim == "strength":
+        labels, known = (values.astype("float32") for values in (labels, known))
+    return labels[~np.isin(labels, known)]
 
 
 def _name_cells(mask: xr.DataArray, *, at_most: int = 3) -> str:
@@ -590,10 +633,11 @@ def _merge_attrs(left: xr.Dataset, right: xr.Dataset) -> tuple[dict[str, Any], l
         else:
             merged.setdefault(name, value)
     merged.pop(netcdf.DIGEST, None)
+    same_model = bool(set(left["model"].values.tolist()) & set(right["model"].values.tolist()))
     unlike = [
         f"{name!r} is {left.attrs[name]!r} in one and {right.attrs[name]!r} in the other"
-        for name in ALIKE
-        if left.attrs[name] != right.attrs[name]
+        for name in (*ALIKE, *(ALIKE_OF_A_MODEL if same_model else ()))
+        if not _alike(left.attrs[name], right.attrs[name])
     ]
     one, two = _inputs(left), _inputs(right)
     if one is None or two is None:
@@ -604,6 +648,12 @@ def _merge_attrs(left: xr.Dataset, right: xr.Dataset) -> tuple[dict[str, Any], l
         if one[name] != two[name]
     ]
     return merged | {"inputs_sha256": json.dumps(one | two, sort_keys=True)}, unlike
+
+
+def _alike(one: str, two: str) -> bool:
+    """Whether one says no more than the other, line by line; a merged cube says all."""
+    lines, others = (set(str(told).split("\n")) for told in (one, two))
+    return lines <= others or others <= lines
 
 
 def _inputs(cube: xr.Dataset) -> dict[str, str] | None:

@@ -121,15 +121,17 @@ def _labels_fit(labels: xr.DataArray, wanted: str) -> bool:
 
 LONGEST_NAME = 200
 """Bytes of a name that every file system takes, with what is added to it."""
-_IN_NO_NAME = re.compile(r"[/\\\x00-\x1f\x7f\ud800-\udfff]")
+_IN_NO_NAME = re.compile(r"[/\\|$`<>*\[\]{}\x00-\x1f\x7f\ud800-\uf8ff]")
+"""What no folder can be called, and what would be markup in a table, a figure or a page."""
 
 
 def name_violations(kind: str, names: Iterable[str], *, reserved: Iterable[str] = ()) -> list[str]:
     """Names that cannot be a folder's of their own; models and concepts name folders of shards."""
+    none_of = "".join(f" and is not {word!r}" for word in reserved)
     return [
-        f"{kind} {name!r} cannot be a name: it names a folder, so it is not empty, does not begin "
-        f"with '.', holds neither '/' nor '\\' nor a control character, has at most "
-        f"{LONGEST_NAME} bytes" + "".join(f" and is not {word!r}" for word in reserved)
+        f"{kind} {name!r} cannot be a name: it names a folder and stands in tables, so it is not "
+        "empty, does not begin with '.', holds none of / \\ | $ ` < > * [ ] { } nor a control or "
+        f"private character, has at most {LONGEST_NAME} bytes{none_of}"
         for name in names
         if not name.strip()
         or name.startswith(".")

@@ -74,8 +74,8 @@ def models(draw: st.DrawFn) -> list[Model]:
         Model(
             name=name,
             n_layers=draw(st.integers(1, 6)),
-            n_params=draw(st.floats(1e3, 1e12)),
-            n_active_params=draw(st.floats(1e3, 1e12)),
+            n_params=draw(st.floats(1e6, 1e12)),
+            n_active_params=draw(st.floats(1e3, 1e6)),
             training=draw(st.sampled_from(TRAININGS)),
             architecture=draw(st.sampled_from(ARCHITECTURES)),
             family=draw(TEXT),

@@ -2,6 +2,7 @@
 
 import ast
 import json
+import re
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -18,7 +19,7 @@ from huggingface_hub import constants
 from steercube.analysis.reduce import cells as reduce_to_cells
 from steercube.analysis.tables import conclude
 from steercube.collect.decoder import load
-from steercube.cube import open_cube
+from steercube.cube import check_cube, open_cube
 from steercube.models import Entry, Weights
 from steercube.report.figures import draw
 from steercube.report.page import page
@@ -144,10 +145,11 @@ def test_a_commit_that_is_not_known_is_refused(hub: Callable[[str], None]) -> No
 
 def test_texts_of_a_cube_stay_text_on_the_page(tmp_path: Path, fault: Callable[[str], Any]) -> None:
     line = fault("HTML in a cube's texts")
-    models = (make_model(f"a{SCRIPT}", family=f"f{SCRIPT}"), make_model("b", n_params=2e9))
-    cube = make_cube(np.random.default_rng(1), models=models, n_items={f"c{SCRIPT}": 24})
+    image = "![](https://example.org/a.png) [b](https://example.org) <https://example.org> a|b"
+    models = (make_model("a", family=f"f{SCRIPT}{image}"), make_model("b", n_params=2e9))
+    cube = make_cube(np.random.default_rng(1), models=models, n_items={"c": 24})
     n = len(cube["sample"])
-    said = {"text": f"(A) {SCRIPT}</script>", "model": "b", "concept": f"c{SCRIPT}", "layer": 3}
+    said = {"text": f"(A) {SCRIPT}</script>", "model": "b", "concept": "c", "layer": 3}
     cube = cube.assign(
         {f"response_{name}": ("response", [value] * n) for name, value in said.items()}
         | {"response_strength": ("response", np.ones(n)), "response_sample": ("response", range(n))}
@@ -161,6 +163,18 @@ def test_texts_of_a_cube_stay_text_on_the_page(tmp_path: Path, fault: Callable[[
     results = read_results(folder)
     post = render(results, read_assets(ROOT / "paper"))
     html = page(post, results, folder, ROOT / "paper" / "page")
-    line.tried("names, family, title, source, responses", silently_wrong="<script>alert" in html)
+    line.tried("family, title, source, responses", silently_wrong="<script>alert" in html)
+    active = re.search(r"<(a|img) [^>]*https://example\.org", html)
+    line.tried("family as Markdown", silently_wrong=active is not None)
     assert "&lt;script&gt;alert(1)" in html
     assert html.count("<script") == 2
+
+
+@pytest.mark.parametrize("name", [f"a{SCRIPT}", "a|b", "$x_$", "`a`", "[a](b)", "\ue000", "../a"])
+def test_names_that_would_be_markup_are_refused(name: str, fault: Callable[[str], Any]) -> None:
+    line = fault("HTML in a cube's texts")
+    cube = make_cube(np.random.default_rng(1), models=(make_model("a"),), n_items={"c": 24})
+    for dim in ("model", "concept"):
+        with pytest.raises(ValueError, match="cannot be a name") as error:
+            check_cube(cube.assign_coords({dim: [name]}))
+        line.tried(f"{dim} {name!r}", silently_wrong=repr(name) not in str(error.value))
