@@ -1,4 +1,5 @@
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -331,6 +332,25 @@ def test_show_prints_a_summary(
     assert "no model x concept is missing" in capsys.readouterr().out
     assert main(["show", "nothing.nc"]) == 2
     assert "nothing.nc: no such file" in capsys.readouterr().err
+
+
+def test_whoever_reads_may_stop(here: Path, cells: xr.Dataset) -> None:
+    save_cells(cells, here / "a.cells.nc")
+    command = [sys.executable, "-m", "steercube", "show", "a.cells.nc"]
+    reader, writer = os.pipe()
+    os.close(reader)
+    done = subprocess.run(command, stdout=writer, stderr=subprocess.PIPE, text=True)
+    os.close(writer)
+    assert (done.returncode, done.stderr) == (141, "")
+
+
+def test_what_a_terminal_cannot_show_is_escaped(here: Path, cells: xr.Dataset) -> None:
+    save_cells(cells.assign_attrs(title="Größe"), here / "a.cells.nc")
+    command = [sys.executable, "-m", "steercube", "show", "a.cells.nc"]
+    environment = os.environ | {"PYTHONIOENCODING": "ascii"}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0
+    assert done.stdout.startswith("Gr\\xf6\\xdfe")
 
 
 @needs_study

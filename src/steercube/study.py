@@ -63,7 +63,7 @@ NUMBER_COLUMNS = {
 
 def registry() -> dict[str, str]:
     """SHA-256 of every published file, by its path in the study's repository."""
-    text = files("steercube").joinpath("study_registry.txt").read_text()
+    text = files("steercube").joinpath("study_registry.txt").read_text("utf-8")
     return dict(line.split() for line in text.splitlines())
 
 
@@ -257,7 +257,7 @@ def _letter(answer: str) -> str:
 
 def _read_json(found: Mapping[str, Path], concept: str, kind: str) -> list[dict[str, str]]:
     (path,) = (p for p in found if PurePosixPath(p).match(f"data/{concept}/*_{kind}.json"))
-    entries: list[dict[str, str]] = json.loads(found[path].read_text())
+    entries: list[dict[str, str]] = json.loads(found[path].read_text("utf-8"))
     return entries
 
 

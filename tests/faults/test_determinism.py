@@ -24,6 +24,8 @@ ENVIRONMENTS = {
         "OPENBLAS_NUM_THREADS": "2",
         "PYTHONHASHSEED": "4711",
         "LC_ALL": "C",
+        "PYTHONUTF8": "0",
+        "PYTHONCOERCECLOCALE": "0",
         "LANG": "de_DE.UTF-8",
         "TZ": "Asia/Kathmandu",
     },
