@@ -254,8 +254,17 @@ def test_responses_of_cubes_that_tell_more_and_less_are_merged(cube: xr.Dataset)
             ),
             "'generation_match' is missing where 'generation_valid'",
         ),
+        (lambda c: c.assign(vector_norm=-c["cell_status"] - 1.0), r"'vector_norm' must lie in \[0"),
+        (lambda c: c.assign(split_half_cosine=c["cell_status"] + 1.5), "'split_half_cosine' must"),
+        (
+            lambda c: c.assign(logit_diff_random=xr.full_like(c["logit_diff"], np.inf)),
+            "'logit_diff_random' is infinite in a complete cell",
+        ),
     ],
-    ids=["layers", "infinite size", "active parameters", "a name of averages", "no match"],
+    ids=[
+        *("layers", "infinite size", "active parameters", "a name of averages", "no match"),
+        *("norm", "cosine", "control"),
+    ],
 )
 def test_contradictions_are_refused(
     change: Callable[[xr.Dataset], xr.Dataset], said: str, cube: xr.Dataset

@@ -210,6 +210,12 @@ GIVEN_ATTRIBUTES = {
     "inputs_sha256": "JSON of input name to SHA-256",
 }
 CONTROLS = ("logit_diff_random", "logit_diff_shuffled")
+NORMS = ("vector_norm", "residual_norm")
+BOUNDS = dict.fromkeys(NORMS, (0, np.inf)) | dict.fromkeys(
+    # With room for rounding.
+    ("split_half_cosine", "pairwise_cosine"),
+    (-1.0001, 1.0001),
+)
 ALIKE = ("layer_convention", "positions_steered")
 ALIKE_OF_A_MODEL = ("dtype", "read_token")
 """Attributes in which all samples of one cube, and of one model, are alike."""
@@ -465,9 +471,13 @@ def _sample_problems(cube: xr.Dataset) -> list[str]:
         answered = cube["generation_valid"] > 0
         if (answered & cube["generation_match"].isnull()).any():
             problems.append("'generation_match' is missing where 'generation_valid' is above 0")
-    for name in (*ANSWER_VARIABLES, *RATES):
-        if name in cube and ((cube[name] < 0) | (cube[name] > 1)).any():
-            problems.append(f"{name!r} must lie in [0, 1]")
+    bounds = dict.fromkeys((*ANSWER_VARIABLES, *RATES), (0, 1)) | BOUNDS
+    for name, (low, high) in bounds.items():
+        if name in cube and ((cube[name] < low) | (cube[name] > high)).any():
+            problems.append(f"{name!r} must lie in [{low}, {high}]")
+    for name in (*CONTROLS, *NORMS):
+        if name in cube and np.isinf(cube[name].where(status == STATUS["complete"])).any():
+            problems.append(f"{name!r} is infinite in a complete cell")
     return problems
 
 
