@@ -2,7 +2,7 @@
 
 Everything is computed before a byte is written, and each file is renamed into place, so a run that
 fails leaves the earlier results as they were. Numbers are written to ten significant digits:
-more than the data hold, few enough that another processor writes the same bytes.
+more than the data hold, few enough that another processor writes nearly all of them alike.
 """
 
 import hashlib
