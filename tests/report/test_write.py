@@ -76,12 +76,15 @@ def test_outputs_of_an_earlier_run_do_not_linger(
 def test_what_a_killed_run_left_is_removed(
     cells: xr.Dataset, tables: dict[str, pd.DataFrame], tmp_path: Path
 ) -> None:
-    left, living = (tmp_path / f".s.{pid}.part" for pid in (2**22 + 1, os.getppid()))
-    for folder in (left, living):
+    """Under a process id that is free, or is now this one's own; not one that still runs."""
+    pids = (2**22 + 1, os.getpid(), os.getppid())
+    left, own, living = (tmp_path / f".s.{pid}.part" for pid in pids)
+    for folder in (left, own, living):
         folder.mkdir()
         (folder / "manifest.json").write_text("{}")
     write(tmp_path / "s", cells, tables)
     assert not left.exists()
+    assert not own.exists()
     assert living.exists()
 
 

@@ -116,10 +116,11 @@ def _earlier_outputs(folder: Path) -> set[str]:
 def _aside(folder: Path) -> Iterator[Path]:
     """An empty folder beside `folder`; what a killed run left there is removed."""
     prefix = f".{folder.name}."
-    for left in folder.parent.glob(f"{escape(prefix)}*.part"):
-        if not is_running(left.name.split(".")[-2]):
-            shutil.rmtree(left, ignore_errors=True)
     made = folder.parent / f"{prefix}{os.getpid()}.part"
+    for left in folder.parent.glob(f"{escape(prefix)}*.part"):
+        # A container that is started again gives out the same process ids.
+        if left == made or not is_running(left.name.split(".")[-2]):
+            shutil.rmtree(left, ignore_errors=True)
     made.mkdir(parents=True)
     try:
         yield made
