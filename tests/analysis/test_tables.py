@@ -4,6 +4,7 @@ import pytest
 import xarray as xr
 from builders import make_cube, with_controls
 
+from steercube.analysis import tables as tables_module
 from steercube.analysis.reduce import cells as reduce_to_cells
 from steercube.analysis.tables import conclude
 
@@ -44,7 +45,7 @@ def test_effects_hold_the_columns_a_reader_expects(
 
 def test_controls_stand_beside_the_vector(cube: xr.Dataset, rng: np.random.Generator) -> None:
     cells = reduce_to_cells(with_controls(cube, rng), n_resamples=20)
-    tables = conclude(cells)
+    tables = conclude(cells, only=["controls", "effects"])
     controls, effects = tables["controls"], tables["effects"]
     assert set(controls["direction"]) == {"concept", "random"}
     vector = controls[controls["direction"] == "concept"].reset_index()
@@ -102,7 +103,7 @@ def test_nothing_to_conclude_from(rng: np.random.Generator) -> None:
 
 def test_too_few_items_are_not_called_unrun(rng: np.random.Generator) -> None:
     cells = reduce_to_cells(make_cube(rng, n_items={"few": 5, "enough": 20}), n_resamples=50)
-    effects = conclude(cells)["effects"].set_index(["model", "concept"])
+    effects = conclude(cells, only=["effects"])["effects"].set_index(["model", "concept"])
     assert effects.loc[("small", "few"), "reason"] == "too_few_items"
     assert effects.loc[("small", "enough"), "reason"] == ""
 
@@ -120,3 +121,27 @@ def test_depths_have_an_interval_or_a_reason_never_no_width(
     assert not (effects["depth_low"] == effects["depth_high"]).any()
     still = effects["depth_low"].isna()
     assert (effects.loc[still, "depth_reason"] != "").all()
+
+
+def test_only_what_is_asked_for_is_made(cells: xr.Dataset) -> None:
+    made: list[str] = []
+    found = conclude(cells, only=["effects", "depth"], report=made.append)
+    assert list(found) == made == ["effects", "depth"]
+    pd.testing.assert_frame_equal(found["effects"], tables_module.effects(cells))
+
+
+def test_tables_that_others_are_made_from_are_made_once(cells: xr.Dataset) -> None:
+    made: list[str] = []
+    lazy = tables_module.Tables(cells, report=made.append)
+    assert len(lazy["conclusions"])
+    assert lazy["leave_one_out"] is lazy["leave_one_out"]
+    assert len(made) == len(set(made))
+    assert {"conclusions", "training_effect", "leave_one_out"} <= set(made)
+    assert "multiverse" not in made
+
+
+def test_a_table_that_is_none_is_refused_by_name(cells: xr.Dataset) -> None:
+    with pytest.raises(
+        ValueError, match=r"only = \['efects'\]: not among the tables, about_models"
+    ):
+        conclude(cells, only=["efects"])

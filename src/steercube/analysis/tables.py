@@ -1,8 +1,8 @@
 """The conclusions as tidy tables: one row a statement, every number with its interval."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import asdict
-from functools import partial
+from functools import cached_property, partial
 from typing import Any
 
 import numpy as np
@@ -72,7 +72,7 @@ from steercube.analysis.hierarchy import (
     primary_terms,
     usable_effects,
 )
-from steercube.analysis.multiverse import multiverse
+from steercube.analysis.multiverse import Multiverse, multiverse
 from steercube.analysis.nuts import Sampled
 from steercube.analysis.predictive import predictive_checks
 from steercube.analysis.questions import difficulty, extraction, model_deviations
@@ -90,6 +90,46 @@ AVERAGED = ("delta", "cohens_d", "within_letter_d", "glass_delta_negative", "gla
 """Estimands that the tables of models and concepts average."""
 
 Labels = Mapping[str, Any]
+Report = Callable[[str], None]
+
+
+class Tables(Mapping[str, pd.DataFrame]):
+    """The tables of a study by name, each made when it is first asked for, and then kept.
+
+    A table that is made from others asks for them here, so none is made twice.
+    """
+
+    def __init__(
+        self,
+        cells: xr.Dataset,
+        claims: Sequence[Claim] = (),
+        sampled: Mapping[str, Sampled] | None = None,
+        report: Report = lambda name: None,
+    ) -> None:
+        self.cells, self.claims, self.sampled, self.report = cells, claims, sampled, report
+        left_out = {
+            "controls": not any(name in cells for name in CONTROL_VARIABLES),
+            "claims": not claims,
+        }
+        self._makers = {k: make for k, make in MAKERS.items() if not left_out.get(k)}
+        self._made: dict[str, pd.DataFrame] = {}
+
+    def __getitem__(self, name: str) -> pd.DataFrame:
+        if name not in self._made:
+            self._made[name] = self._makers[name](self)
+            self.report(name)
+        return self._made[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._makers)
+
+    def __len__(self) -> int:
+        return len(self._makers)
+
+    @cached_property
+    def multiverse(self) -> Multiverse:
+        """Every specification, which two tables tell of."""
+        return multiverse(self.cells)
 
 
 def conclude(
@@ -97,65 +137,48 @@ def conclude(
     claims: Sequence[Claim] = (),
     *,
     sampled: Mapping[str, Sampled] | None = None,
+    only: Collection[str] | None = None,
+    report: Report = lambda name: None,
 ) -> dict[str, pd.DataFrame]:
-    """Every table of a study, by name. Without claims there is no table of claims.
+    """Every table of a study, by name, or `only` the ones named.
 
+    Without claims there is no table of claims, without controls in the cells none of controls.
     `sampled` are NUTS fits of the hierarchical model, by outcome, to stand beside the exact one.
+    `report` is called with the name of each table that has been made.
+
+    Raises ValueError for cells without any effect, and for a name that is no table's.
     """
     if not swept_models(cells):
         raise ValueError(
             "the cells hold no effect: every (model, concept, layer) is unrun, failed, not finite "
             "or of too few items; `reason` in the cells says which."
         )
-    tables = {
-        "about_models": about_models(cells),
-        "about_concepts": about_concepts(cells),
-        "counts": counts(cells),
-        "effects": effects(cells),
-        "layer_effects": layer_effects(cells),
-        "models": models(cells),
-        "concepts": concepts(cells),
-        "depth": depth(cells),
-        "generation": generation(cells),
-        "agreement": agreement(cells),
-        "sensitivity": _table(sensitivity(cells)),
-        "model_deviations": pd.DataFrame(model_deviations(cells)),
-        "difficulty": _table(list(difficulty(cells))),
-        "extraction": _table(list(extraction(cells))),
-    }
-    if any(name in cells for name in CONTROL_VARIABLES):
-        tables["controls"] = controls(cells)
-    tables |= hierarchical(cells, sampled)
-    tables["conclusions"] = conclusions(cells, tables, claims)
-    if claims:
-        tables["claims"] = ledger(cells, claims)
-        tables["counts"] = pd.concat([tables["counts"], counts_of_claims(tables["claims"])])
-    return tables
+    if unknown := sorted(set(only or ()) - set(MAKERS)):
+        raise ValueError(f"only = {unknown}: not among the tables, {', '.join(MAKERS)}")
+    tables = Tables(cells, claims, sampled, report)
+    return {name: tables[name] for name in tables if only is None or name in only}
 
 
-def hierarchical(
-    cells: xr.Dataset, sampled: Mapping[str, Sampled] | None
-) -> dict[str, pd.DataFrame]:
-    """Training, scale and spread over models and concepts, and what they hang on."""
-    every = multiverse(cells)
+def _counts(tables: Tables) -> pd.DataFrame:
+    found = counts(tables.cells)
+    return pd.concat([found, counts_of_claims(tables["claims"])]) if tables.claims else found
+
+
+def _specifications(tables: Tables) -> pd.DataFrame:
+    every = tables.multiverse
+    return pd.DataFrame([{"reason": every.reason}]) if every.reason else every.table
+
+
+def multiverse_summary(every: Multiverse) -> pd.DataFrame:
+    """Medians of all specifications with their joint p; the share of variance of each choice."""
+    if every.reason:
+        return pd.DataFrame([{"reason": every.reason}])
     summary = [
         {"statistic": name} | dict(zip(("value", "p_value", "least_p", "n"), median, strict=True))
         for name, median in every.medians.items()
     ]
     shares = [{"statistic": f"share of variance: {k}", "value": v} for k, v in every.shares.items()]
-    reason = [{"reason": every.reason}]
-    return {
-        "training_effect": pd.DataFrame(training_effects(cells, sampled=sampled)),
-        "scale_trends": _table(scale_trends(cells)),
-        "variance_components": pd.DataFrame(variance_components(cells, sampled=sampled)),
-        "concordance": concordance(cells),
-        "multiverse": pd.DataFrame(reason) if every.reason else every.table,
-        "multiverse_summary": pd.DataFrame(reason if every.reason else [*summary, *shares]),
-        "design": pd.DataFrame(design_table(cells)),
-        "leave_one_out": pd.DataFrame(leave_one_out(cells)),
-        "prior_sensitivity": pd.DataFrame(prior_sensitivity(cells)),
-        "predictive_checks": checks(cells),
-    }
+    return pd.DataFrame([*summary, *shares])
 
 
 def concordance(cells: xr.Dataset) -> pd.DataFrame:
@@ -478,3 +501,35 @@ def _agreement_of_model(cells: xr.Dataset, concept: str, model: str) -> dict[str
             ),
         }
     return found
+
+
+MAKERS: dict[str, Callable[[Tables], pd.DataFrame]] = {
+    "about_models": lambda t: about_models(t.cells),
+    "about_concepts": lambda t: about_concepts(t.cells),
+    "counts": _counts,
+    "effects": lambda t: effects(t.cells),
+    "layer_effects": lambda t: layer_effects(t.cells),
+    "models": lambda t: models(t.cells),
+    "concepts": lambda t: concepts(t.cells),
+    "depth": lambda t: depth(t.cells),
+    "generation": lambda t: generation(t.cells),
+    "agreement": lambda t: agreement(t.cells),
+    "sensitivity": lambda t: _table(sensitivity(t.cells)),
+    "model_deviations": lambda t: pd.DataFrame(model_deviations(t.cells)),
+    "difficulty": lambda t: _table(list(difficulty(t.cells))),
+    "extraction": lambda t: _table(list(extraction(t.cells))),
+    "controls": lambda t: controls(t.cells),
+    "training_effect": lambda t: pd.DataFrame(training_effects(t.cells, sampled=t.sampled)),
+    "scale_trends": lambda t: _table(scale_trends(t.cells)),
+    "variance_components": lambda t: pd.DataFrame(variance_components(t.cells, sampled=t.sampled)),
+    "concordance": lambda t: concordance(t.cells),
+    "multiverse": _specifications,
+    "multiverse_summary": lambda t: multiverse_summary(t.multiverse),
+    "design": lambda t: pd.DataFrame(design_table(t.cells)),
+    "leave_one_out": lambda t: pd.DataFrame(leave_one_out(t.cells)),
+    "prior_sensitivity": lambda t: pd.DataFrame(prior_sensitivity(t.cells)),
+    "predictive_checks": lambda t: checks(t.cells),
+    "conclusions": lambda t: conclusions(t.cells, t, t.claims),
+    "claims": lambda t: ledger(t.cells, t.claims),
+}
+"""Every table of a study and how it is made, in the order of the analysis."""
