@@ -112,6 +112,26 @@ def calibrate(session: nox.Session) -> None:
     session.run("steercube", "calibrate", *session.posargs, env=one_thread)
 
 
+@nox.session
+def build(session: nox.Session) -> None:
+    """The sdist and the wheel in dist/, tried where there is no clone (3 min, no GPU)."""
+    session.install("-c", "constraints.txt", "build")
+    shutil.rmtree("dist", ignore_errors=True)
+    session.run("python", "-m", "build", "--outdir", "dist")  # the wheel from the sdist
+    (wheel,) = Path("dist").resolve().glob("*.whl")
+    script, cube = Path("tests/installed.py").resolve(), Path("data/smollm2.nc").resolve()
+    empty = Path(session.create_tmp()).resolve()
+    shutil.rmtree(empty, ignore_errors=True)
+    session.run("python", "-m", "venv", str(empty / "venv"))
+    own = str(empty / "venv" / "bin" / "python")
+    pins = str(Path("constraints.txt").resolve())
+    install = (own, "-m", "pip", "install", "-q", "-c", pins, f"{wheel}[paper]")
+    session.run(*install, external=True)
+    (empty / "here").mkdir()
+    with session.chdir(empty / "here"):
+        session.run(own, str(script), str(cube), external=True)
+
+
 @nox.session(name="import-study")
 def import_study(session: nox.Session) -> None:
     """The published study to data/qwen3.nc, fetched (25 MB) or `-- --from FOLDER` (10 s)."""

@@ -1,12 +1,11 @@
 import json
-import shutil
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
 import xarray as xr
-from builders import ROOT, make_cube
+from builders import make_cube
 
 from steercube import analyze
 from steercube.analysis.reduce import cells as reduce_to_cells
@@ -74,10 +73,6 @@ def committed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     cube = make_cube(np.random.default_rng(6), n_items={"honesty": 24})
     cells: xr.Dataset = reduce_to_cells(cube, n_resamples=100)
     save_cells(cells, tmp_path / "data" / "mine.cells.nc")
-    for name in ("post.md.j2", "numbers.toml", "references.bib", "page"):
-        source, target = ROOT / "paper" / name, tmp_path / "paper" / name
-        target.parent.mkdir(exist_ok=True)
-        shutil.copytree(source, target) if source.is_dir() else shutil.copy(source, target)
     assert main(["analyze"]) == 0
     assert main(["paper"]) == 0
     return tmp_path / "paper" / "mine"

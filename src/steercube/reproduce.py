@@ -26,6 +26,7 @@ errors of a difference; the ends of a 95% interval vary nearly three times as mu
 RELATIVE = 1e-6
 """Of any other number: what another processor's rounding may do."""
 OF_TEMPLATE = ("*.toml", "*.bib", "*.j2")
+"""Ledgers, and what of the post's own assets a user's folder overrides."""
 
 
 def reproduce(
@@ -66,7 +67,8 @@ def _copy_inputs(names: list[str], data: Path, paper: Path, made: Path) -> None:
         if (paper / name / "calibration").is_dir():
             # Simulated for half an hour by a command of its own, and cited by the post.
             shutil.copytree(paper / name / "calibration", made / "paper" / name / "calibration")
-    shutil.copytree(paper / "page", made / "paper" / "page")
+    if (paper / "page").is_dir():
+        shutil.copytree(paper / "page", made / "paper" / "page")
     for pattern in OF_TEMPLATE:
         for file in paper.glob(pattern):
             shutil.copy(file, made / "paper")

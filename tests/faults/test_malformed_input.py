@@ -16,6 +16,7 @@ from builders import ROOT, make_cube
 from steercube import netcdf
 from steercube.cli import main
 from steercube.cube import save_cube
+from steercube.report.post import PACKAGED
 
 Prepare = Callable[["Made"], None]
 Content = str | bytes
@@ -38,10 +39,8 @@ class Made:
     def paper(self) -> Path:
         """A folder that `steercube paper` makes a post of."""
         target = self.folder / "paper"
-        shutil.copytree(ROOT / "paper" / "page", target / "page")
+        shutil.copytree(PACKAGED, target)
         shutil.copytree(ROOT / "paper" / "smollm2", target / "mine")
-        for name in ("post.md.j2", "numbers.toml", "references.bib"):
-            shutil.copy(ROOT / "paper" / name, target)
         return target
 
 

@@ -162,7 +162,7 @@ def test_texts_of_a_cube_stay_text_on_the_page(tmp_path: Path, fault: Callable[[
     write_study(folder, tables, draw(cells, tables), inputs={}, settings=settings)
     results = read_results(folder)
     post = render(results, read_assets(ROOT / "paper"))
-    html = page(post, results, folder, ROOT / "paper" / "page")
+    html = page(post, results, folder, ROOT / "paper")
     line.tried("family, title, source, responses", silently_wrong="<script>alert" in html)
     active = re.search(r"<(a|img) [^>]*https://example\.org", html)
     line.tried("family as Markdown", silently_wrong=active is not None)

@@ -51,7 +51,7 @@ def html(tmp_path_factory: pytest.TempPathFactory) -> str:
     write_study(folder, tables, draw(cells, tables), inputs={}, settings=settings)
     results = read_results(folder)
     post = render(results, read_assets(ROOT / "paper"), methods=methods())
-    return page(post, results, folder, ROOT / "paper" / "page")
+    return page(post, results, folder, ROOT / "paper")
 
 
 def test_nothing_is_fetched(html: str) -> None:

@@ -11,8 +11,10 @@ from builders import ROOT, make_cube, make_model
 
 from steercube.analysis.reduce import cells as reduce_to_cells
 from steercube.analysis.tables import conclude
+from steercube.cli import main
 from steercube.report.post import (
     HYPHEN,
+    PACKAGED,
     Assets,
     Reference,
     Results,
@@ -111,19 +113,42 @@ def test_a_number_that_is_not_there_is_refused_by_name(of_study: Results, assets
         render(of_study, changed)
 
 
-def copy_assets(folder: Path, **changes: str) -> None:
-    for name in ("post.md.j2", "numbers.toml", "references.bib"):
-        (folder / name).write_text((ROOT / "paper" / name).read_text() + changes.get(name, ""))
+def override(folder: Path, name: str, more: str) -> None:
+    """The package's own file in the user's folder, with something added."""
+    (folder / name).write_text((PACKAGED / name).read_text() + more)
+
+
+def test_a_users_file_takes_the_place_of_the_packages(tmp_path: Path, assets: Assets) -> None:
+    assert read_assets(tmp_path) == assets
+    override(tmp_path, "post.md.j2", "My own last words.")
+    changed = read_assets(tmp_path)
+    assert changed == replace(assets, template=assets.template + "My own last words.")
+
+
+def test_a_folder_anywhere_is_enough_for_a_post(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where there is no clone: committed results, copied to a folder that holds nothing else."""
+    elsewhere = tmp_path / "elsewhere"
+    shutil.copytree(ROOT / "paper" / "smollm2", elsewhere / "smollm2")
+    (elsewhere / "smollm2" / "post.md").unlink()
+    (tmp_path / "empty").mkdir()
+    monkeypatch.chdir(tmp_path / "empty")
+    assert main(["paper", "--paper", str(elsewhere)]) == 0
+    for name in ("post.md", "post.html"):
+        committed = ROOT / "paper" / "smollm2" / name
+        assert (elsewhere / "smollm2" / name).read_bytes() == committed.read_bytes()
+    assert list((tmp_path / "empty").iterdir()) == []
 
 
 def test_a_reference_that_is_not_used_is_refused(tmp_path: Path) -> None:
-    copy_assets(tmp_path, **{"numbers.toml": '\n[idle]\nid = "counts/models"\n'})
+    override(tmp_path, "numbers.toml", '\n[idle]\nid = "counts/models"\n')
     with pytest.raises(ValueError, match="'idle' is declared and not used"):
         read_assets(tmp_path)
 
 
 def test_a_name_that_is_not_declared_is_refused(tmp_path: Path) -> None:
-    copy_assets(tmp_path, **{"post.md.j2": "{{ nowhere }}"})
+    override(tmp_path, "post.md.j2", "{{ nowhere }}")
     with pytest.raises(ValueError, match="'nowhere' is used and not declared"):
         read_assets(tmp_path)
 

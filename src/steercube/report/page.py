@@ -24,8 +24,9 @@ from markdown_it.token import Token
 from mdit_py_plugins.anchors import anchors_plugin
 from mdit_py_plugins.dollarmath import dollarmath_plugin
 
-from steercube.report.post import MARK, Citation, Post, Results, without_marks
+from steercube.report.post import MARK, Citation, Post, Results, asset, without_marks
 from steercube.report.style import name_of
+from steercube.schema import read_text
 
 FIGURE = re.compile(
     r'<p><img src="figures/(?P<name>[\w-]+)\.png" alt="(?P<alt>[^"]*)" ?/?></p>\n'
@@ -38,9 +39,14 @@ LONG = re.compile(r"<td>(?=[^<]{45})")
 ANCHOR = re.compile(r"&lt;a id=&quot;(ref-[\w-]+)&quot;&gt;&lt;/a&gt;")
 
 
+PAGE, STYLE, SCRIPT = "page/page.html.j2", "page/page.css", "page/page.js"
+
+
 def page(post: Post, results: Results, folder: str | Path, assets: str | Path) -> str:
-    """The page; `folder` holds the study's figures, `assets` the page's template, style, script."""
-    assets = Path(assets)
+    """The page of a study whose figures are in `folder`.
+
+    The page's template, style and script are those in the folder `assets`, else the package's.
+    """
     parser = _parser()
     tokens = parser.parse(post.marked)
     body = parser.renderer.render(tokens, parser.options, {})
@@ -50,13 +56,13 @@ def page(post: Post, results: Results, folder: str | Path, assets: str | Path) -
     body = _with_sources(body, post.citations)
     body = VERDICT.sub(r'<strong class="verdict" data-verdict="\2">Verdict: \1</strong>', body)
     environment = jinja2.Environment(undefined=jinja2.StrictUndefined, autoescape=True)
-    template = environment.from_string((assets / "page.html.j2").read_text(encoding="utf-8"))
+    template = environment.from_string(read_text(asset(assets, PAGE)))
     return template.render(
         title=without_marks(_text_of(tokens, "h1")[0][1]),
         contents=[(slug, without_marks(text)) for slug, text in _text_of(tokens, "h2")],
         body=body,
-        style=(assets / "page.css").read_text(encoding="utf-8"),
-        script=(assets / "page.js").read_text(encoding="utf-8"),
+        style=read_text(asset(assets, STYLE)),
+        script=read_text(asset(assets, SCRIPT)),
         data=_json_in_html(_data(results)),
     )
 

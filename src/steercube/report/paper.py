@@ -7,14 +7,17 @@ import jinja2
 
 from steercube.netcdf import aside
 from steercube.report.methods import methods
-from steercube.report.page import page
-from steercube.report.post import read_assets, read_results, render, said_by_template
+from steercube.report.page import PAGE, page
+from steercube.report.post import asset, read_assets, read_results, render, said_by_template
 
 Report = Callable[[str], None]
 
 
 def write_papers(paper: str | Path, *, study: str | None = None, report: Report = print) -> None:
     """The post of every study in `paper` that was analysed, or of the one named.
+
+    Written with the package's own template, references, literature and page, but for files of the
+    same name in `paper`.
 
     Raises FileNotFoundError where there is none, ValueError for a template or results that do not
     fit each other; the posts that were there are then as they were.
@@ -30,11 +33,9 @@ def write_papers(paper: str | Path, *, study: str | None = None, report: Report 
         results = read_results(paper / name)
         post = render(results, assets, methods=definitions)
         try:
-            html = page(post, results, paper / name, paper / "page")
+            html = page(post, results, paper / name, paper)
         except jinja2.TemplateError as error:
-            raise ValueError(
-                f"{paper / 'page' / 'page.html.j2'}{said_by_template(error)}"
-            ) from error
+            raise ValueError(f"{asset(paper, PAGE)}{said_by_template(error)}") from error
         for file, text in {"post.md": post.markdown, "post.html": html}.items():
             with aside(paper / name / file) as part:
                 part.write_text(text, encoding="utf-8")

@@ -64,34 +64,44 @@ class Assets:
     bibliography: Bibliography
 
 
+PACKAGED = Path(__file__).parent / "assets"
+"""The template, references, literature and page that come with the package."""
+
+
+def asset(folder: str | Path, name: str) -> Path:
+    """The file `name` that posts are made with: the user's in `folder`, else the package's own."""
+    own = Path(folder) / name
+    return own if own.exists() or own.is_symlink() else PACKAGED / name
+
+
 def read_assets(folder: str | Path) -> Assets:
-    """`post.md.j2`, `numbers.toml` and `references.bib` of a folder.
+    """`post.md.j2`, `numbers.toml` and `references.bib`: those in `folder`, else the package's.
 
     Raises ValueError that lists references the template does not use, and names it uses without.
     """
-    folder = Path(folder)
-    held = read_toml(folder / "numbers.toml")
+    template, numbers = asset(folder, TEMPLATE), asset(folder, "numbers.toml")
+    held = read_toml(numbers)
     allowed = held.pop("allowed", [])
     wrong = [problem for name, table in held.items() for problem in _table_problems(name, table)]
     if not isinstance(allowed, list) or not all(isinstance(text, str) for text in allowed):
         wrong.append("`allowed` is a list of texts")
-    raise_if_any(wrong, what=str(folder / "numbers.toml"))
+    raise_if_any(wrong, what=str(numbers))
     assets = Assets(
         # In a comment a line is not written, but counts, so that an error names the right one.
-        template=TAGS.sub(r"\1{#\n#}", read_text(folder / "post.md.j2")),
+        template=TAGS.sub(r"\1{#\n#}", read_text(template)),
         references={name: Reference(**table) for name, table in held.items()},
         allowed=tuple(allowed),
-        bibliography=read_bibliography(folder / "references.bib"),
+        bibliography=read_bibliography(asset(folder, "references.bib")),
     )
     try:
         tree = jinja2.Environment().parse(assets.template)
     except jinja2.TemplateError as error:
-        raise ValueError(f"{folder / TEMPLATE}{said_by_template(error)}") from error
+        raise ValueError(f"{template}{said_by_template(error)}") from error
     used = jinja2.meta.find_undeclared_variables(tree) - CONTEXT
     declared = set(assets.references)
     problems = [f"{n!r} is declared and not used: use it or delete it" for n in declared - used]
     problems += [f"{n!r} is used and not declared in numbers.toml" for n in used - declared]
-    raise_if_any(sorted(problems), what=str(folder / "numbers.toml"))
+    raise_if_any(sorted(problems), what=str(numbers))
     return assets
 
 
