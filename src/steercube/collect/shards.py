@@ -461,7 +461,8 @@ def _frame(units: Sequence[UnitShards], *, strengths: Sequence[float]) -> xr.Dat
 
 def _joined(attrs: Sequence[Mapping[str, str]]) -> dict[str, str]:
     """What all say once; what differs line by line, and the inputs as one JSON object."""
-    joined = {name: "\n".join(sorted({of_unit[name] for of_unit in attrs})) for name in attrs[0]}
+    names = {name: None for of_unit in attrs for name in of_unit}
+    joined = {name: "\n".join(sorted({of.get(name, "") for of in attrs} - {""})) for name in names}
     inputs: dict[str, str] = {}
     for of_unit in attrs:
         inputs |= json.loads(of_unit["inputs_sha256"])

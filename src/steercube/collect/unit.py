@@ -139,7 +139,8 @@ class Unit:
                     {"steercube": __version__, "python": platform.python_version()} | versions
                 ),
                 "inputs_sha256": json.dumps({self.concept.name: self.concept.sha256}),
-            },
+            }
+            | ({"prompt_date": self.readout.date} if self.readout.date else {}),
         }
 
 
