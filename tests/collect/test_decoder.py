@@ -1,13 +1,18 @@
 import json
+from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import peft
 import pytest
 import tiny
 import torch
 from builders import ROOT
+from transformers import AutoModelForCausalLM
 
+from steercube.collect import decoder as decoder_module
 from steercube.collect.decoder import Decoder, decoder_of, find_blocks, load
 from steercube.collect.hooks import Cell
 from steercube.collect.readout import readout_of
@@ -60,6 +65,127 @@ def test_the_fingerprint_follows_config_and_tokenizer_too(tmp_path: Path) -> Non
     config["rms_norm_eps"] = 1e-2
     (folder / "config.json").write_text(json.dumps(config))
     assert load(entry).revision != first
+
+
+def changed(model: Any, change: Callable[[Any], Any]) -> str:
+    change(model)
+    return decoder_of(model, None, name="m").revision
+
+
+def test_a_model_in_memory_is_identified_by_every_bit_of_its_weights() -> None:
+    def of(change: Callable[[Any], Any], *, seed: int = 0) -> str:
+        return changed(tiny.model("llama", seed=seed), change)
+
+    same = of(lambda model: None)
+    assert same.startswith("weights:")
+    assert of(lambda model: model.train()) == same
+    changes: dict[str, Callable[[Any], Any]] = {
+        "one weight": lambda m: m.lm_head.weight.data[7, 3].add_(1e-6),
+        "two rows exchanged": lambda m: m.lm_head.weight.data.copy_(m.lm_head.weight.data.flip(0)),
+        "the sign": lambda m: m.model.norm.weight.data.neg_(),
+        "the config": lambda m: setattr(m.config, "rms_norm_eps", 1e-2),
+        "the format": lambda m: m.to(torch.bfloat16),
+    }
+    found = [of(change) for change in changes.values()]
+    assert len({same, of(lambda model: None, seed=1), *found}) == 2 + len(changes)
+
+
+def test_the_hash_of_weights_does_not_depend_on_threads_or_where_it_is_cut() -> None:
+    """In a block more, or less, than it has; the sums are of whole numbers, exact in any order."""
+    model, n_threads = tiny.model("qwen3"), torch.get_num_threads()
+    one = decoder_of(model, None, name="m").revision
+    torch.set_num_threads(1)
+    try:
+        assert decoder_of(model, None, name="m").revision == one
+    finally:
+        torch.set_num_threads(n_threads)
+
+
+def test_weights_that_are_not_in_memory_need_a_name() -> None:
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(
+            tiny.CONFIGS["llama"](**tiny.SHAPE, vocab_size=300)
+        )
+    with pytest.raises(ValueError, match=r"not in memory.*give decoder_of its `revision`"):
+        decoder_of(model, None, name="m")
+    assert decoder_of(model, None, name="m", revision="v1").revision == "v1"
+
+
+@pytest.fixture
+def adapter(tmp_path: Path) -> Path:
+    """A LoRA adapter in a folder of its own, on the base model beside it."""
+    base = tiny.save("llama", tmp_path / "base")
+    torch.manual_seed(3)
+    options = {"r": 2, "target_modules": ["q_proj"], "init_lora_weights": False}
+    tuned = peft.get_peft_model(
+        AutoModelForCausalLM.from_pretrained(base), peft.LoraConfig(**options)
+    )
+    tuned.save_pretrained(tmp_path / "lora")
+    return tmp_path / "lora"
+
+
+def logits(of: Decoder) -> torch.Tensor:
+    with torch.inference_mode():
+        return of.model(input_ids=torch.arange(9)[None]).logits
+
+
+# peft 0.21 asks transformers in words that transformers 5.23 gives up.
+OF_PEFT = pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing.:FutureWarning")
+
+
+@OF_PEFT
+def test_an_adapter_is_loaded_on_its_base_which_is_part_of_what_it_is(adapter: Path) -> None:
+    entry = Entry("lora", Weights(str(adapter), dtype="float32"))
+    first = load(entry)
+    base = load(Entry("base", Weights(str(adapter.with_name("base")), dtype="float32")))
+    assert first.revision.endswith(f" on {base.revision}")
+    assert (logits(first) - logits(base)).abs().max() > 0.1
+    assert len(first.tokenizer) == len(base.tokenizer)
+    another = tiny.model("llama", seed=1)
+    another.save_pretrained(adapter.with_name("base"))
+    second = load(entry)
+    assert second.revision != first.revision
+    assert (logits(second) - logits(first)).abs().max() > 0.1
+    tiny.tokenizer(letters_joined=True).save_pretrained(adapter)
+    assert len(load(entry).tokenizer) == len(base.tokenizer) + 2
+
+
+@OF_PEFT
+def test_an_adapter_that_cannot_be_loaded_says_why(
+    adapter: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    entry = Entry("lora", Weights(str(adapter), dtype="float32"))
+    monkeypatch.setattr(decoder_module, "find_spec", lambda name: None)
+    with pytest.raises(
+        ValueError, match=r"is a LoRA adapter, which needs peft: `pip install peft`"
+    ):
+        load(entry)
+    monkeypatch.undo()
+    config = json.loads((adapter / "adapter_config.json").read_text())
+    for base, said in ((None, "names no base model"), ("/no/such/base", "/no/such/base")):
+        changes = {"base_model_name_or_path": base}
+        (adapter / "adapter_config.json").write_text(json.dumps(config | changes))
+        with pytest.raises(ValueError, match=said):
+            load(entry)
+
+
+@OF_PEFT
+def test_weights_that_an_adapter_lacks_are_not_made_up(adapter: Path) -> None:
+    config = json.loads((adapter / "adapter_config.json").read_text())
+    config["target_modules"] = ["q_proj", "v_proj"]
+    (adapter / "adapter_config.json").write_text(json.dumps(config))
+    with pytest.raises(ValueError, match="lora: the weights lack 10 of the model's"):
+        load(Entry("lora", Weights(str(adapter), dtype="float32")))
+
+
+@pytest.mark.parametrize("method", ["bitsandbytes", "gptq", "awq"])
+def test_quantised_weights_without_their_package_are_one_error(method: str, tmp_path: Path) -> None:
+    folder = tiny.save("llama", tmp_path / "m")
+    config = json.loads((folder / "config.json").read_text())
+    config["quantization_config"] = {"quant_method": method, "bits": 4, "load_in_4bit": True}
+    (folder / "config.json").write_text(json.dumps(config))
+    with pytest.raises(ValueError, match="m: cannot be loaded as a model"):
+        load(Entry("m", Weights(str(folder), dtype="float32")))
 
 
 def test_weights_of_more_blocks_are_not_cut_off(tmp_path: Path) -> None:

@@ -6,9 +6,10 @@ block, whose entry there is taken after the final norm; so it is read by a hook 
 """
 
 import hashlib
+import json
 import os
 import re
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -21,10 +22,12 @@ from safetensors import SafetensorError
 from torch import nn
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from transformers.cache_utils import DynamicCache, DynamicLayer, DynamicSlidingWindowLayer
+from transformers.utils import cached_file
 
 from steercube.collect.rank import Rank
 from steercube.cube import Model
 from steercube.models import Entry, Weights
+from steercube.schema import read_json
 
 OWN_KEYS = (DynamicLayer, DynamicSlidingWindowLayer)
 """Layers of transformers' cache that hold one block's keys and values."""
@@ -35,10 +38,10 @@ GREEDY_PROCESSORS = (
 )
 """Fields of a generation config that change which token is the likeliest."""
 OF_LOADING = (
-    *(OSError, ValueError, LookupError, RuntimeError, TypeError, AttributeError),
+    *(OSError, ValueError, LookupError, RuntimeError, TypeError, AttributeError, ImportError),
     *(SafetensorError, StrictDataclassError),
 )
-"""What transformers raises for files that are no model's, or another's."""
+"""What transformers raises for files that are no model's, or another's, or need a package."""
 SHAREABLE = {"full_attention", "sliding_attention"}
 """Kinds of block whose past is keys and values, which many rows can share."""
 
@@ -94,6 +97,9 @@ class Decoder:
 def load(entry: Entry, *, offload_folder: str | Path | None = None) -> Decoder:
     """The model of `entry` in evaluation mode, from safetensors or GGUF, no code but transformers'.
 
+    A folder that holds a LoRA adapter alone is loaded on the base model that it names, and its
+    revision names the base's too.
+
     Raises ValueError for a missing package or file, for weights of another kind, damaged or lacking
     some of the model's, for a model whose blocks cannot be found or do not count `n_layers`.
     """
@@ -103,27 +109,35 @@ def load(entry: Entry, *, offload_folder: str | Path | None = None) -> Decoder:
             f"model {entry.name!r} has device_map = {weights.device_map!r}, which spreads it over "
             "every GPU: start one process, or give --device-map '' for one GPU a process"
         )
-    folder, options = _where(weights)
+    files = _files(weights)
+    base = _base_of_adapter(files)
+    of_model = _files(replace(weights, **base)) if base else files
     try:
-        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False, **options)
         model, loaded = AutoModelForCausalLM.from_pretrained(
-            folder,
+            of_model.folder,
             dtype=getattr(torch, weights.dtype),
             trust_remote_code=False,
             output_loading_info=True,
-            **_formats(options),
+            **_formats(of_model.options),
             **_placement(weights, offload_folder),
         )
+        _require_every_weight(loaded, of_model.folder, model)
+        if base:
+            loaded = asdict(model.load_adapter(files.folder, adapter_kwargs=files.options))
+            _require_every_weight(loaded, files.folder, model)
+        told = files if files.held("tokenizer_config.json") else of_model
+        tokenizer = AutoTokenizer.from_pretrained(
+            told.folder, trust_remote_code=False, **told.options
+        )
     except OF_LOADING as error:
-        raise ValueError(f"{folder}: cannot be loaded as a model ({error})") from error
-    _require_every_weight(loaded, folder, model)
+        raise ValueError(f"{files.folder}: cannot be loaded as a model ({error})") from error
     if not weights.device_map and torch.cuda.is_available():
         model.to(torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0))))
     return decoder_of(
         model,
         tokenizer,
         name=entry.name,
-        revision=options.get("revision") or _files(folder, weights),
+        revision=f"{files.revision} on {of_model.revision}" if base else files.revision,
         facts=entry.facts,
     )
 
@@ -163,7 +177,11 @@ def _require_every_weight(loaded: Any, folder: str, model: Any) -> None:
 def decoder_of(
     model: Any, tokenizer: Any, *, name: str, revision: str = "", facts: Model | None = None
 ) -> Decoder:
-    """A model in memory as a `Decoder`; facts that are not given are counted from its weights."""
+    """A model in memory as a `Decoder`.
+
+    Facts that are not given are counted from its weights, and a revision that is not given is a
+    hash of them.
+    """
     blocks = find_blocks(model)
     counted = facts or _counted(model, name, n_layers=len(blocks))
     if counted.n_layers != len(blocks):
@@ -176,7 +194,7 @@ def decoder_of(
         model=model.eval().requires_grad_(False),
         tokenizer=tokenizer,
         blocks=blocks,
-        revision=revision,
+        revision=revision or f"weights:{_hash_of_weights(model)}",
         dtype=str(model.dtype).removeprefix("torch."),
         facts=counted,
     )
@@ -199,8 +217,57 @@ def find_blocks(model: Any) -> tuple[nn.Module, ...]:
     return tuple(lists[0])
 
 
-def _where(weights: Weights) -> tuple[str, dict[str, Any]]:
-    """Folder or hub id, and the options that tell `from_pretrained` what to take from there."""
+@dataclass(frozen=True)
+class _Files:
+    """A folder or hub id, what `from_pretrained` is to take from there, and what identifies it."""
+
+    folder: str
+    options: dict[str, str]
+
+    def held(self, name: str) -> str | None:
+        """The path of a file, fetched first if it is on a hub; None where there is none."""
+        found = cached_file(
+            self.folder,
+            name,
+            revision=self.options.get("revision"),
+            _raise_exceptions_for_missing_entries=False,
+            _raise_exceptions_for_connection_errors=False,
+        )
+        return str(found) if found else None
+
+    @property
+    def revision(self) -> str:
+        """The hub's commit; of a folder, a hash of its weights, config and tokenizer."""
+        return self.options.get("revision") or self._hash()
+
+    def _hash(self) -> str:
+        """Over the GGUF file, or all files that a model or a tokenizer is read from."""
+        gguf_file = self.options.get("gguf_file")
+        kinds = [gguf_file] if gguf_file else ["*.safetensors", "*.json", "*.jinja", "*.model",
+                                               "*.txt"]  # fmt: skip
+        paths = {path for kind in kinds for path in Path(self.folder).glob(kind)}
+        return f"files:{_fingerprint(sorted(paths))}"
+
+
+def _base_of_adapter(files: _Files) -> dict[str, str]:
+    """Fields of the `Weights` that a LoRA adapter was trained on; empty for a whole model."""
+    if files.options.get("gguf_file") or files.held("config.json"):
+        return {}
+    described = files.held("adapter_config.json")
+    if described is None:
+        return {}
+    config = read_json(described)
+    source = config.get("base_model_name_or_path") if isinstance(config, dict) else None
+    if not source or not isinstance(source, str):
+        raise ValueError(f"{described}: names no base model (base_model_name_or_path)")
+    if find_spec("peft") is None:
+        raise ValueError(f"{files.folder}: is a LoRA adapter, which needs peft: `pip install peft`")
+    revision = config.get("revision") or Weights.revision
+    return {"source": source, "revision": revision}
+
+
+def _files(weights: Weights) -> _Files:
+    """Where the weights are. Raises ValueError, with what to do, where they are not."""
     if weights.package:
         spec = find_spec(weights.package)
         found = spec and spec.submodule_search_locations
@@ -212,7 +279,7 @@ def _where(weights: Weights) -> tuple[str, dict[str, Any]]:
             )
         if not (Path(found[0]) / weights.gguf_file).is_file():
             raise ValueError(f"{found[0]}: holds no {weights.gguf_file}; install its named version")
-        return str(found[0]), {"gguf_file": weights.gguf_file}
+        return _Files(str(found[0]), {"gguf_file": weights.gguf_file})
     options = {"gguf_file": weights.gguf_file} if weights.gguf_file else {}
     if Path(weights.source).is_file():
         raise ValueError(f"{weights.source}: is a file; name the folder that holds the model")
@@ -223,7 +290,7 @@ def _where(weights: Weights) -> tuple[str, dict[str, Any]]:
         )
     if not Path(weights.source).is_dir():
         options["revision"] = _commit(weights)
-    return weights.source, options
+    return _Files(weights.source, options)
 
 
 def _commit(weights: Weights) -> str:
@@ -235,13 +302,6 @@ def _commit(weights: Weights) -> str:
             f"{weights.source}: no commit {weights.revision!r} of it is known ({error}). Correct "
             "the id or revision, log in with `hf auth login` if it is gated, or name a folder"
         ) from error
-
-
-def _files(folder: str, weights: Weights) -> str:
-    """What identifies weights, config and tokenizer of a folder: a hash of the files."""
-    kinds = [weights.gguf_file] if weights.gguf_file else ["*.safetensors", "*.json", "*.jinja",
-                                                           "*.model", "*.txt"]  # fmt: skip
-    return f"files:{_fingerprint(sorted({p for kind in kinds for p in Path(folder).glob(kind)}))}"
 
 
 def _fingerprint(paths: list[Path], *, block: int = 1 << 20, at_most: int = 256) -> str:
@@ -256,6 +316,37 @@ def _fingerprint(paths: list[Path], *, block: int = 1 << 20, at_most: int = 256)
                 file.seek(max(0, i) * block)
                 sha.update(file.read(block))
     return sha.hexdigest()
+
+
+INTEGERS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+"""By bytes: how the bits of a weight are read as a whole number."""
+
+
+@torch.inference_mode()
+def _hash_of_weights(model: Any, *, block: int = 1 << 22) -> str:
+    """SHA-256 over config, names, shapes and every bit of a model's weights and buffers.
+
+    Of each block of weights the sum of (bits x place) is hashed, in whole numbers, which are exact
+    in any order: the same on every device and number of threads.
+    """
+    config = {k: v for k, v in model.config.to_dict().items() if k not in NOT_THE_MODELS}
+    sha = hashlib.sha256(json.dumps(config, sort_keys=True, default=str).encode())
+    for name, tensor in sorted(model.state_dict().items()):
+        if tensor.device.type == "meta":
+            raise ValueError(
+                f"the weights {name} are not in memory, so nothing tells the model from another of "
+                "its name: give decoder_of its `revision`"
+            )
+        sha.update(f"{name} {tensor.dtype} {tuple(tensor.shape)} ".encode())
+        flat = tensor.detach().contiguous().view(-1)
+        for part in flat.view(INTEGERS[tensor.element_size()]).split(block):
+            place = torch.arange(1, len(part) + 1, device=part.device)
+            sha.update(int((part.long() * place).sum()).to_bytes(8, "big", signed=True))
+    return sha.hexdigest()
+
+
+NOT_THE_MODELS = ("_name_or_path", "transformers_version", "dtype", "torch_dtype")
+"""Fields of a config that say where a model was loaded from, and how."""
 
 
 def _counted(model: Any, name: str, *, n_layers: int) -> Model:
