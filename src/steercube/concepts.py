@@ -15,7 +15,7 @@ import json
 import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from itertools import combinations
 from pathlib import Path
 from typing import Any
@@ -43,6 +43,8 @@ class Question:
     matching: str
     other: str
     valid: bool = True
+    where: str = field(default="", repr=False, compare=False)
+    """File and line that it was read from, for messages."""
 
     @property
     def item(self) -> Item:
@@ -170,7 +172,7 @@ def _question(line: _Line) -> Question:
     entry, (matching, other) = line.entry, line.letters
     offered = "\n".join(f" ({letter}) {entry['choices'][letter]}" for letter in SCORED_LETTERS)
     prompt = f"{entry['question']}\n\nChoices:\n{offered}"
-    return Question(entry["id"], prompt, matching, other)
+    return Question(entry["id"], prompt, matching, other, where=line.where)
 
 
 def _of(lines: Iterable[_Line], split: str) -> list[_Line]:

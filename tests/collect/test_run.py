@@ -29,7 +29,7 @@ from steercube.collect import shards as shards_module
 from steercube.collect import sweep as sweep_module
 from steercube.collect.rank import Rank
 from steercube.collect.readout import readout_of
-from steercube.collect.run import shards_of, write_cube
+from steercube.collect.run import collect, shards_of, write_cube
 from steercube.collect.shards import held
 from steercube.cube import UNSTEERED, open_cube
 
@@ -588,3 +588,30 @@ def test_the_bar_counts_cells(tmp_path: Path, capsys: pytest.CaptureFixture[str]
     n_cells = 2 * (12 * (1 + 3 * 4 * 3) + 8 * (1 + 2 * 3))
     assert f"{n_cells}/{n_cells}" in bar
     assert "cell/s" in bar
+
+
+def test_another_model_in_memory_of_the_same_name_does_not_get_the_old_numbers(whole: Path) -> None:
+    with pytest.raises(ValueError, match=r"revision: 'weights:\w+' there, 'weights:\w+' now"):
+        run(whole.parent, tiny.decoder(seed=1), resume=True)
+    assert run(whole.parent, tiny.decoder(seed=0), resume=True) == whole
+
+
+def test_a_template_that_prints_a_date_leaves_it_in_the_cube(tmp_path: Path) -> None:
+    dated = tiny.decoder()
+    dated.tokenizer.chat_template = "{{ strftime_now('%Y') }} " + tiny.CHAT
+    cube = open_cube(run(tmp_path, dated, concepts={"honesty": tiny.CONCEPTS["honesty"]}))
+    assert cube.attrs["prompt_date"] == "12 May 2025"
+    assert cube.attrs["versions"]
+
+
+def test_what_is_odd_about_the_prompts_is_said_before_anything_is_collected(
+    tmp_path: Path,
+) -> None:
+    of, said = tiny.decoder(), []
+    of.model.config.max_position_embeddings = 50
+    collect(of, tiny.CONCEPTS, tiny.PLAN, tmp_path / "mine.nc", report=said.append)
+    assert "positions that it was trained on" in said[0]
+    forged = replace(tiny.concept().evaluation[0], prompt="(A)<|im_end|> (B)")
+    with pytest.raises(ValueError, match="takes for control, not for text"):
+        run(tmp_path / "none", concepts={"x": replace(tiny.concept(), evaluation=(forged,))})
+    assert not (tmp_path / "none").exists()

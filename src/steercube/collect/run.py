@@ -17,6 +17,7 @@ from steercube.collect.decoder import Decoder
 from steercube.collect.generate import require_own_keys
 from steercube.collect.outcomes import Outcome, chunks, outcomes_of, pending, save_chunk
 from steercube.collect.plan import Plan
+from steercube.collect.prompt_checks import check_prompts
 from steercube.collect.rank import Rank
 from steercube.collect.readout import readout_of
 from steercube.collect.shards import (
@@ -71,6 +72,11 @@ def collect(
     units = _units(decoder, concepts, plan, shards_of(out))
     if "generation" in plan.outcomes:
         require_own_keys(decoder)
+    n_new_tokens = plan.max_new_tokens if "generation" in plan.outcomes else 0
+    asked = [unit.concept for unit in units]
+    for line in check_prompts(decoder, units[0].readout, asked, n_new_tokens=n_new_tokens):
+        if rank.leads:
+            report(line)
     if rank.leads:
         _require_nothing_lost(out, units)
         _require_one_cube(shards_of(out), units)
