@@ -57,19 +57,30 @@ def lint(session: nox.Session) -> None:
     session.run("mypy")
 
 
-@nox.session
-def tests(session: nox.Session) -> None:
-    """The test suite, doctests included (about 26 min on two cores, no GPU)."""
+def run_tests(session: nox.Session, *selected: str) -> None:
+    """Tests on every core, each on one thread: more would only wait for each other."""
     install(session, "stats", "paper", "collect", groups=("test",))
     install_smollm2(session)
-    session.run("pytest", *session.posargs)
+    one_thread = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
+    session.run("pytest", "-n", "auto", *selected, *session.posargs, env=one_thread)
+
+
+@nox.session
+def tests(session: nox.Session) -> None:
+    """The tests to run after every change, doctests included (under 5 min on two cores, no GPU)."""
+    run_tests(session, "-m", "not slow")
+
+
+@nox.session(name="tests-all")
+def tests_all(session: nox.Session) -> None:
+    """The rest: faults, coverage, NUTS, determinism, whole runs (15 min on two cores, no GPU)."""
+    run_tests(session, "-m", "slow")
 
 
 @nox.session
 def faults(session: nox.Session) -> None:
     """What kills, damage, full disks and bad input do, and a table of it (5 min, no GPU)."""
-    install(session, "stats", "paper", "collect", groups=("test",))
-    session.run("pytest", "tests/faults", *session.posargs)
+    run_tests(session, "tests/faults")
 
 
 @nox.session

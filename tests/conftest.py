@@ -1,5 +1,11 @@
 """Fixtures: a tiny cube, its cells, and the committed cells of the study."""
 
+import os
+import pickle
+from collections.abc import Callable
+from typing import TypeVar
+
+import filelock
 import numpy as np
 import pandas as pd
 import pytest
@@ -11,6 +17,40 @@ from steercube.analysis.claims import read_claims
 from steercube.analysis.reduce import cells as reduce_to_cells
 from steercube.analysis.tables import conclude
 from steercube.cells import open_cells
+
+pytest_plugins = ["fault_ledger"]
+
+SLOW = ("faults",)
+"""Folders of tests that `nox -s tests` leaves to `nox -s tests-all`."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """A test of one of these folders is a slow one."""
+    for item in items:
+        if item.path.parent.name in SLOW:
+            item.add_marker(pytest.mark.slow)
+
+
+T = TypeVar("T")
+Tables = dict[str, pd.DataFrame]
+Once = Callable[[str, Callable[[], T]], T]
+
+
+@pytest.fixture(scope="session")
+def once(tmp_path_factory: pytest.TempPathFactory) -> Once[T]:
+    """`once(name, make)`: what `make` returns, made in one process of a run and read by others."""
+    folder = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        folder = folder.parent
+
+    def made(name: str, make: Callable[[], T]) -> T:
+        path = folder / f"{name}.pickle"
+        with filelock.FileLock(f"{path}.lock"):
+            if not path.exists():
+                path.write_bytes(pickle.dumps(make()))
+        return pickle.loads(path.read_bytes())
+
+    return made
 
 
 @pytest.fixture
@@ -29,9 +69,9 @@ def cells() -> xr.Dataset:
 
 
 @pytest.fixture(scope="session")
-def small_tables(cells: xr.Dataset) -> dict[str, pd.DataFrame]:
+def small_tables(cells: xr.Dataset, once: Once[Tables]) -> Tables:
     """Every table of the tiny cube."""
-    return conclude(cells)
+    return once("small tables", lambda: conclude(cells))
 
 
 @pytest.fixture(scope="session")
@@ -72,10 +112,10 @@ def study_cells() -> xr.Dataset:
 
 
 @pytest.fixture(scope="session")
-def study_tables(study_cells: xr.Dataset) -> dict[str, pd.DataFrame]:
+def study_tables(study_cells: xr.Dataset, once: Once[Tables]) -> Tables:
     """Every table of the real study, its ledger included."""
     _, claims = read_claims(ROOT / "paper" / "claims.toml")
-    return conclude(study_cells, claims)
+    return once("study tables", lambda: conclude(study_cells, claims))
 
 
 @pytest.fixture

@@ -1,28 +1,9 @@
-"""A ledger of faults: what was tried, what was lost, what was wrong without a word."""
+"""Each test of a fault enters in the ledger what it tried."""
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
 
 import pytest
-
-
-@dataclass
-class Fault:
-    """One kind of fault. Nothing may be lost, and nothing wrong may be returned silently."""
-
-    name: str
-    tries: int = 0
-    lost: list[str] = field(default_factory=list)
-    silently_wrong: list[str] = field(default_factory=list)
-
-    def tried(self, what: str, *, lost: bool = False, silently_wrong: bool = False) -> None:
-        """Enter one try."""
-        self.tries += 1
-        self.lost += [what] * lost
-        self.silently_wrong += [what] * silently_wrong
-
-
-LEDGER = pytest.StashKey[dict[str, Fault]]()
+from fault_ledger import LEDGER, Fault
 
 
 @pytest.fixture(scope="session")
@@ -45,18 +26,3 @@ def fault(ledger: dict[str, Fault]) -> Iterator[Callable[[str], Fault]]:
         assert line.tries > 0
         assert line.lost == []
         assert line.silently_wrong == []
-
-
-def pytest_terminal_summary(
-    terminalreporter: pytest.TerminalReporter, config: pytest.Config
-) -> None:
-    """The ledger as a table."""
-    found = config.stash.get(LEDGER, {})
-    if not found:
-        return
-    terminalreporter.section("faults")
-    width = max(len(name) for name in found)
-    terminalreporter.line(f"{'fault':{width}}  tries  lost  silently wrong")
-    for line in found.values():
-        counts = f"{line.tries:5}  {len(line.lost):4}  {len(line.silently_wrong):14}"
-        terminalreporter.line(f"{line.name:{width}}  {counts}")

@@ -3,7 +3,7 @@ import pytest
 import xarray as xr
 from matplotlib.figure import Figure
 
-from steercube.analysis.tables import conclude
+from steercube.analysis.tables import Tables
 from steercube.report.figures import _best_quantiles, _curves, _readable_on, draw
 
 pytestmark = pytest.mark.usefixtures("few_priors")
@@ -95,7 +95,7 @@ def test_every_panel_says_how_alike_its_curves_are(
 )
 def test_small_studies_are_drawn(labels: dict[str, list[str]], cells: xr.Dataset) -> None:
     part = cells.sel(labels)
-    for figure in draw(part, conclude(part)).values():
+    for figure in draw(part, Tables(part)).values():
         figure.canvas.draw()
 
 
@@ -106,6 +106,6 @@ def test_text_is_readable_on_its_cell() -> None:
 
 def test_a_best_layer_early_in_the_network_is_shown(cells: xr.Dataset) -> None:
     early = cells.assign_coords(n_layers=cells["n_layers"] * 20, depth=cells["depth"] / 20)
-    figure = draw(early, conclude(early))["depth_by_training"]
+    figure = draw(early, Tables(early))["depth_by_training"]
     low, _ = figure.axes[0].get_xlim()
     assert low < float((early["selected_layer"] / early["n_layers"]).min())

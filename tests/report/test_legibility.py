@@ -18,7 +18,7 @@ from steercube.analysis import refits, tables
 from steercube.analysis.agreement import MEAN_R
 from steercube.analysis.calibration import SCENARIOS
 from steercube.analysis.reduce import cells as reduce_to_cells
-from steercube.analysis.tables import R_EVERY_RESPONSE, R_OVER_LAYERS, conclude
+from steercube.analysis.tables import R_EVERY_RESPONSE, R_OVER_LAYERS
 from steercube.report.figures import draw
 from steercube.report.model_figures import draw_calibration
 from steercube.report.style import blank_figure
@@ -211,7 +211,7 @@ def figures(
         with pytest.MonkeyPatch.context() as patch:
             few = {name: of[-1:] for name, of in refits.PRIOR_SCALES.items()}
             patch.setattr(refits, "PRIOR_SCALES", few)
-            made = draw(parts[request.param], conclude(parts[request.param]))
+            made = draw(parts[request.param], tables.Tables(parts[request.param]))
     assert "layer_curves_gen_vs_logit" in made or request.param == "logits alone"
     return {name: Drawn(figure) for name, figure in made.items()}
 

@@ -44,10 +44,15 @@ def assets() -> Assets:
 
 
 @pytest.fixture(scope="module")
-def of_study(
-    study_tables: dict[str, pd.DataFrame], tmp_path_factory: pytest.TempPathFactory
-) -> Results:
-    return results_of(study_tables, tmp_path_factory.mktemp("study") / "qwen3")
+def of_study(tmp_path_factory: pytest.TempPathFactory) -> Results:
+    """The committed results, but for their calibration."""
+    return read_results(copied(tmp_path_factory.mktemp("study"), without="calibration"))
+
+
+def copied(folder: Path, *, without: str = "nothing") -> Path:
+    """The committed results of the study in a folder of their own."""
+    ignored = shutil.ignore_patterns("posteriors", without)
+    return Path(shutil.copytree(ROOT / "paper" / "qwen3", folder / "qwen3", ignore=ignored))
 
 
 def test_the_study_has_a_post_of_nine_sections(of_study: Results, assets: Assets) -> None:
@@ -225,9 +230,7 @@ def test_one_value_of_the_cube_changes_number_interval_and_sentence(
 def test_coverage_is_cited_where_it_was_simulated(
     of_study: Results, assets: Assets, tmp_path: Path
 ) -> None:
-    committed = ROOT / "paper" / "qwen3"
-    shutil.copytree(committed, tmp_path / "qwen3", ignore=shutil.ignore_patterns("posteriors"))
-    path = tmp_path / "qwen3" / "calibration" / "coverage.csv"
+    path = copied(tmp_path) / "calibration" / "coverage.csv"
     table = pd.read_csv(path)
     of_items = table.query("method == 'bootstrap' and takes_as_random == 'items'")
     shown = of_items.query("training == 0 and sd_model == 0.3")
@@ -238,10 +241,8 @@ def test_coverage_is_cited_where_it_was_simulated(
     assert "How often does an interval hold the truth" not in render(of_study, assets).markdown
 
 
-def test_results_that_were_edited_are_refused(
-    study_tables: dict[str, pd.DataFrame], tmp_path: Path
-) -> None:
-    results_of(study_tables, tmp_path / "qwen3")
+def test_results_that_were_edited_are_refused(tmp_path: Path) -> None:
+    copied(tmp_path)
     for name in ("numbers.json", "tables/models.md", "tables/effects.csv"):
         path = tmp_path / "qwen3" / name
         sound = path.read_bytes()

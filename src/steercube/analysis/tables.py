@@ -120,6 +120,9 @@ class Tables(Mapping[str, pd.DataFrame]):
             self.report(name)
         return self._made[name]
 
+    def __contains__(self, name: object) -> bool:
+        return name in self._makers
+
     def __iter__(self) -> Iterator[str]:
         return iter(self._makers)
 
