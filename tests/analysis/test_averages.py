@@ -153,6 +153,7 @@ def test_the_corrected_mean_is_nan_where_an_optimism_is(cells: xr.Dataset) -> No
     assert means.value.notnull().all()
 
 
+@pytest.mark.slow
 def test_intervals_over_models_cover_models_that_share_items() -> None:
     """4,000 draws of five models with model error and common item error: coverage 95 to
     97%, with a standard error of 0.35%. Without the common part it is under 90%: the control."""

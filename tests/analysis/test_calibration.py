@@ -7,6 +7,7 @@ from steercube.analysis.calibration import SCENARIOS, calibrate, coverage, recov
 from steercube.analysis.hierarchy import TERMS
 
 
+@pytest.mark.slow
 def test_a_small_calibration_runs_whole(study_cells: xr.Dataset) -> None:
     """Every scenario and method is there, and numbers do not depend on the workers."""
     one = calibrate(study_cells, n_simulations=4, n_workers=1, report=lambda line: None)

@@ -161,6 +161,7 @@ def test_a_large_effect_is_found_and_none_is_not(rng: np.random.Generator) -> No
     assert none.bayes_factor("training") < 1
 
 
+@pytest.mark.slow
 def test_the_interval_covers_the_truth() -> None:
     """200 draws of cells, sd_model 0.15 and 0.3; binomial, false alarms under 1 in 1,000."""
     for sd_model in (0.15, 0.3):

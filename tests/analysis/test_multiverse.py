@@ -99,6 +99,7 @@ def test_a_gap_in_all_specifications_has_the_least_p(
         assert found.medians[name].value == pytest.approx(-0.5 / (1 - 0.5 / 3), abs=0.1)
 
 
+@pytest.mark.slow
 def test_the_ps_of_no_gap_are_flat(six: xr.Dataset) -> None:
     """60 draws without a gap: p under 0.3 in 27% of ways; binomial, false alarms 1 in 1,000."""
     small = six.sel(concept=["one"])

@@ -29,6 +29,7 @@ def sampled(exact: Posterior) -> Sampled:
     return sample_cells(exact.effects, terms=TERM, n_draws=1200)
 
 
+@pytest.mark.slow
 def test_nuts_agrees_with_the_grid(exact: Posterior, sampled: Sampled) -> None:
     """Fixed seed; each of five means within 4 MCSE, false alarms 1 in 3,000."""
     assert failed_gates(sampled, exact) == []
@@ -88,6 +89,7 @@ def test_every_gate_can_fail(exact: Posterior, sampled: Sampled, change: object,
     assert any(said in problem for problem in problems)
 
 
+@pytest.mark.slow
 def test_the_model_of_items_finds_its_truth() -> None:
     """A short run: the residual's and the items' sd, settled by 1,200 rows, within 15%."""
     rng = np.random.default_rng(2)

@@ -308,6 +308,7 @@ def test_the_committed_cells_of_smollm2_are_those_of_its_cube() -> None:
 
 
 @needs_study
+@pytest.mark.slow
 def test_the_committed_cells_are_those_of_the_raw_files(study_cells: xr.Dataset) -> None:
     cube = study_cube(study_files(STUDY), read_facts(ROOT / "data" / "models.toml"))
     rebuilt = reduce_to_cells(cube)

@@ -212,6 +212,7 @@ def test_every_estimand_has_an_interval_around_its_value(
 N_CUBES = 400
 
 
+@pytest.mark.slow
 def test_the_default_interval_covers_the_truth(study_cells: xr.Dataset) -> None:
     """Coverage of d at the selected layer, on sweeps with the study's shape and known truth.
 
