@@ -15,6 +15,7 @@ from steercube.analysis.agreement import (
     disattenuated,
     matched_minus_mismatched,
     model_agreement,
+    orders_of,
     pooled_agreement,
     reliabilities,
     repeated_measures,
@@ -255,3 +256,14 @@ def test_r_and_its_p_are_of_the_items_that_answered(rng: np.random.Generator) ->
     )
     pooled = pooled_agreement(cells, concept="humour", models=["middle"])
     assert pooled.value == pytest.approx(r, abs=1e-5)
+
+
+def test_orders_are_all_of_few_and_random_ones_of_many(rng: np.random.Generator) -> None:
+    assert len(np.unique(orders_of(7, rng), axis=0)) == len(orders_of(7, rng)) == 5040
+    many = orders_of(8, rng)
+    assert many.shape == (5040, 8)
+    assert many[0].tolist() == list(range(8))
+    assert (np.sort(many, axis=1) == np.arange(8)).all()
+    # Each thing comes to each place alike: 630 times of 5,040, give or take 5 sd of 23.5.
+    counts = np.array([np.bincount(column, minlength=8) for column in many[1:].T])
+    assert (abs(counts - 630) < 118).all()

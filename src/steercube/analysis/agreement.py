@@ -17,7 +17,8 @@ model's pair of curves:
 import warnings
 from collections.abc import Sequence
 from importlib.util import find_spec
-from itertools import islice, permutations
+from itertools import permutations
+from math import factorial
 
 import numpy as np
 import pandas as pd
@@ -491,8 +492,8 @@ def agreement_against_effect(
 
     One least-squares slope a model (change of r per unit of effect), averaged, t over models: these
     concepts are held fixed, and the interval says nothing of others. `p_value` does: it exchanges
-    the concepts' effects, alike in all models, in every way (two-sided). Three concepts have six
-    orders, so that it cannot be below 1/6.
+    the concepts' effects, alike in all models, in every way, or beyond seven concepts in 5,040
+    ways at random (two-sided). Three concepts have six orders, so that it cannot be below 1/6.
     """
     table = _agreement_and_effect(cells, estimand, concepts, models)
     effect, r = (
@@ -502,14 +503,26 @@ def agreement_against_effect(
     slopes = _slopes(effect, r)
     if len(slopes) < 2:
         return Estimate.undefined("needs two models with three concepts in both measures")
-    orders = islice(permutations(range(effect.shape[1])), MAX_ORDERS)
-    exchanged = [abs(_slopes(effect[:, list(order)], r).mean()) for order in orders]
+    rng = stream(f"orders of concepts by {estimand}", seed=cells.attrs["seed"])
+    orders = orders_of(effect.shape[1], rng)
+    exchanged = [abs(_slopes(effect[:, order], r).mean()) for order in orders]
     return mean_of_models(
         slopes,
         level_of(cells),
         over="models, these concepts",
         p_value=float(np.mean(np.array(exchanged) >= abs(slopes.mean()) - 1e-12)),
     )
+
+
+def orders_of(n: int, rng: np.random.Generator) -> np.ndarray:
+    """Every order of `n` things, dims (order, thing); beyond MAX_ORDERS, so many at random.
+
+    The order as given is among them, so that a p-value from them is never 0.
+    """
+    if factorial(n) <= MAX_ORDERS:
+        return np.array(list(permutations(range(n))))
+    at_random = rng.permuted(np.tile(np.arange(n), (MAX_ORDERS - 1, 1)), axis=1)
+    return np.vstack([np.arange(n), at_random])
 
 
 def _slopes(effect: np.ndarray, r: np.ndarray) -> np.ndarray:
