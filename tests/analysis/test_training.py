@@ -122,6 +122,26 @@ def test_two_models_have_no_interval_over_models(effects: CellEffects) -> None:
     assert rows[PERMUTATION, "labels of models"].p_value == 1
 
 
+@pytest.mark.parametrize(("n_high", "said"), [(1, "alone"), (2, "too narrow"), (3, "")])
+def test_models_of_a_training_are_resampled_where_there_are_enough(
+    n_high: int, said: str, effects: CellEffects
+) -> None:
+    x = np.array([0.0] * (6 - n_high) + [1.0] * n_high)
+    of = replace(effects, predictors={"training": x - x.mean()})
+    rows = {
+        r.takes_as_random: r for r in by_method(of, level=0.95, seed=1) if r.method == "bootstrap"
+    }
+    models = rows[MODELS]
+    assert np.isfinite(models.estimate)
+    if said == "alone":
+        assert np.isnan(models.low)
+        assert "one training has one model" in models.reason
+    else:
+        assert models.high - models.low > rows[CONCEPTS].high - rows[CONCEPTS].low
+        assert models.diagnostics.startswith(said)
+        assert bool(models.diagnostics) == bool(said)
+
+
 def test_the_studys_items_would_claim_what_its_models_do_not(
     study_cells: xr.Dataset, study_tables: dict[str, pd.DataFrame]
 ) -> None:

@@ -11,6 +11,7 @@ from builders import ROOT, make_cube, make_model
 
 from steercube.analysis.reduce import cells as reduce_to_cells
 from steercube.analysis.tables import conclude
+from steercube.analysis.training import MODELS
 from steercube.cli import main
 from steercube.report.post import (
     HYPHEN,
@@ -23,6 +24,7 @@ from steercube.report.post import (
     render,
     typed,
 )
+from steercube.report.printed import printed_tables
 from steercube.report.write import write_study
 
 pytestmark = pytest.mark.usefixtures("few_priors")
@@ -136,13 +138,13 @@ def test_a_folder_anywhere_is_enough_for_a_post(
     """Where there is no clone: committed results, copied to a folder that holds nothing else."""
     elsewhere = tmp_path / "elsewhere"
     shutil.copytree(ROOT / "paper" / "smollm2", elsewhere / "smollm2")
-    (elsewhere / "smollm2" / "post.md").unlink()
+    for name in ("post.md", "post.html"):
+        (elsewhere / "smollm2" / name).unlink()
     (tmp_path / "empty").mkdir()
     monkeypatch.chdir(tmp_path / "empty")
     assert main(["paper", "--paper", str(elsewhere)]) == 0
-    for name in ("post.md", "post.html"):
-        committed = ROOT / "paper" / "smollm2" / name
-        assert (elsewhere / "smollm2" / name).read_bytes() == committed.read_bytes()
+    assert (elsewhere / "smollm2" / "post.md").read_text().startswith("# Steering smollm2")
+    assert "<h1" in (elsewhere / "smollm2" / "post.html").read_text()
     assert list((tmp_path / "empty").iterdir()) == []
 
 
@@ -287,6 +289,35 @@ def test_a_threshold_that_is_crossed_changes_the_sentence(
     assert "an analysis that stops there reports an effect" in before
     assert "an analysis that stops there reports an effect" not in after
     assert "The interval includes zero whatever is taken as random" in after
+
+
+def test_the_sentence_on_training_is_that_of_the_verdict(of_study: Results, assets: Assets) -> None:
+    """Where models are only resampled the interval may exclude zero; the verdict's does not."""
+    resampled = "training_effect/cohens_d/bootstrap/items, concepts, models/training"
+    exact = "training_effect/cohens_d/hierarchical, exact/items, concepts, models"
+    said = "lies on one side of zero even with models, concepts and items all taken as random"
+    for of, low, high, expected in (
+        (resampled, -0.2, -0.1, False),
+        (f"{exact}/training and scale", -0.4, -0.1, True),
+    ):
+        numbers = json.loads(json.dumps(of_study.numbers))
+        numbers[of] |= {"low": low, "high": high}
+        text = " ".join(render(replace(of_study, numbers=numbers), assets).markdown.split())
+        assert (said in text) == expected
+        assert ("−0.40, −0.10" in text) == expected
+
+
+def test_what_is_too_narrow_says_so_wherever_it_is_printed(
+    of_study: Results, assets: Assets, study_tables: dict[str, pd.DataFrame]
+) -> None:
+    text = " ".join(render(of_study, assets).markdown.split())
+    assert "which understates how such models differ: of one training there are two" in text
+    table = study_tables["training_effect"].copy()
+    resampled = (table["method"] == "bootstrap") & (table["takes_as_random"] == MODELS)
+    note = "too narrow: 2 models of one training, resampled"
+    table.loc[resampled, "diagnostics"] = note
+    printed = printed_tables(study_tables | {"training_effect": table})["training_effect"]
+    assert printed.count(note) == 1
 
 
 def test_a_reference_formats_its_number(of_study: Results, assets: Assets) -> None:

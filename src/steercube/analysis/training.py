@@ -48,6 +48,9 @@ REML = "REML, cells"
 PERMUTATION = "permutation of labels"
 BOOTSTRAP, MEANS = "bootstrap", "t over model means"
 BY_DESIGN = (BOOTSTRAP, MEANS, PERMUTATION)
+ENOUGH_TO_RESAMPLE = 3
+"""Models of a training from which their spread can be resampled without being understated much."""
+TOO_NARROW = "too narrow"
 ITEM_OUTCOME = "cohens_d"
 MAX_APART = 0.1
 """Posterior sds between the estimates of fits that agree."""
@@ -189,6 +192,12 @@ def _by_design(
         yield TrainingEffect(effects.outcome, BOOTSTRAP, ITEMS, reason=reason)
         return
     for takes, draws in _bootstraps(effects, table, high, seed, n_resamples).items():
+        if reason := _alone(takes, high):
+            yield TrainingEffect(
+                effects.outcome, BOOTSTRAP, takes, estimate=estimate, n_models=n_models,
+                reason=reason,
+            )  # fmt: skip
+            continue
         low, high_end = np.quantile(draws[np.isfinite(draws)], [(1 - level) / 2, (1 + level) / 2])
         yield TrainingEffect(
             effects.outcome, BOOTSTRAP, takes, estimate=estimate, low=float(low),
@@ -238,10 +247,23 @@ def adjusted_means(table: np.ndarray) -> np.ndarray | None:
     return solution[:n_models] + solution[n_models:][ran].mean()
 
 
-def _bootstrap_note(takes: str, high: np.ndarray) -> str:
-    if takes in (ITEMS, CONCEPTS):
+def _fewest(high: np.ndarray) -> int:
+    """Models of the training that has fewer."""
+    return int(min(high.sum(), (~high).sum()))
+
+
+def _alone(takes: str, high: np.ndarray) -> str:
+    """Why models cannot be resampled: drawn from one alone, they are that one every time."""
+    if takes in (ITEMS, CONCEPTS) or _fewest(high) > 1:
         return ""
-    return f"{int(high.sum())} {HIGH} models resampled: their spread is understated"
+    return "one training has one model, so resampling models says nothing of others like it"
+
+
+def _bootstrap_note(takes: str, high: np.ndarray) -> str:
+    """An interval over models that is drawn from two of a training is too narrow, and says so."""
+    if takes in (ITEMS, CONCEPTS) or _fewest(high) >= ENOUGH_TO_RESAMPLE:
+        return ""
+    return f"{TOO_NARROW}: {_fewest(high)} models of one training, resampled"
 
 
 def _bootstraps(

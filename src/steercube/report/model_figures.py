@@ -13,7 +13,15 @@ from steercube.analysis.design import POWER
 from steercube.analysis.effects import NAMES
 from steercube.analysis.hierarchy import OUTCOMES
 from steercube.analysis.multiverse import CHOICES, DISTINCT
-from steercube.analysis.training import ALONE, BOTH, CONCEPTS, GRID, ITEMS, PERMUTATION
+from steercube.analysis.training import (
+    ALONE,
+    BOTH,
+    CONCEPTS,
+    GRID,
+    ITEMS,
+    PERMUTATION,
+    TOO_NARROW,
+)
 from steercube.report.style import (
     OTHER_COLOUR,
     SMALL,
@@ -131,7 +139,8 @@ def _draw_methods(ax: Axes, outcome: str, rows: pd.DataFrame, methods: Sequence[
 def _method(row: pd.Series) -> str:
     """A method in few words: what it takes as random, or what it holds fixed beside training."""
     if row["method"] == "bootstrap":
-        return f"bootstrap: {row['takes_as_random']}"
+        warned = str(row.get("diagnostics")).startswith(TOO_NARROW)
+        return f"bootstrap: {row['takes_as_random']}" + (f" ({TOO_NARROW})" if warned else "")
     return _adjusting(row["method"], row["adjusted"])
 
 

@@ -8,6 +8,7 @@ import numpy as np
 import pandas as pd
 
 from steercube.analysis.effects import NAMES
+from steercube.analysis.training import TOO_NARROW
 
 NONE = "–"
 Tables = Mapping[str, pd.DataFrame]
@@ -83,11 +84,19 @@ def training_effect(table: pd.DataFrame) -> pd.DataFrame:
             "method": of["method"],
             "takes as random": of["takes_as_random"],
             "held fixed beside training": of["adjusted"].map(_held_fixed),
-            "full RL minus distilled, d": [_interval(r, "estimate") for r in of.to_dict("records")],
+            "full RL minus distilled, d": [_with_warning(r) for r in of.to_dict("records")],
             "p": of["p_value"].map(_decimals),
             "P(below zero)": of["probability_negative"].map(_decimals),
         }
     )
+
+
+def _with_warning(row: Mapping[str, Any]) -> str:
+    """The interval, and what its row says against it."""
+    shown = _interval(row, "estimate")
+    if str(row["diagnostics"]).startswith(TOO_NARROW):
+        return f"{shown}, {row['diagnostics']}"
+    return f"{shown}; {row['reason']}" if row["reason"] else shown
 
 
 def _held_fixed(adjusted: str) -> str:
