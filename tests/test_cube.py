@@ -333,6 +333,36 @@ def test_a_control_adds_nothing_at_strength_0_either(
         check_cube(controlled)
 
 
+def of_revisions(cube: xr.Dataset, *revisions: str, hf_id: str = "made/one") -> xr.Dataset:
+    told = {"revision": ("model", list(revisions)), "hf_id": ("model", [hf_id] * 3)}
+    return cube.assign_coords(told)
+
+
+FILES, COMMIT = "files:" + "1a" * 32, "2b" * 20
+
+
+def test_a_model_is_held_once_under_one_name(cube: xr.Dataset) -> None:
+    """Its weights are known by a hash of their files, or by a commit and its repository."""
+    for allowed in (("", "", ""), (FILES, FILES[:-1], ""), (COMMIT, "3c" * 20, "")):
+        check_cube(of_revisions(cube, *allowed))
+    check_cube(cube.assign_coords(revision=("model", [COMMIT] * 3)))
+    for twice in (FILES, COMMIT):
+        with pytest.raises(ValueError, match="models 'large' and 'small' are the same weights, "):
+            check_cube(of_revisions(cube, twice, "", twice))
+
+
+def test_one_model_under_two_names_is_not_merged(cube: xr.Dataset) -> None:
+    """In one number format or in two."""
+    one = part(cube, model="small").assign_coords(revision=("model", [FILES]))
+    two = part(cube, model="large").assign_coords(revision=("model", [FILES]))
+    for other in (two, two.assign_attrs(dtype="bfloat16")):
+        with pytest.raises(
+            ValueError, match=r"(?s)the merged cube .* are the same weights, files:"
+        ):
+            merge_cubes([one, other])
+    merge_cubes([one, two.assign_coords(revision=("model", ["files:" + "5e" * 32]))])
+
+
 @pytest.mark.parametrize(
     ("label", "said"),
     [

@@ -8,7 +8,7 @@ conclusions, figures) reads this file and nothing else; whatever collects writes
 
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -406,8 +406,33 @@ def _label_problems(cube: xr.Dataset) -> list[str]:
     return problems
 
 
+COMMIT_OF_HUB = re.compile("[0-9a-f]{7,64}")
+
+
+def same_weights(models: Iterable[tuple[str, str, str]]) -> list[str]:
+    """A line for all names of the same weights, from (name, hf_id, revision) of each model.
+
+    A hash of the content (`files:...`) identifies weights by itself, a commit together with its
+    repository; where neither was recorded nothing is known, and nothing is said.
+    """
+    names: dict[tuple[str, str], list[str]] = {}
+    for name, hf_id, revision in dict.fromkeys(models):
+        if ":" in revision:
+            names.setdefault(("", revision), []).append(name)
+        elif hf_id and COMMIT_OF_HUB.fullmatch(revision):
+            names.setdefault((hf_id, revision), []).append(name)
+    return [
+        f"models {' and '.join(map(repr, sorted(of_one)))} are the same weights, "
+        f"{' at '.join(filter(None, weights))}: a cube holds a model once, under one name and in "
+        "one number format. Leave one of them out, or keep it in a cube of its own (another --out)"
+        for weights, of_one in names.items()
+        if len(set(of_one)) > 1
+    ]
+
+
 def _model_problems(cube: xr.Dataset) -> list[str]:
-    problems = []
+    facts = (cube[name].values.tolist() for name in ("model", "hf_id", "revision"))
+    problems = same_weights(zip(*facts, strict=True))
     for name, allowed in {"training": TRAININGS, "architecture": ARCHITECTURES}.items():
         wrong = {
             str(model): str(label)

@@ -334,6 +334,45 @@ def test_consolidate_refuses_units_of_two_models_of_a_name(tmp_path: Path) -> No
         assert said in str(error.value)
 
 
+def test_a_model_folder_under_another_name_is_the_same_model(tmp_path: Path) -> None:
+    """By the hash of its files, or the hub's commit: refused before anything is run."""
+    for revision in ("files:" + "1" * 64, "2" * 40):
+        folder = tmp_path / revision[:5]
+        folder.mkdir()
+        ours = replace(tiny.decoder(), revision=revision)
+        out = run(folder, ours, concepts={"honesty": tiny.CONCEPTS["honesty"]})
+        before = out.read_bytes()
+        renamed = replace(ours, name="link", facts=replace(ours.facts, name="link"))
+        half = tiny.decoder(dtype=torch.bfloat16)
+        half = replace(half, name="link", revision=revision, facts=renamed.facts)
+        for other in (renamed, half):
+            other.blocks[0].register_forward_hook(lambda *_: pytest.fail("the model was run"))
+            for options in ({}, {"resume": True}):
+                with pytest.raises(
+                    ValueError, match="models 'link' and 'tiny-llama' are the same weights"
+                ):
+                    run(folder, other, **options)
+            other.blocks[0]._forward_hooks.clear()
+        assert out.read_bytes() == before
+    sound = replace(renamed, revision="3" * 40)
+    assert open_cube(run(folder, sound, concepts={"honesty": tiny.CONCEPTS["honesty"]}))[
+        "model"
+    ].values.tolist() == ["link", "tiny-llama"]
+
+
+def test_consolidate_refuses_one_model_under_two_names(tmp_path: Path) -> None:
+    """Two jobs that ran at once, and saw nothing of each other."""
+    ours = replace(tiny.decoder(), revision="files:" + "1" * 64)
+    honesty = {"honesty": tiny.CONCEPTS["honesty"]}
+    run(tmp_path, ours, concepts=honesty)
+    (tmp_path / "apart").mkdir()
+    link = replace(ours, name="link", facts=replace(ours.facts, name="link"))
+    apart = shards_of(run(tmp_path / "apart", link, concepts=honesty))
+    shutil.copytree(apart / "link", shards_of(tmp_path / "mine.nc") / "link")
+    with pytest.raises(ValueError, match="models 'link' and 'tiny-llama' are the same weights"):
+        write_cube(tmp_path / "mine.nc")
+
+
 def test_a_cube_is_not_replaced_by_a_smaller_one(tmp_path: Path) -> None:
     out = run(tmp_path)
     before = out.read_bytes()

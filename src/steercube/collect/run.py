@@ -5,7 +5,6 @@ import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
-from itertools import combinations
 from pathlib import Path
 from typing import Any
 
@@ -26,8 +25,8 @@ from steercube.collect.shards import (
     held_outcomes,
     lost_outcomes,
     other_settings,
+    told_apart,
     told_in,
-    told_otherwise,
     whole_outcomes,
 )
 from steercube.collect.unit import Unit
@@ -154,8 +153,7 @@ def _require_one_cube(folder: Path, units: Sequence[Unit]) -> None:
         for other in others
         for line in differences(outcome.shared_settings, other)
     }
-    told = [*told_in(folder), *(unit.told for unit in units)]
-    problems |= {line for one, two in combinations(told, 2) for line in told_otherwise(one, two)}
+    problems |= told_apart([*told_in(folder), *(unit.told for unit in units)])
     raise_if_any(sorted(problems), what=f"one cube with the shards in {folder} (or change --out)")
 
 

@@ -32,6 +32,7 @@ from steercube.cube import (
     Model,
     blank_cube,
     check_cube,
+    same_weights,
 )
 from steercube.schema import raise_if_any
 
@@ -207,8 +208,17 @@ def told_in(folder: Path) -> list[Told]:
     return found
 
 
+def told_apart(told: Sequence[Told]) -> set[str]:
+    """Why units cannot share a cube, from what they say of themselves."""
+    problems = {line for one, two in combinations(told, 2) for line in told_otherwise(one, two)}
+    models = [unit.model for unit in told]
+    return problems | set(
+        same_weights((model["name"], model["hf_id"], model["revision"]) for model in models)
+    )
+
+
 def told_otherwise(one: Told, two: Told) -> list[str]:
-    """How what two units say keeps them out of one cube: facts of one model, items of both.
+    """Why two units cannot share a cube: other facts of one model, or one item in both concepts.
 
     Where its weights were does not matter: their revision is a setting.
     """
@@ -285,8 +295,7 @@ def consolidate(
         raise ValueError(f"{folder} holds no model x concept whose shards are all there")
     settings = [settings_of(outcome) for unit in units for outcome in unit.outcomes]
     problems = {line for one, two in combinations(settings, 2) for line in differences(one, two)}
-    told = [told_of(unit.vectors.attrs) for unit in units]
-    problems |= {line for one, two in combinations(told, 2) for line in told_otherwise(one, two)}
+    problems |= told_apart([told_of(unit.vectors.attrs) for unit in units])
     raise_if_any(sorted(problems), what=f"one cube of the shards in {folder}")
     cube = _frame(units, strengths=settings[0]["strengths"])
     for unit in units:
@@ -303,7 +312,7 @@ def _unit(folder: Path) -> UnitShards:
     of_vectors = _load(folder / "vectors.nc")
     keys = {folder / "vectors.nc": of_vectors.attrs["key"]}
     joined: dict[str, xr.Dataset | None] = dict.fromkeys(SHARD_KINDS)
-    lacking = []
+    lacking: list[str] = []
     for outcome, join in {"samples": _joined_samples, "generations": _joined_generations}.items():
         found = {path: _load(path) for path in sorted(folder.glob(f"{outcome}-*.nc"))}
         raise_if_any(_strays(folder, of_vectors, found), what=f"one unit of the shards in {folder}")
