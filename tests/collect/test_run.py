@@ -27,6 +27,7 @@ from steercube.cli import main
 from steercube.collect import outcomes as outcomes_module
 from steercube.collect import shards as shards_module
 from steercube.collect import sweep as sweep_module
+from steercube.collect import unit as unit_module
 from steercube.collect.rank import Rank
 from steercube.collect.readout import readout_of
 from steercube.collect.run import shards_of, write_cube
@@ -371,6 +372,26 @@ def test_consolidate_refuses_one_model_under_two_names(tmp_path: Path) -> None:
     shutil.copytree(apart / "link", shards_of(tmp_path / "mine.nc") / "link")
     with pytest.raises(ValueError, match="models 'link' and 'tiny-llama' are the same weights"):
         write_cube(tmp_path / "mine.nc")
+
+
+def test_shards_made_again_under_other_versions_are_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A resumed run goes on; its cube names every set of versions, as a merged cube does."""
+    plan = replace(tiny.PLAN, outcomes=("logit",))
+    honesty = {"honesty": tiny.CONCEPTS["honesty"]}
+    out = run(tmp_path, plan=plan, concepts=honesty)
+    (alone,) = open_cube(out).attrs["versions"].splitlines()
+    earlier = unit_module.version
+    monkeypatch.setattr(
+        unit_module, "version", lambda name: "9.9" if name == "torch" else earlier(name)
+    )
+    next(tmp_path.rglob("samples-0000-*.nc")).unlink()
+    run(tmp_path, plan=plan, concepts=honesty, resume=True)
+    lines = [json.loads(line) for line in open_cube(out).attrs["versions"].splitlines()]
+    assert lines == sorted([json.loads(alone), json.loads(alone) | {"torch": "9.9"}], key=str)
+    manifest = json.loads(out.with_name("mine.manifest.json").read_text())
+    assert "9.9" in manifest["attributes"]["versions"]
 
 
 def test_a_cube_is_not_replaced_by_a_smaller_one(tmp_path: Path) -> None:

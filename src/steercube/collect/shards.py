@@ -253,6 +253,8 @@ class UnitShards(NamedTuple):
     keys: dict[Path, str]
     lacking: list[str]
     """What is left out of the cube, since not all of its shards are there."""
+    versions: set[str]
+    """The library versions that its shards were made with, a JSON object each."""
 
     @property
     def layers(self) -> list[int]:
@@ -313,6 +315,7 @@ def _unit(folder: Path) -> UnitShards:
     keys = {folder / "vectors.nc": of_vectors.attrs["key"]}
     joined: dict[str, xr.Dataset | None] = dict.fromkeys(SHARD_KINDS)
     lacking: list[str] = []
+    versions = _versions([of_vectors])
     for outcome, join in {"samples": _joined_samples, "generations": _joined_generations}.items():
         found = {path: _load(path) for path in sorted(folder.glob(f"{outcome}-*.nc"))}
         raise_if_any(_strays(folder, of_vectors, found), what=f"one unit of the shards in {folder}")
@@ -324,10 +327,17 @@ def _unit(folder: Path) -> UnitShards:
             lacking.append(f"{folder} has no {outcome} of {missing} yet")
         else:
             joined[outcome] = join(shards)
+            versions |= _versions(shards)
             keys |= {path: shard.attrs["key"] for path, shard in found.items()}
     if not any(folder.glob("*-*.nc")):
         lacking.append(f"{folder} has vectors alone")
-    return UnitShards(of_vectors, **joined, keys=keys, lacking=lacking)
+    return UnitShards(of_vectors, **joined, keys=keys, lacking=lacking, versions=versions)
+
+
+def _versions(shards: Iterable[xr.Dataset]) -> set[str]:
+    """The library versions that the shards say they were made with."""
+    said = [json.loads(shard.attrs.get("of_cube", "{}")) for shard in shards]
+    return {of_cube["versions"] for of_cube in said if "versions" in of_cube}
 
 
 def _strays(folder: Path, of_vectors: xr.Dataset, shards: Mapping[Path, xr.Dataset]) -> list[str]:
@@ -464,7 +474,8 @@ def _frame(units: Sequence[UnitShards], *, strengths: Sequence[float]) -> xr.Dat
         dict(sorted(items.items())),
         layers=sorted({layer for unit in units for layer in unit.layers}),
         strengths=strengths,
-        attrs=_joined([unit.said("of_cube") for unit in units]),
+        attrs=_joined([unit.said("of_cube") for unit in units])
+        | {"versions": "\n".join(sorted(set().union(*(unit.versions for unit in units))))},
     )
 
 
