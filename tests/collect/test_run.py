@@ -6,6 +6,7 @@ import shutil
 import subprocess
 import sys
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +31,7 @@ from steercube.collect import sweep as sweep_module
 from steercube.collect import unit as unit_module
 from steercube.collect.rank import Rank
 from steercube.collect.readout import readout_of
-from steercube.collect.run import shards_of, write_cube
+from steercube.collect.run import collect, shards_of, write_cube
 from steercube.collect.shards import held
 from steercube.cube import UNSTEERED, open_cube
 
@@ -413,6 +414,61 @@ def test_a_cube_is_not_replaced_by_a_smaller_one(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="tiny-llama x humour"):
         write_cube(out)
     assert out.read_bytes() == before
+
+
+def test_a_cube_with_notes_is_not_replaced(whole: Path, tmp_path: Path) -> None:
+    """Neither the cube nor its vectors, by neither way to them, however the notes were saved."""
+    shutil.copytree(whole.parent, tmp_path / "copy")
+    out = tmp_path / "copy" / "mine.nc"
+    write_cube(out, report=lambda line: None)
+    beside = out.with_name("mine.vectors.nc")
+    for path, ways in {
+        out: (partial(write_cube, out), partial(run, out.parent, resume=True)),
+        beside: (partial(write_cube, out),),
+    }.items():
+        sound = path.read_bytes()
+        noted = netcdf.load(path).assign_attrs(note="mind the gap")
+        for save, said in {
+            netcdf.save: "its attribute 'note' would be lost",
+            xr.Dataset.to_netcdf: "It is not replaced: move it away",
+        }.items():
+            save(noted, path)
+            before = path.read_bytes()
+            for way in ways:
+                with pytest.raises(ValueError, match=said):
+                    way()
+            assert path.read_bytes() == before
+        path.write_bytes(sound)
+
+
+def test_the_remains_of_a_cube_are_replaced_with_a_word(whole: Path, tmp_path: Path) -> None:
+    shutil.copytree(whole.parent, tmp_path / "copy")
+    out = tmp_path / "copy" / "mine.nc"
+    out.write_bytes(out.read_bytes()[:5000])
+    said: list[str] = []
+    write_cube(out, report=said.append)
+    assert f"{out}: cannot be read" in said[0]
+    assert open_cube(out).identical(open_cube(whole))
+    out.write_bytes(out.read_bytes()[:5000])
+    run(out.parent, resume=True)
+    assert open_cube(out).identical(open_cube(whole))
+
+
+def test_a_cube_is_named_as_it_was_collected(
+    whole: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """`z` would share the shards of `z.nc` and replace its manifest."""
+    shutil.copytree(whole.parent, tmp_path / "copy")
+    folder = tmp_path / "copy"
+    before = {path: path.read_bytes() for path in folder.glob("*.*") if path.is_file()}
+    assert main(["consolidate", "--out", str(folder / "mine")]) == 2
+    assert "name a .nc file in a folder" in capsys.readouterr().err
+    with pytest.raises(ValueError, match=r"is no name for a cube; call it mine\.nc"):
+        write_cube(folder / "mine")
+    with pytest.raises(ValueError, match=r"is no name for a cube; call it mine\.nc"):
+        collect(tiny.decoder(), tiny.CONCEPTS, tiny.PLAN, folder / "mine", resume=True)
+    assert {path: path.read_bytes() for path in folder.glob("*") if path.is_file()} == before
+    assert main(["consolidate", "--out", str(folder / "mine.nc")]) == 0
 
 
 def test_units_of_other_settings_do_not_share_a_cube(whole: Path, tmp_path: Path) -> None:

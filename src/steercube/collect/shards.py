@@ -23,7 +23,6 @@ import xarray as xr
 from steercube import netcdf
 from steercube.answers import answer_of
 from steercube.cube import (
-    OF_A_CELL,
     RESPONSE_VARIABLES,
     STATUS,
     UNSTEERED,
@@ -378,64 +377,6 @@ def whole_outcomes(folder: Path) -> set[tuple[Path, str]]:
         kinds = dict(zip(SHARD_KINDS, (unit.samples, unit.generations), strict=True))
         found |= {(path.parent, kind) for kind, part in kinds.items() if part is not None}
     return found
-
-
-class Extent(NamedTuple):
-    """What is there of one outcome of a unit."""
-
-    layers: set[int]
-    strengths: set[float]
-    items: set[str]
-
-
-Extents = Mapping[tuple[str, str, str], Extent]
-"""By model, concept and kind of shards."""
-
-
-def held_outcomes(cube: xr.Dataset) -> Extents:
-    """Whatever a cube holds."""
-    found = {}
-    swept = cube["cell_status"].isin([STATUS["complete"], STATUS["nonfinite"]])
-    ids = cube["item_id"].to_series()
-    for model, concept in swept.any("layer").to_series().loc[lambda any_: any_].index:
-        at = {"model": model, "concept": concept}
-        measured = cube["logit_diff"].sel(at).notnull().any(("layer", "sample"))
-        found[model, concept, "samples"] = Extent(
-            set(cube["layer"].values[swept.sel(at).values].tolist()),
-            set(cube["strength"].values[measured.values].tolist()),
-            set(ids[concept]) - {""},
-        )
-    if "response_text" in cube:
-        table = cube[list(OF_A_CELL)].to_dataframe()
-        for (model, concept), rows in table.groupby(["response_model", "response_concept"]):
-            found[str(model), str(concept), "generations"] = Extent(
-                set(rows["response_layer"]) - {UNSTEERED},
-                set(rows["response_strength"]),
-                set(ids[concept][rows["response_sample"]]),
-            )
-    return found
-
-
-def lost_outcomes(held: Extents, made: Extents) -> list[str]:
-    """What of `held` is not in `made`, a line each."""
-    lines = []
-    for (model, concept, kind), extent in held.items():
-        now = made.get((model, concept, kind))
-        if now is None:
-            lines.append(f"{model} x {concept} has no {kind} among its shards")
-            continue
-        missing: dict[str, set[Any]] = {
-            "layers": extent.layers - now.layers,
-            "strengths": extent.strengths - now.strengths,
-            "items": extent.items - now.items,
-        }
-        lines += [
-            f"{model} x {concept} would have {kind} without {len(lost)} of its {name}, "
-            f"{min(lost)} first"
-            for name, lost in missing.items()
-            if lost
-        ]
-    return lines
 
 
 def _joined_samples(shards: Sequence[xr.Dataset]) -> xr.Dataset:
