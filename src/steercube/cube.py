@@ -535,7 +535,7 @@ def _readout_problems(cube: xr.Dataset) -> list[str]:
     problems = [
         f"{values.name!r} must lie in [{low:g}, {high:g}]; it is {found:g}{_where(values, found)}"
         for values, low, high in bounded
-        for found in (float(values.min()), float(values.max()))
+        for found in {float(values.min()), float(values.max())}
         if found < low or found > high
     ]
     with np.errstate(invalid="ignore"):
