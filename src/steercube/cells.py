@@ -55,8 +55,25 @@ REASONS = {
     "no_baseline": 7,
     "one_letter": 8,
     "unstable": 9,
+    "not_recorded": 10,
 }
-"""Why a statistic or its interval is NaN; `unstable` is one undefined in over 1% of resamples."""
+"""Why a statistic or its interval is NaN; `unstable` is one undefined in over 1% of resamples, and
+`not_recorded` one of an estimand that the cells in a file lack."""
+ESTIMAND_UNITS = {
+    "delta": "nat",
+    "cohens_d": "1",
+    "hedges_g": "1",
+    "glass_delta_negative": "1",
+    "glass_delta_baseline": "1",
+    "d_z": "1",
+    "within_letter_d": "1",
+    "content_shift": "nat",
+    "letter_shift": "nat",
+    "steerability_slope": "nat per unit strength",
+    "anti_steerable_share": "1",
+}
+"""The labels of the dimension `estimand`, with their units. Cells in a file may lack some of them;
+`open_cells` adds those."""
 
 PAIR = ("estimand", "model", "concept")
 BETWEEN_MODELS = ("estimand", "concept", "model", "model_other")
@@ -332,10 +349,39 @@ def save_cells(cells: xr.Dataset, path: str | Path) -> str:
 
 
 def open_cells(path: str | Path) -> xr.Dataset:
-    """The cells in `path`, checked. Raises ValueError with every violation, FileNotFoundError."""
+    """The cells in `path`, checked, with every estimand: NaN and `not_recorded` where they lack it.
+
+    Raises ValueError with every violation, FileNotFoundError.
+    """
     cells = netcdf.load(path)
     check_cells(cells, what=str(path))
-    return cells
+    return with_every_estimand(cells)
+
+
+def with_every_estimand(cells: xr.Dataset) -> xr.Dataset:
+    """The cells with every estimand that a table may ask for; `cells` itself where none is lacking.
+
+    Whoever reduced them kept fewer, or used a steercube that knew fewer.
+    """
+    lacking = [name for name in ESTIMAND_UNITS if name not in cells.indexes["estimand"]]
+    if not lacking:
+        return cells
+    grown = cells.reindex(
+        estimand=[*cells.indexes["estimand"], *lacking],
+        fill_value={
+            **dict.fromkeys(("reason", "selected_reason"), REASONS["not_recorded"]),
+            "estimand_units": "",
+        },
+    )
+    units = [*cells["estimand_units"].values, *(ESTIMAND_UNITS[name] for name in lacking)]
+    of_units = ("estimand", np.array(units, dtype=str), cells["estimand_units"].attrs)
+    return grown.assign_coords(estimand_units=of_units)
+
+
+def unrecorded_estimands(cells: xr.Dataset) -> list[str]:
+    """The estimands that `with_every_estimand` added."""
+    recorded = (cells["reason"] != REASONS["not_recorded"]).any(CELL)
+    return [str(name) for name in cells["estimand"].values[~recorded.values]]
 
 
 def compare_cells(
