@@ -44,7 +44,7 @@ class Outcome(Protocol):
 
     @property
     def name(self) -> str:
-        """How its shards begin, one of `shards.OUTCOMES`."""
+        """How its shards begin, one of `shards.SHARD_KINDS`."""
 
     @property
     def items(self) -> list[int]:
