@@ -10,7 +10,7 @@ from builders import ROOT, make_cube, with_controls
 
 from steercube import netcdf
 from steercube.cube import open_cube, save_cube
-from steercube.replacing import lost_names, names_of_the_contract, require_no_loss
+from steercube.replacing import lost_names, merge_files, names_of_the_contract, require_no_loss
 
 
 @pytest.fixture
@@ -130,3 +130,46 @@ def test_vectors_are_read_as_any_file(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="of another kind") as error:
         netcdf.load(tmp_path / "v.nc")
     assert not isinstance(error.value, netcdf.Remains)
+
+
+def test_files_are_merged_into_one(cube: xr.Dataset, tmp_path: Path) -> None:
+    """Into a new file, then into one of those that are merged."""
+    for model in cube["model"].values:
+        save_cube(cube.sel(model=[model]), tmp_path / f"{model}.nc")
+    paths = [tmp_path / f"{model}.nc" for model in ("small", "middle")]
+    said: list[str] = []
+    merged = merge_files(paths, tmp_path / "two.nc", report=said.append)
+    assert said[0].startswith(f"wrote {tmp_path / 'two.nc'}\n\nA made-up sweep")
+    assert open_cube(tmp_path / "two.nc").drop_attrs().equals(merged.drop_attrs())
+    merge_files(
+        [tmp_path / "two.nc", tmp_path / "large.nc"], tmp_path / "two.nc", report=said.append
+    )
+    every = open_cube(tmp_path / "two.nc").sel(model=cube["model"].values)
+    assert every.drop_attrs(deep=False).identical(cube.drop_attrs(deep=False))
+
+
+def test_files_that_cannot_be_merged_are_named(cube: xr.Dataset, tmp_path: Path) -> None:
+    one, two, out = (tmp_path / f"{name}.nc" for name in ("one", "two", "out"))
+    save_cube(cube, one)
+    other = cube.copy(deep=True)
+    for name in ("logit_diff", "logprob_matching"):
+        other[name].loc["small", "honesty", 3, 1.0, 0] -= 1
+    save_cube(other, two)
+    with pytest.raises(
+        ValueError, match=r"one\.nc, .*two\.nc: merging(?s:.*)'logit_diff' differs at 1"
+    ):
+        merge_files([one, two], out)
+    with pytest.raises(ValueError, match=r"needs two cubes or more; named was .*one\.nc"):
+        merge_files([one], out)
+    with pytest.raises(FileNotFoundError, match=r"none\.nc: no such file"):
+        merge_files([one, tmp_path / "none.nc"], out)
+    assert not out.exists()
+
+
+def test_merging_replaces_no_cube_that_holds_more(cube: xr.Dataset, tmp_path: Path) -> None:
+    for model in ("small", "middle"):
+        save_cube(cube.sel(model=[model]), tmp_path / f"{model}.nc")
+    save_cube(cube, tmp_path / "all.nc")
+    paths = [tmp_path / "small.nc", tmp_path / "middle.nc"]
+    with pytest.raises(ValueError, match=r"replacing .*all\.nc(?s:.*)large x honesty has no"):
+        merge_files(paths, tmp_path / "all.nc")

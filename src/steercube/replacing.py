@@ -4,14 +4,25 @@ A cube is made from shards or from published files, but what lies at its path ma
 of an earlier run, a note that somebody added. It is replaced only by a cube that holds all of it.
 """
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import xarray as xr
 
 from steercube import netcdf
-from steercube.cube import ATTRIBUTES, DIMS, OF_A_CELL, STATUS, UNSTEERED, VARIABLES, open_cube
+from steercube.cube import (
+    ATTRIBUTES,
+    DIMS,
+    OF_A_CELL,
+    STATUS,
+    UNSTEERED,
+    VARIABLES,
+    merge_cubes,
+    open_cube,
+    save_cube,
+    summarise_cube,
+)
 from steercube.schema import raise_if_any
 
 Report = Callable[[str], None]
@@ -26,6 +37,28 @@ def require_no_loss(out: Path, cube: xr.Dataset, *, report: Report = print) -> N
     if earlier is not None:
         lost = lost_outcomes(held_outcomes(earlier), held_outcomes(cube))
         raise_if_any([*lost_names(earlier, names_in(cube)), *lost], what=replacing(out))
+
+
+def merge_files(
+    paths: Sequence[str | Path], out: str | Path, *, report: Report = print
+) -> xr.Dataset:
+    """Write one cube with every cell of the cubes in `paths` to `out`, and return it.
+
+    `out` may be one of them. Raises ValueError where they contradict each other, by the rules of
+    `merge_cubes`, and where `out` holds anything that none of them does.
+    """
+    named = ", ".join(map(str, paths))
+    if len(paths) < 2:
+        raise ValueError(f"merging needs two cubes or more; named was {named or 'none'}")
+    cubes = [open_cube(path) for path in paths]
+    try:
+        merged = merge_cubes(cubes)
+    except ValueError as error:
+        raise ValueError(f"{named}: {error}") from error
+    require_no_loss(Path(out), merged, report=report)
+    save_cube(merged, out)
+    report(f"wrote {out}\n\n{summarise_cube(merged)}")
+    return merged
 
 
 def earlier_file(
