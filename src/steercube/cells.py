@@ -18,13 +18,16 @@ import xarray as xr
 from steercube import netcdf
 from steercube.cube import (
     ARCHITECTURES,
+    BOUNDS,
     CELL,
     LABELS,
     MODEL_VARIABLES,
     RATE_VARIABLES,
     RECEIPT_VARIABLES,
+    ROUNDING,
     TRAININGS,
     VECTOR_VARIABLES,
+    out_of_bounds,
 )
 from steercube.schema import (
     Variable,
@@ -290,6 +293,11 @@ def _value_problems(cells: xr.Dataset) -> list[str]:
         if not isinstance(cells.attrs[name], int) or cells.attrs[name] < 0:
             problems.append(f"attribute {name!r} is {cells.attrs[name]!r}, no whole number from 0")
     problems += _needs(cells)
+    problems += out_of_bounds(
+        (cells[name], *bounds) for name, bounds in CELL_BOUNDS.items() if name in cells.variables
+    )
+    if (cells["n_valid_items"] > cells["n_items"]).any():
+        problems.append("'n_valid_items' is above 'n_items' for some concept")
     unexplained = cells["estimate"].isnull() & (cells["reason"] == REASONS["defined"])
     if unexplained.any():
         problems.append(f"'estimate' is NaN without a reason at {int(unexplained.sum())} place(s)")
@@ -306,6 +314,19 @@ def _value_problems(cells: xr.Dataset) -> list[str]:
         problems.append("'selection_frequency' must sum to 1 over layers wherever one is selected")
     return problems
 
+
+SHARES = (
+    *("selection_frequency", "response_match_rate", "response_valid_rate"),
+    *("published_response_match_rate", "responses_read_alike"),
+    *("best_response_p",),
+)
+CELL_BOUNDS = (
+    BOUNDS
+    | dict.fromkeys(SHARES, (-ROUNDING, 1 + ROUNDING))
+    | dict.fromkeys(("correlation", "response_r"), (-1 - ROUNDING, 1 + ROUNDING))
+    | dict.fromkeys(("sd", "n_responses", "n_items", "n_valid_items"), (0, np.inf))
+)
+"""What a statistic cannot leave, with room for rounding."""
 
 NEEDED = {"estimand": ("cohens_d", "delta"), "strength": (-1, 1), "quantile": (0.5,)}
 """Labels without which there is no conclusion."""
@@ -329,9 +350,11 @@ def _needs(cells: xr.Dataset) -> list[str]:
         problems.append("'n_params' must be positive and finite for every model")
     if np.isinf(cells["estimate"]).any():
         problems.append("'estimate' is infinite somewhere; what is undefined is NaN, with a reason")
-    unknown = sorted(set(np.unique(cells["reason"])) - set(REASONS.values()))
-    if unknown:
-        problems.append(f"'reason' holds {unknown}; it may hold {REASONS}")
+    problems += [
+        f"{name!r} holds {unknown}; it may hold {REASONS}"
+        for name in ("reason", "selected_reason")
+        if (unknown := sorted(set(np.unique(cells[name]).tolist()) - set(REASONS.values())))
+    ]
     selected = cells["selected_layer"].values
     strays = sorted(set(selected[np.isfinite(selected)]) - set(cells["layer"].values.tolist()))
     if strays:

@@ -222,9 +222,9 @@ BOUNDS = (
 )
 MOST_OF_BOTH = 0.01
 """Nats by which the two answers' joint log-probability may exceed 0: bfloat16 rounds to 0.004."""
-APART_IN_FLOAT32, APART_IN_16_BITS = 1e-3, 0.25
-"""Nats between two computations of the same unsteered value; in 16 bits, log-probabilities near 20
-come in steps of 1/8."""
+APART_IN_FLOAT32, APART_IN_16_BITS = 1e-3, 0.5
+"""Nats between two computations of the same unsteered value; in 16 bits, logits near 20 come in
+steps of 1/8, and two of them make a difference."""
 STRENGTHS_APART = 1e-4
 """Strengths closer than this are one strength, written in two ways."""
 ALIKE = ("layer_convention", "positions_steered")
@@ -532,12 +532,7 @@ def _readout_problems(cube: xr.Dataset) -> list[str]:
     finite = np.isfinite(diff.values)
     bounded = [(cube[name], *bounds) for name, bounds in BOUNDS.items() if name in cube]
     bounded += [(values.where(finite), -np.inf, ROUNDING) for values in (matching, other)]
-    problems = [
-        f"{values.name!r} must lie in [{low:g}, {high:g}]; it is {found:g}{_where(values, found)}"
-        for values, low, high in bounded
-        for found in {float(values.min()), float(values.max())}
-        if found < low or found > high
-    ]
+    problems = out_of_bounds(bounded)
     with np.errstate(invalid="ignore"):
         apart = abs(diff - (matching - other))
         both = matching.copy(data=np.where(finite, np.logaddexp(matching, other), np.nan))
@@ -549,6 +544,16 @@ def _readout_problems(cube: xr.Dataset) -> list[str]:
             f"but their probabilities add up to {np.exp(most):.3g}{_where(both, most)}"
         )
     return problems
+
+
+def out_of_bounds(bounded: Iterable[tuple[xr.DataArray, float, float]]) -> list[str]:
+    """The smallest and largest values that lie outside their bounds (low, high), and where."""
+    return [
+        f"{values.name!r} must lie in [{low:g}, {high:g}]; it is {found:g}{_where(values, found)}"
+        for values, low, high in bounded
+        for found in {float(values.min()), float(values.max())}
+        if found < low or found > high
+    ]
 
 
 def _unsteered_problems(cube: xr.Dataset) -> list[str]:
