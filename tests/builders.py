@@ -97,8 +97,8 @@ def fill(
     }
     value = np.asarray(value, dtype="float32")
     cube["logit_diff"].loc[at] = value
-    cube["logprob_matching"].loc[at] = value - 1
-    cube["logprob_other"].loc[at] = np.float32(-1)
+    cube["logprob_matching"].loc[at] = np.minimum(value, 0) - 3
+    cube["logprob_other"].loc[at] = -np.maximum(value, 0) - 3
 
 
 SIX_MODELS = (

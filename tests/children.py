@@ -366,7 +366,7 @@ def write_study(folder: Path) -> None:
     grid = [(layer, s, i) for layer in layers for s in study.STRENGTHS for i in range(n)]
     sweep = pd.DataFrame(
         [
-            ("4B", "self_awareness", layer, s, i, f"({letters[i]})", -1.0 - s, -2.0, 1.0 - s,
+            ("4B", "self_awareness", layer, s, i, f"({letters[i]})", -2.0 - s, -3.0, 1.0 - s,
              (1.0 - s) * (1 if letters[i] == "A" else -1))
             for layer, s, i in grid
         ],

@@ -470,3 +470,14 @@ def test_calibration_of_one_training_is_one_message(
     save_cells(one, here / "data" / "mine.cells.nc")
     assert main(["calibrate", "mine"]) == 2
     assert "mine gives calibration no shape: needs models of both" in capsys.readouterr().err
+
+
+def test_cells_that_lack_estimands_are_analysed_and_it_is_said(
+    here: Path, capsys: pytest.CaptureFixture[str], cells: xr.Dataset
+) -> None:
+    sha = save_cells(cells.drop_sel(estimand=["d_z", "hedges_g"]), here / "data" / "old.cells.nc")
+    assert main(["analyze"]) == 0
+    (line,) = [text for text in capsys.readouterr().out.splitlines() if "lack" in text]
+    assert line.startswith("  these cells lack hedges_g, d_z: what needs them has no number")
+    manifest = json.loads((here / "paper" / "old" / "manifest.json").read_text())
+    assert sha in json.dumps(manifest["inputs"])

@@ -5,7 +5,20 @@ import numpy as np
 import pytest
 import xarray as xr
 
-from steercube.cells import check_cells, compare_cells, open_cells, save_cells, summarise_cells
+from steercube import netcdf
+from steercube.analysis.effects import ESTIMANDS
+from steercube.cells import (
+    ESTIMAND_UNITS,
+    NEEDED,
+    REASONS,
+    check_cells,
+    compare_cells,
+    open_cells,
+    save_cells,
+    summarise_cells,
+    unrecorded_estimands,
+    with_every_estimand,
+)
 from steercube.cube import check_cube
 
 
@@ -61,13 +74,19 @@ def untitled(cells: xr.Dataset) -> xr.Dataset:
         (lambda c: c.assign(selected_layer=c["selected_layer"] + 70), "no layers of these cells"),
         (lambda c: c.assign(estimate=c["estimate"] + np.inf), "'estimate' is infinite"),
         (lambda c: c.assign(reason=c["reason"] + 99), "'reason' holds"),
+        (lambda c: c.assign(selected_reason=c["selected_reason"] + 99), "'selected_reason' holds"),
+        (lambda c: c.assign(sd=-c["sd"]), r"'sd' must lie in \[0, inf\]; it is -\d"),
+        (lambda c: c.assign(correlation=c["correlation"] * 2), r"'correlation' must lie in \[-1"),
+        (lambda c: c.assign(generation_rate=c["mean"] + 9), r"'generation_rate' must lie in \[0"),
+        (lambda c: c.assign_coords(n_valid_items=c["n_items"] + 1), "'n_valid_items' is above"),
         (lambda c: c.assign_coords(n_params=c["n_params"] * 0), "'n_params' must be positive"),
         (lambda c: c.assign_coords(training=("model", ["magic"] * 3)), "'training' holds"),
         (lambda c: c.assign_attrs(seed=-1), "attribute 'seed' is -1"),
         (untitled, "'title'"),
     ],
     ids=[
-        *("estimand", "strength", "models", "layer", "infinite", "reason", "size", "training"),
+        *("estimand", "strength", "models", "layer", "infinite", "reason", "selected reason"),
+        *("negative sd", "correlation", "rate", "valid items", "size", "training"),
         *("seed", "title"),
     ],
 )
@@ -101,3 +120,46 @@ def test_the_summary_shows_d(cells: xr.Dataset) -> None:
     text = summarise_cells(cells)
     value = cells["selected_estimate"].sel(estimand="cohens_d", model="large", concept="humour")
     assert f"{float(value):.2f}" in text
+
+
+OPTIONAL = [name for name in ESTIMAND_UNITS if name not in NEEDED["estimand"]]
+
+
+def test_the_estimands_of_the_contract_are_those_that_are_computed(cells: xr.Dataset) -> None:
+    assert list(ESTIMAND_UNITS) == list(ESTIMANDS) == cells["estimand"].values.tolist()
+    assert list(ESTIMAND_UNITS.values()) == cells["estimand_units"].values.tolist()
+
+
+@pytest.mark.parametrize("lacking", [[name] for name in OPTIONAL] + [OPTIONAL], ids=" ".join)
+def test_estimands_that_a_file_lacks_are_added_as_not_recorded(
+    lacking: list[str], cells: xr.Dataset, tmp_path: Path
+) -> None:
+    fewer = cells.drop_sel(estimand=lacking)
+    sha = save_cells(fewer, tmp_path / "old.cells.nc")
+    found = open_cells(tmp_path / "old.cells.nc")
+    check_cells(found)
+    assert set(found["estimand"].values) == set(cells["estimand"].values)
+    assert unrecorded_estimands(found) == lacking
+    added = found.sel(estimand=lacking)
+    for name in ("reason", "selected_reason"):
+        assert (added[name] == REASONS["not_recorded"]).all()
+        assert added[name].dtype == cells[name].dtype
+    for name in ("estimate", "selected_estimate", "selected_covariance", "valid_estimate"):
+        assert added[name].isnull().all()
+    assert added["estimand_units"].values.tolist() == [ESTIMAND_UNITS[name] for name in lacking]
+    assert netcdf.digest(found.drop_sel(estimand=lacking)) == sha
+    save_cells(found, tmp_path / "again.cells.nc")
+    assert open_cells(tmp_path / "again.cells.nc").equals(found)
+
+
+def test_cells_that_hold_every_estimand_are_as_they_were(cells: xr.Dataset) -> None:
+    assert with_every_estimand(cells) is cells
+    assert unrecorded_estimands(cells) == []
+
+
+def test_an_estimand_that_no_conclusion_can_do_without_is_not_added(
+    cells: xr.Dataset, tmp_path: Path
+) -> None:
+    netcdf.save(cells.drop_sel(estimand="delta"), tmp_path / "less.cells.nc")
+    with pytest.raises(ValueError, match="'estimand' has no label 'delta'"):
+        open_cells(tmp_path / "less.cells.nc")

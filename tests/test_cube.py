@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import xarray as xr
-from builders import ATTRIBUTES, MODELS, make_cube, make_items, make_model
+from builders import ATTRIBUTES, MODELS, make_cube, make_items, make_model, with_controls
 
 from steercube import netcdf
 from steercube.cube import (
@@ -257,13 +257,40 @@ def test_responses_of_cubes_that_tell_more_and_less_are_merged(cube: xr.Dataset)
         (lambda c: c.assign(vector_norm=-c["cell_status"] - 1.0), r"'vector_norm' must lie in \[0"),
         (lambda c: c.assign(split_half_cosine=c["cell_status"] + 1.5), "'split_half_cosine' must"),
         (
-            lambda c: c.assign(logit_diff_random=xr.full_like(c["logit_diff"], np.inf)),
+            lambda c: c.assign(logit_diff_random=c["logit_diff"] + np.inf),
             "'logit_diff_random' is infinite in a complete cell",
+        ),
+        (
+            lambda c: c.assign(rows_touched=c["cell_status"] - 3.0),
+            r"'rows_touched' must lie in \[0, inf\]; it is -1 at small/honesty/3",
+        ),
+        (
+            lambda c: c.assign(logit_diff_random=xr.zeros_like(c["logit_diff"])),
+            "'logit_diff_random' has values at padding samples",
+        ),
+        (
+            lambda c: c.assign_coords(n_layers=c["n_layers"] - 3).assign(
+                vector_norm=c["cell_status"] + 1.0
+            ),
+            "'vector_norm' has values at layers that the model has not, in small/honesty/5",
+        ),
+        (
+            lambda c: c.assign_coords(strength=[-1.0, 1.0, 1.0000001]),
+            r"'strength' has the labels 1\.0 and 1\.0000001, which are one strength",
+        ),
+        (
+            lambda c: c.assign({n: c[n] + 4 for n in ("logprob_matching", "logprob_other")}),
+            r"'logprob_matching' must lie in \[-inf, 0\.0001\]; it is 1 at ",
+        ),
+        (
+            lambda c: c.assign({n: c[n] + 2.9 for n in ("logprob_matching", "logprob_other")}),
+            r"exclude each other, but their probabilities add up to 1\.\d+ at ",
         ),
     ],
     ids=[
         *("layers", "infinite size", "active parameters", "a name of averages", "no match"),
-        *("norm", "cosine", "control"),
+        *("norm", "cosine", "control", "rows", "padding", "a layer too deep", "close strengths"),
+        *("log-probability", "two probabilities"),
     ],
 )
 def test_contradictions_are_refused(
@@ -271,6 +298,98 @@ def test_contradictions_are_refused(
 ) -> None:
     with pytest.raises(ValueError, match=said):
         check_cube(change(cube))
+
+
+def shifted(cube: xr.Dataset, by: float, **at: object) -> xr.Dataset:
+    """The cube with the matching answers' log-probabilities lower in one place."""
+    other = cube.copy(deep=True)
+    for name in ("logit_diff", "logprob_matching"):
+        other[name].loc[at] -= by
+    return other
+
+
+def test_without_steering_there_is_one_value_for_all_layers(cube: xr.Dataset) -> None:
+    at = {"model": "small", "concept": "humour", "layer": 4, "strength": 0.0, "sample": 7}
+    check_cube(shifted(cube, 5e-4, **at))
+    with pytest.raises(
+        ValueError, match=r"'logit_diff' at strength 0 .* 0\.002 nat at small/humour/\d/7 \(at most"
+    ):
+        check_cube(shifted(cube, 2e-3, **at))
+    check_cube(shifted(cube, 2e-3, **(at | {"strength": 1.0})))
+    check_cube(shifted(cube, 2e-3, **at).assign_attrs(dtype="bfloat16"))
+    with pytest.raises(ValueError, match="'logit_diff' at strength 0 differs between layers"):
+        check_cube(shifted(cube, 0.75, **at).assign_attrs(dtype="bfloat16"))
+
+
+def test_a_control_adds_nothing_at_strength_0_either(
+    cube: xr.Dataset, rng: np.random.Generator
+) -> None:
+    controlled = with_controls(cube, rng)
+    check_cube(controlled)
+    controlled["logit_diff_random"].loc["large", "humour", 5, 0.0, 3] += 0.5
+    with pytest.raises(
+        ValueError, match=r"'logit_diff_random' at strength 0 .* 0\.5 nat at large/humour/5/3 \("
+    ):
+        check_cube(controlled)
+
+
+def of_revisions(cube: xr.Dataset, *revisions: str, hf_id: str = "made/one") -> xr.Dataset:
+    told = {"revision": ("model", list(revisions)), "hf_id": ("model", [hf_id] * 3)}
+    return cube.assign_coords(told)
+
+
+FILES, COMMIT = "files:" + "1a" * 32, "2b" * 20
+
+
+def test_a_model_is_held_once_under_one_name(cube: xr.Dataset) -> None:
+    """Its weights are known by a hash of their files, or by a commit and its repository."""
+    for allowed in (("", "", ""), (FILES, FILES[:-1], ""), (COMMIT, "3c" * 20, "")):
+        check_cube(of_revisions(cube, *allowed))
+    check_cube(cube.assign_coords(revision=("model", [COMMIT] * 3)))
+    for twice in (FILES, COMMIT):
+        with pytest.raises(ValueError, match="models 'large' and 'small' are the same weights, "):
+            check_cube(of_revisions(cube, twice, "", twice))
+
+
+def test_one_model_under_two_names_is_not_merged(cube: xr.Dataset) -> None:
+    """In one number format or in two."""
+    one = part(cube, model="small").assign_coords(revision=("model", [FILES]))
+    two = part(cube, model="large").assign_coords(revision=("model", [FILES]))
+    for other in (two, two.assign_attrs(dtype="bfloat16")):
+        with pytest.raises(
+            ValueError, match=r"(?s)the merged cube .* are the same weights, files:"
+        ):
+            merge_cubes([one, other])
+    merge_cubes([one, two.assign_coords(revision=("model", ["files:" + "5e" * 32]))])
+
+
+@pytest.mark.parametrize(
+    ("label", "said"),
+    [
+        ({"concept": "honesty", "sample": 25}, "to an item .* such as small/honesty/3/0.0/25"),
+        ({"layer": 6}, "of a layer that their model has not, such as small/humour/6/0.0/0"),
+    ],
+    ids=["item", "layer"],
+)
+def test_responses_are_to_items_and_of_layers_that_there_are(
+    label: dict[str, object], said: str, cube: xr.Dataset
+) -> None:
+    shallow = blank_cube(
+        [make_model("small", n_layers=5)],
+        {c: make_items(c, n) for c, n in {"honesty": 24, "humour": 30}.items()},
+        layers=[3, 4, 5, 6],
+        strengths=[-1, 0, 1],
+        attrs=ATTRIBUTES,
+    )
+    place = {"model": "small", "concept": "humour", "layer": 3, "strength": 0.0, "sample": 0}
+
+    def answered(**where: object) -> xr.Dataset:
+        told = {"text": "(A)"} | place | where
+        return shallow.assign({f"response_{k}": ("response", [v]) for k, v in told.items()})
+
+    check_cube(answered())
+    with pytest.raises(ValueError, match=said):
+        check_cube(answered(**label))
 
 
 @pytest.mark.parametrize(
@@ -288,7 +407,7 @@ def test_responses_are_of_what_the_cube_has(name: str, label: object, cube: xr.D
 
 
 def test_shares_of_answers_lie_between_0_and_1(cube: xr.Dataset) -> None:
-    third = xr.full_like(cube["logit_diff"], 1 / 3)
+    third = xr.full_like(cube["logit_diff"], 1 / 3).where(cube["item_id"] != "")
     check_cube(cube.assign(generation_valid=third, generation_match=third))
     with pytest.raises(ValueError, match="'generation_match' must lie in"):
         check_cube(cube.assign(generation_match=third + 1))

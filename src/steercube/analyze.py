@@ -17,7 +17,7 @@ from steercube.analysis.mixed import item_fits, keep_slow_fits
 from steercube.analysis.nuts import Sampled, sample_cells
 from steercube.analysis.reduce import cells as reduce_to_cells
 from steercube.analysis.tables import conclude
-from steercube.cells import compare_cells, open_cells, save_cells
+from steercube.cells import compare_cells, open_cells, save_cells, unrecorded_estimands
 from steercube.cube import open_cube
 from steercube.netcdf import aside, digest
 from steercube.report.figures import draw
@@ -232,11 +232,17 @@ def write_conclusions(
     report: Report = print,
 ) -> None:
     """Tables, numbers, figures and manifest of one study to `paper`/<study>/."""
+    if lacking := unrecorded_estimands(cells):
+        report(
+            f"  these cells lack {', '.join(lacking)}: what needs them has no number, and the "
+            "reason not_recorded; to have them, make the cells again from their cube"
+        )
     report("  tables")
     tables = conclude(cells, ledger.claims if ledger else (), sampled=sampled)
     report("  figures")
     figures = draw(cells, tables)
-    inputs = {f"{study}.cells.nc (content)": digest(cells)}
+    recorded = cells.drop_sel(estimand=lacking)
+    inputs = {f"{study}.cells.nc (content)": digest(recorded)}
     folder = Path(paper) / study
     folder.mkdir(parents=True, exist_ok=True)
     write_study(

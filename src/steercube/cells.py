@@ -18,13 +18,16 @@ import xarray as xr
 from steercube import netcdf
 from steercube.cube import (
     ARCHITECTURES,
+    BOUNDS,
     CELL,
     LABELS,
     MODEL_VARIABLES,
     RATE_VARIABLES,
     RECEIPT_VARIABLES,
+    ROUNDING,
     TRAININGS,
     VECTOR_VARIABLES,
+    out_of_bounds,
 )
 from steercube.schema import (
     Variable,
@@ -55,8 +58,25 @@ REASONS = {
     "no_baseline": 7,
     "one_letter": 8,
     "unstable": 9,
+    "not_recorded": 10,
 }
-"""Why a statistic or its interval is NaN; `unstable` is one undefined in over 1% of resamples."""
+"""Why a statistic or its interval is NaN; `unstable` is one undefined in over 1% of resamples, and
+`not_recorded` one of an estimand that the cells in a file lack."""
+ESTIMAND_UNITS = {
+    "delta": "nat",
+    "cohens_d": "1",
+    "hedges_g": "1",
+    "glass_delta_negative": "1",
+    "glass_delta_baseline": "1",
+    "d_z": "1",
+    "within_letter_d": "1",
+    "content_shift": "nat",
+    "letter_shift": "nat",
+    "steerability_slope": "nat per unit strength",
+    "anti_steerable_share": "1",
+}
+"""The labels of the dimension `estimand`, with their units. Cells in a file may lack some of them;
+`open_cells` adds those."""
 
 PAIR = ("estimand", "model", "concept")
 BETWEEN_MODELS = ("estimand", "concept", "model", "model_other")
@@ -273,6 +293,11 @@ def _value_problems(cells: xr.Dataset) -> list[str]:
         if not isinstance(cells.attrs[name], int) or cells.attrs[name] < 0:
             problems.append(f"attribute {name!r} is {cells.attrs[name]!r}, no whole number from 0")
     problems += _needs(cells)
+    problems += out_of_bounds(
+        (cells[name], *bounds) for name, bounds in CELL_BOUNDS.items() if name in cells.variables
+    )
+    if (cells["n_valid_items"] > cells["n_items"]).any():
+        problems.append("'n_valid_items' is above 'n_items' for some concept")
     unexplained = cells["estimate"].isnull() & (cells["reason"] == REASONS["defined"])
     if unexplained.any():
         problems.append(f"'estimate' is NaN without a reason at {int(unexplained.sum())} place(s)")
@@ -289,6 +314,19 @@ def _value_problems(cells: xr.Dataset) -> list[str]:
         problems.append("'selection_frequency' must sum to 1 over layers wherever one is selected")
     return problems
 
+
+SHARES = (
+    *("selection_frequency", "response_match_rate", "response_valid_rate"),
+    *("published_response_match_rate", "responses_read_alike"),
+    *("best_response_p",),
+)
+CELL_BOUNDS = (
+    BOUNDS
+    | dict.fromkeys(SHARES, (-ROUNDING, 1 + ROUNDING))
+    | dict.fromkeys(("correlation", "response_r"), (-1 - ROUNDING, 1 + ROUNDING))
+    | dict.fromkeys(("sd", "n_responses", "n_items", "n_valid_items"), (0, np.inf))
+)
+"""What a statistic cannot leave, with room for rounding."""
 
 NEEDED = {"estimand": ("cohens_d", "delta"), "strength": (-1, 1), "quantile": (0.5,)}
 """Labels without which there is no conclusion."""
@@ -312,9 +350,11 @@ def _needs(cells: xr.Dataset) -> list[str]:
         problems.append("'n_params' must be positive and finite for every model")
     if np.isinf(cells["estimate"]).any():
         problems.append("'estimate' is infinite somewhere; what is undefined is NaN, with a reason")
-    unknown = sorted(set(np.unique(cells["reason"])) - set(REASONS.values()))
-    if unknown:
-        problems.append(f"'reason' holds {unknown}; it may hold {REASONS}")
+    problems += [
+        f"{name!r} holds {unknown}; it may hold {REASONS}"
+        for name in ("reason", "selected_reason")
+        if (unknown := sorted(set(np.unique(cells[name]).tolist()) - set(REASONS.values())))
+    ]
     selected = cells["selected_layer"].values
     strays = sorted(set(selected[np.isfinite(selected)]) - set(cells["layer"].values.tolist()))
     if strays:
@@ -332,10 +372,39 @@ def save_cells(cells: xr.Dataset, path: str | Path) -> str:
 
 
 def open_cells(path: str | Path) -> xr.Dataset:
-    """The cells in `path`, checked. Raises ValueError with every violation, FileNotFoundError."""
+    """The cells in `path`, checked, with every estimand: NaN and `not_recorded` where they lack it.
+
+    Raises ValueError with every violation, FileNotFoundError.
+    """
     cells = netcdf.load(path)
     check_cells(cells, what=str(path))
-    return cells
+    return with_every_estimand(cells)
+
+
+def with_every_estimand(cells: xr.Dataset) -> xr.Dataset:
+    """The cells with every estimand that a table may ask for; `cells` itself where none is lacking.
+
+    Whoever reduced them kept fewer, or used a steercube that knew fewer.
+    """
+    lacking = [name for name in ESTIMAND_UNITS if name not in cells.indexes["estimand"]]
+    if not lacking:
+        return cells
+    grown = cells.reindex(
+        estimand=[*cells.indexes["estimand"], *lacking],
+        fill_value={
+            **dict.fromkeys(("reason", "selected_reason"), REASONS["not_recorded"]),
+            "estimand_units": "",
+        },
+    )
+    units = [*cells["estimand_units"].values, *(ESTIMAND_UNITS[name] for name in lacking)]
+    of_units = ("estimand", np.array(units, dtype=str), cells["estimand_units"].attrs)
+    return grown.assign_coords(estimand_units=of_units)
+
+
+def unrecorded_estimands(cells: xr.Dataset) -> list[str]:
+    """The estimands that `with_every_estimand` added."""
+    recorded = (cells["reason"] != REASONS["not_recorded"]).any(CELL)
+    return [str(name) for name in cells["estimand"].values[~recorded.values]]
 
 
 def compare_cells(

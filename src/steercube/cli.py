@@ -371,6 +371,7 @@ def _require_folder_of(out: str) -> None:
 def _consolidate(options: argparse.Namespace) -> None:
     from steercube.collect.run import write_cube
 
+    _require_folder_of(options.out)
     write_cube(Path(options.out))
 
 

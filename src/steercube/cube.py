@@ -8,8 +8,9 @@ conclusions, figures) reads this file and nothing else; whatever collects writes
 
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -211,11 +212,21 @@ GIVEN_ATTRIBUTES = {
 }
 CONTROLS = ("logit_diff_random", "logit_diff_shuffled")
 NORMS = ("vector_norm", "residual_norm")
-BOUNDS = dict.fromkeys(NORMS, (0, np.inf)) | dict.fromkeys(
-    # With room for rounding.
-    ("split_half_cosine", "pairwise_cosine"),
-    (-1.0001, 1.0001),
+LOGPROBS = ("logprob_matching", "logprob_other")
+ROUNDING = 1e-4
+"""Nats, or shares, by which a float32 may exceed what bounds it."""
+BOUNDS = (
+    dict.fromkeys((*ANSWER_VARIABLES, *RATES), (0, 1))
+    | dict.fromkeys((*NORMS, *RECEIPT_VARIABLES, "generation_n_prompts"), (0, np.inf))
+    | dict.fromkeys(("split_half_cosine", "pairwise_cosine"), (-1 - ROUNDING, 1 + ROUNDING))
 )
+MOST_OF_BOTH = 0.01
+"""Nats by which the two answers' joint log-probability may exceed 0: bfloat16 rounds to 0.004."""
+APART_IN_FLOAT32, APART_IN_16_BITS = 1e-3, 0.5
+"""Nats between two computations of the same unsteered value; in 16 bits, logits near 20 come in
+steps of 1/8, and two of them make a difference."""
+STRENGTHS_APART = 1e-4
+"""Strengths closer than this are one strength, written in two ways."""
 ALIKE = ("layer_convention", "positions_steered")
 ALIKE_OF_A_MODEL = ("dtype", "read_token")
 """Attributes in which all samples of one cube, and of one model, are alike."""
@@ -269,8 +280,8 @@ def blank_cube(
     >>> for layer in (1, 2):
     ...     for strength in (-1, 0, 1):
     ...         at = {"model": "tiny", "concept": "honesty", "layer": layer, "strength": strength}
-    ...         cube["logprob_matching"].loc[at] = -1.0 + 0.2 * strength * np.arange(12)
-    ...         cube["logprob_other"].loc[at] = -1.0
+    ...         cube["logprob_matching"].loc[at] = -4.0 + 0.2 * strength * np.arange(12)
+    ...         cube["logprob_other"].loc[at] = -4.0
     ...     cube["cell_status"].loc["tiny", "honesty", layer] = STATUS["complete"]
     >>> cube["logit_diff"] = cube["logprob_matching"] - cube["logprob_other"]
     >>> check_cube(cube)
@@ -364,6 +375,8 @@ def check_cube(cube: xr.Dataset, *, what: str = "the cube") -> None:
             *_model_problems(cube),
             *_item_problems(cube),
             *_sample_problems(cube),
+            *_readout_problems(cube),
+            *_unsteered_problems(cube),
             *_response_problems(cube),
         ]
     raise_if_any(problems, what=what)
@@ -384,11 +397,42 @@ def _label_problems(cube: xr.Dataset) -> list[str]:
         problems.append("'layer' must increase; sort the cube by it")
     if not np.isfinite(cube["strength"]).all():
         problems.append("'strength' has a label that is not finite")
+    problems += [
+        f"'strength' has the labels {one!r} and {other!r}, which are one strength: labels must be "
+        f"at least {STRENGTHS_APART:g} apart; give both the same label"
+        for one, other in pairwise(np.sort(cube["strength"].values).tolist())
+        if other - one < STRENGTHS_APART
+    ]
     return problems
 
 
+COMMIT_OF_HUB = re.compile("[0-9a-f]{7,64}")
+
+
+def same_weights(models: Iterable[tuple[str, str, str]]) -> list[str]:
+    """A line for all names of the same weights, from (name, hf_id, revision) of each model.
+
+    A hash of the content (`files:...`) identifies weights by itself, a commit together with its
+    repository; where neither was recorded nothing is known, and nothing is said.
+    """
+    names: dict[tuple[str, str], list[str]] = {}
+    for name, hf_id, revision in dict.fromkeys(models):
+        if ":" in revision:
+            names.setdefault(("", revision), []).append(name)
+        elif hf_id and COMMIT_OF_HUB.fullmatch(revision):
+            names.setdefault((hf_id, revision), []).append(name)
+    return [
+        f"models {' and '.join(map(repr, sorted(of_one)))} are the same weights, "
+        f"{' at '.join(filter(None, weights))}: a cube holds a model once, under one name and in "
+        "one number format. Leave one of them out, or keep it in a cube of its own (another --out)"
+        for weights, of_one in names.items()
+        if len(set(of_one)) > 1
+    ]
+
+
 def _model_problems(cube: xr.Dataset) -> list[str]:
-    problems = []
+    facts = (cube[name].values.tolist() for name in ("model", "hf_id", "revision"))
+    problems = same_weights(zip(*facts, strict=True))
     for name, allowed in {"training": TRAININGS, "architecture": ARCHITECTURES}.items():
         wrong = {
             str(model): str(label)
@@ -432,20 +476,28 @@ def _item_problems(cube: xr.Dataset) -> list[str]:
 def _sample_problems(cube: xr.Dataset) -> list[str]:
     problems = []
     present = cube["item_id"] != ""
-    finite: xr.DataArray = xr.apply_ufunc(np.isfinite, cube["logit_diff"])
     status = cube["cell_status"]
     unknown = sorted(set(np.unique(status).tolist()) - set(STATUS.values()))
     if unknown:
         problems.append(f"'cell_status' holds {unknown}; it may hold {STATUS}")
-    if (finite & ~present).any():
-        problems.append("'logit_diff' has values at padding samples (those with no item_id)")
+    problems += [
+        f"{name!r} has values at padding samples (those with no item_id)"
+        for name in SAMPLE_VARIABLES
+        if name in cube and (cube[name].notnull() & ~present).any()
+    ]
+    beyond = cube["layer"] >= cube["n_layers"]
+    problems += [
+        f"{name!r} has values at layers that the model has not, in {_name_cells(of_no_layer)}"
+        for name, variable in (SAMPLE_VARIABLES | VECTOR_VARIABLES | RECEIPT_VARIABLES).items()
+        if name in cube and (of_no_layer := _recorded(cube[name]) & beyond).any()
+    ]
     complete = _whole(cube["logit_diff"], present)
     sound = complete
     for name in CONTROLS:
         if name in cube:
             not_run = cube[name].isnull().all(("strength", "sample"))
             sound = sound & (_whole(cube[name], present) | not_run)
-    recorded = cube["logit_diff"].notnull().any(("strength", "sample"))
+    recorded = _recorded(cube["logit_diff"])
     rules = {
         "complete, but values are missing": (status == STATUS["complete"]) & ~complete,
         "not run or not applicable, but has values": (
@@ -464,21 +516,86 @@ def _sample_problems(cube: xr.Dataset) -> list[str]:
         for rule, broken in rules.items()
         if broken.any()
     ]
-    apart = abs(cube["logit_diff"] - (cube["logprob_matching"] - cube["logprob_other"]))
-    if (apart.where(finite) > 1e-4).any() or (apart.isnull() & finite).any():
-        problems.append("'logit_diff' is not logprob_matching - logprob_other (to 1e-4 nat)")
     if {"generation_valid", "generation_match"} <= set(cube.variables):
         answered = cube["generation_valid"] > 0
         if (answered & cube["generation_match"].isnull()).any():
             problems.append("'generation_match' is missing where 'generation_valid' is above 0")
-    bounds = dict.fromkeys((*ANSWER_VARIABLES, *RATES), (0, 1)) | BOUNDS
-    for name, (low, high) in bounds.items():
-        if name in cube and ((cube[name] < low) | (cube[name] > high)).any():
-            problems.append(f"{name!r} must lie in [{low}, {high}]")
     for name in (*CONTROLS, *NORMS):
         if name in cube and np.isinf(cube[name].where(status == STATUS["complete"])).any():
             problems.append(f"{name!r} is infinite in a complete cell")
     return problems
+
+
+def _readout_problems(cube: xr.Dataset) -> list[str]:
+    """What is outside its bounds, and log-probabilities that cannot be."""
+    matching, other, diff = (cube[name].transpose(*DIMS) for name in (*LOGPROBS, "logit_diff"))
+    finite = np.isfinite(diff.values)
+    bounded = [(cube[name], *bounds) for name, bounds in BOUNDS.items() if name in cube]
+    bounded += [(values.where(finite), -np.inf, ROUNDING) for values in (matching, other)]
+    problems = out_of_bounds(bounded)
+    with np.errstate(invalid="ignore"):
+        apart = abs(diff - (matching - other))
+        both = matching.copy(data=np.where(finite, np.logaddexp(matching, other), np.nan))
+    if (apart.where(finite) > ROUNDING).any() or (apart.isnull() & finite).any():
+        problems.append("'logit_diff' is not logprob_matching - logprob_other (to 1e-4 nat)")
+    if (most := float(both.max())) > MOST_OF_BOTH:
+        problems.append(
+            "'logprob_matching' and 'logprob_other' are of two answers that exclude each other, "
+            f"but their probabilities add up to {np.exp(most):.3g}{_where(both, most)}"
+        )
+    return problems
+
+
+def out_of_bounds(bounded: Iterable[tuple[xr.DataArray, float, float]]) -> list[str]:
+    """The smallest and largest values that lie outside their bounds (low, high), and where."""
+    return [
+        f"{values.name!r} must lie in [{low:g}, {high:g}]; it is {found:g}{_where(values, found)}"
+        for values, low, high in bounded
+        for found in {float(values.min()), float(values.max())}
+        if found < low or found > high
+    ]
+
+
+def _unsteered_problems(cube: xr.Dataset) -> list[str]:
+    """Values at strength 0 that hang on the layer or the direction, where nothing was added."""
+    if 0.0 not in cube["strength"].values:
+        return []
+    unsteered = cube.sel(strength=0.0)
+    complete = (unsteered["cell_status"] == STATUS["complete"]) & (
+        abs(unsteered["logit_diff"]) < np.inf
+    )
+    room = APART_IN_FLOAT32 if cube.attrs["dtype"] == "float32" else APART_IN_16_BITS
+    problems = []
+    for name in ("logit_diff", *LOGPROBS):
+        values = unsteered[name].where(complete)
+        apart = values - values.min("layer")
+        if (most := float(apart.max())) > room:
+            problems.append(
+                f"{name!r} at strength 0 differs between layers of one model and concept, by "
+                f"{most:.3g} nat{_where(apart, most)} (at most {room:g} is rounding): without "
+                "steering there is one value for all layers"
+            )
+    for name in CONTROLS:
+        if name in cube:
+            apart = abs(unsteered[name].where(complete) - unsteered["logit_diff"])
+            if (most := float(apart.max())) > room:
+                problems.append(
+                    f"{name!r} at strength 0 differs from 'logit_diff' there, by {most:.3g} nat"
+                    f"{_where(apart, most)} (at most {room:g} is rounding): nothing is added there"
+                )
+    return problems
+
+
+def _where(array: xr.DataArray, value: float) -> str:
+    """Where the value stands first, as a text that follows it: model/concept/layer/..."""
+    at = np.argwhere(array.values == np.asarray(value, dtype=array.dtype))[0]
+    labels = [str(array[dim].values[i]) for dim, i in zip(array.dims, at, strict=True)]
+    return f" at {'/'.join(labels)}"
+
+
+def _recorded(values: xr.DataArray) -> xr.DataArray:
+    """In which cells there is any value."""
+    return values.notnull().any(set(values.dims) - set(CELL))
 
 
 def _whole(values: xr.DataArray, present: xr.DataArray) -> xr.DataArray:
@@ -501,11 +618,32 @@ def _response_problems(cube: xr.Dataset) -> list[str]:
             for dim in DIMS
             if len(strays := _strays(cube, dim))
         ]
+    if not problems:
+        problems = _misplaced_responses(cube)
     if not problems and "response_repeat" in cube:
         table = cube[[*OF_A_CELL, "response_repeat"]].to_dataframe()
         if twice := int(table.duplicated([*OF_A_CELL, "response_repeat"]).sum()):
             problems.append(f"{twice} response(s) stand twice: of the same item, cell and repeat")
     return problems
+
+
+def _misplaced_responses(cube: xr.Dataset) -> list[str]:
+    """Responses to items that their concept has not, or of layers that their model has not."""
+    of = {name: cube[name].values for name in OF_A_CELL}
+    concept = cube.indexes["concept"].get_indexer(of["response_concept"])
+    sample = cube.indexes["sample"].get_indexer(of["response_sample"])
+    no_item = cube["item_id"].transpose("concept", "sample").values[concept, sample] == ""
+    model = cube.indexes["model"].get_indexer(of["response_model"])
+    no_layer = of["response_layer"] >= cube["n_layers"].values[model]
+    return [
+        f"{int(wrong.sum())} response(s) are {what}, such as "
+        + "/".join(str(values[wrong][0]) for values in of.values())
+        for what, wrong in {
+            "to an item that their concept has not": no_item,
+            "of a layer that their model has not": no_layer,
+        }.items()
+        if wrong.any()
+    ]
 
 
 def _strays(cube: xr.Dataset, dim: str) -> np.ndarray:

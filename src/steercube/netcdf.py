@@ -22,6 +22,12 @@ import xarray as xr
 
 DIGEST = "content_sha256"
 SEAL = b"\nsteercube sha256 "
+MAGIC = b"\x89HDF\r\n\x1a\n"
+"""How a NetCDF4 file begins."""
+
+
+class Remains(ValueError):
+    """A NetCDF4 file of which nothing can be read, or a file of nothing at all."""
 
 
 def save(ds: xr.Dataset, path: str | Path) -> str:
@@ -65,7 +71,8 @@ def aside(path: str | Path) -> Iterator[Path]:
 def load(path: str | Path) -> xr.Dataset:
     """The dataset in `path`, in memory, its content proved equal to what was saved.
 
-    Raises FileNotFoundError, or ValueError for a file that is foreign, truncated or altered.
+    Raises FileNotFoundError, or ValueError for a file that is foreign or altered: Remains, where it
+    is truncated or damaged so that nothing in it can be read.
     """
     path = Path(path)
     if not path.is_file():
@@ -81,7 +88,8 @@ def load(path: str | Path) -> xr.Dataset:
         ds.attrs = {k: v.item() if isinstance(v, np.generic) else v for k, v in ds.attrs.items()}
         found = digest(ds)
     except UNREADABLE as error:
-        raise ValueError(
+        began_as_ours = content.startswith(MAGIC) or not content.strip(b"\0")
+        raise (Remains if began_as_ours else ValueError)(
             f"{path}: cannot be read as NetCDF4 ({error}). The file is of another kind, "
             "truncated or damaged: restore it from a copy or make it again."
         ) from error

@@ -109,7 +109,8 @@ def change_logits(cube: xr.Dataset, change: Callable[[xr.DataArray], xr.DataArra
     """The cube with every logit difference replaced, log-probabilities to match."""
     cube = cube.copy(deep=True)
     cube["logit_diff"] = change(cube["logit_diff"]).astype("float32")
-    cube["logprob_matching"] = cube["logprob_other"] + cube["logit_diff"]
+    cube["logprob_matching"] = np.minimum(cube["logit_diff"], 0) - 3
+    cube["logprob_other"] = -np.maximum(cube["logit_diff"], 0) - 3
     return cube
 
 

@@ -1,12 +1,23 @@
+from dataclasses import replace
+from pathlib import Path
+
 import numpy as np
 import pandas as pd
 import pytest
 import xarray as xr
-from builders import make_cube, with_controls
+from builders import ROOT, make_cube, with_controls
 
 from steercube.analysis import tables as tables_module
+from steercube.analysis.claims import ledger, read_claims
 from steercube.analysis.reduce import cells as reduce_to_cells
 from steercube.analysis.tables import conclude
+from steercube.cells import (
+    ESTIMAND_UNITS,
+    NEEDED,
+    open_cells,
+    save_cells,
+    with_every_estimand,
+)
 
 pytestmark = pytest.mark.usefixtures("few_priors")
 
@@ -145,3 +156,60 @@ def test_a_table_that_is_none_is_refused_by_name(cells: xr.Dataset) -> None:
         ValueError, match=r"only = \['efects'\]: not among the tables, about_models"
     ):
         conclude(cells, only=["efects"])
+
+
+OPTIONAL = [name for name in ESTIMAND_UNITS if name not in NEEDED["estimand"]]
+
+
+@pytest.mark.parametrize(
+    "lacking",
+    [["within_letter_d"], ["letter_shift"], OPTIONAL],
+    ids=["within-letter d", "letter shift", "all but two"],
+)
+def test_cells_that_lack_estimands_have_every_table_and_say_so(
+    lacking: list[str],
+    cells: xr.Dataset,
+    small_tables: dict[str, pd.DataFrame],
+    tmp_path: Path,
+) -> None:
+    """Numbers of the others are as they were; what needs a lacking one says that it is lacking."""
+    save_cells(cells.drop_sel(estimand=lacking), tmp_path / "old.cells.nc")
+    tables = conclude(open_cells(tmp_path / "old.cells.nc"))
+    assert set(tables) == PLAIN
+    effects, whole = tables["effects"], small_tables["effects"]
+    assert (effects["reason"] == f"not recorded: {', '.join(lacking)}").all()
+    assert effects[lacking].isna().all(axis=None)
+    pd.testing.assert_frame_equal(effects[["cohens_d", "delta"]], whole[["cohens_d", "delta"]])
+    for name, column in {
+        "models": "estimand",
+        "concepts": "estimand",
+        "concordance": "estimand",
+        "scale_trends": "outcome",
+        "training_effect": "outcome",
+        "variance_components": "outcome",
+    }.items():
+        table = tables[name]
+        of_lacking = table[table[column].isin(lacking)]
+        said = "not recorded: these cells hold no " + of_lacking[column].astype(str)
+        assert (of_lacking["reason"] == said).all(), name
+        assert len(of_lacking) or "within_letter_d" not in lacking, name
+        kept = table[~table[column].isin(lacking)].reset_index(drop=True)
+        expected = small_tables[name]
+        expected = expected[~expected[column].isin(lacking)].reset_index(drop=True)
+        pd.testing.assert_frame_equal(kept[expected.columns], expected, check_dtype=False)
+    if "letter_shift" in lacking:
+        of = tables["difficulty"]
+        of = of[of["statistic"] == "letter share of the shift"]
+        assert of["value"].isna().all()
+        assert (of["reason"] == "not recorded: these cells hold no letter_shift").all()
+
+
+def test_claims_about_an_estimand_that_the_cells_lack_say_so(study_cells: xr.Dataset) -> None:
+    _, claims = read_claims(ROOT / "paper" / "claims.toml")
+    claims = [c for c in claims if c.statistic in ("concept_mean", "training_gap")][:4]
+    as_effects = [replace(c, arguments=c.arguments | {"estimand": "d_z"}) for c in claims]
+    less = with_every_estimand(study_cells.drop_sel(estimand=["d_z"]))
+    table = ledger(less, as_effects)
+    assert table["recomputed"].isna().all()
+    assert table["reason"].str.contains("these cells hold no d_z").all()
+    assert ledger(study_cells, as_effects)["recomputed"].notna().all()

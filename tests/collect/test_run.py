@@ -6,6 +6,7 @@ import shutil
 import subprocess
 import sys
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,7 @@ from steercube.cli import main
 from steercube.collect import outcomes as outcomes_module
 from steercube.collect import shards as shards_module
 from steercube.collect import sweep as sweep_module
+from steercube.collect import unit as unit_module
 from steercube.collect.rank import Rank
 from steercube.collect.readout import readout_of
 from steercube.collect.run import collect, shards_of, write_cube
@@ -334,6 +336,65 @@ def test_consolidate_refuses_units_of_two_models_of_a_name(tmp_path: Path) -> No
         assert said in str(error.value)
 
 
+def test_a_model_folder_under_another_name_is_the_same_model(tmp_path: Path) -> None:
+    """By the hash of its files, or the hub's commit: refused before anything is run."""
+    for revision in ("files:" + "1" * 64, "2" * 40):
+        folder = tmp_path / revision[:5]
+        folder.mkdir()
+        ours = replace(tiny.decoder(), revision=revision)
+        out = run(folder, ours, concepts={"honesty": tiny.CONCEPTS["honesty"]})
+        before = out.read_bytes()
+        renamed = replace(ours, name="link", facts=replace(ours.facts, name="link"))
+        half = tiny.decoder(dtype=torch.bfloat16)
+        half = replace(half, name="link", revision=revision, facts=renamed.facts)
+        for other in (renamed, half):
+            other.blocks[0].register_forward_hook(lambda *_: pytest.fail("the model was run"))
+            for options in ({}, {"resume": True}):
+                with pytest.raises(
+                    ValueError, match="models 'link' and 'tiny-llama' are the same weights"
+                ):
+                    run(folder, other, **options)
+            other.blocks[0]._forward_hooks.clear()
+        assert out.read_bytes() == before
+    sound = replace(renamed, revision="3" * 40)
+    assert open_cube(run(folder, sound, concepts={"honesty": tiny.CONCEPTS["honesty"]}))[
+        "model"
+    ].values.tolist() == ["link", "tiny-llama"]
+
+
+def test_consolidate_refuses_one_model_under_two_names(tmp_path: Path) -> None:
+    """Two jobs that ran at once, and saw nothing of each other."""
+    ours = replace(tiny.decoder(), revision="files:" + "1" * 64)
+    honesty = {"honesty": tiny.CONCEPTS["honesty"]}
+    run(tmp_path, ours, concepts=honesty)
+    (tmp_path / "apart").mkdir()
+    link = replace(ours, name="link", facts=replace(ours.facts, name="link"))
+    apart = shards_of(run(tmp_path / "apart", link, concepts=honesty))
+    shutil.copytree(apart / "link", shards_of(tmp_path / "mine.nc") / "link")
+    with pytest.raises(ValueError, match="models 'link' and 'tiny-llama' are the same weights"):
+        write_cube(tmp_path / "mine.nc")
+
+
+def test_shards_made_again_under_other_versions_are_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A resumed run goes on; its cube names every set of versions, as a merged cube does."""
+    plan = replace(tiny.PLAN, outcomes=("logit",))
+    honesty = {"honesty": tiny.CONCEPTS["honesty"]}
+    out = run(tmp_path, plan=plan, concepts=honesty)
+    (alone,) = open_cube(out).attrs["versions"].splitlines()
+    earlier = unit_module.version
+    monkeypatch.setattr(
+        unit_module, "version", lambda name: "9.9" if name == "torch" else earlier(name)
+    )
+    next(tmp_path.rglob("samples-0000-*.nc")).unlink()
+    run(tmp_path, plan=plan, concepts=honesty, resume=True)
+    lines = [json.loads(line) for line in open_cube(out).attrs["versions"].splitlines()]
+    assert lines == sorted([json.loads(alone), json.loads(alone) | {"torch": "9.9"}], key=str)
+    manifest = json.loads(out.with_name("mine.manifest.json").read_text())
+    assert "9.9" in manifest["attributes"]["versions"]
+
+
 def test_a_cube_is_not_replaced_by_a_smaller_one(tmp_path: Path) -> None:
     out = run(tmp_path)
     before = out.read_bytes()
@@ -353,6 +414,61 @@ def test_a_cube_is_not_replaced_by_a_smaller_one(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="tiny-llama x humour"):
         write_cube(out)
     assert out.read_bytes() == before
+
+
+def test_a_cube_with_notes_is_not_replaced(whole: Path, tmp_path: Path) -> None:
+    """Neither the cube nor its vectors, by neither way to them, however the notes were saved."""
+    shutil.copytree(whole.parent, tmp_path / "copy")
+    out = tmp_path / "copy" / "mine.nc"
+    write_cube(out, report=lambda line: None)
+    beside = out.with_name("mine.vectors.nc")
+    for path, ways in {
+        out: (partial(write_cube, out), partial(run, out.parent, resume=True)),
+        beside: (partial(write_cube, out),),
+    }.items():
+        sound = path.read_bytes()
+        noted = netcdf.load(path).assign_attrs(note="mind the gap")
+        for save, said in {
+            netcdf.save: "its attribute 'note' would be lost",
+            xr.Dataset.to_netcdf: "It is not replaced: move it away",
+        }.items():
+            save(noted, path)
+            before = path.read_bytes()
+            for way in ways:
+                with pytest.raises(ValueError, match=said):
+                    way()
+            assert path.read_bytes() == before
+        path.write_bytes(sound)
+
+
+def test_the_remains_of_a_cube_are_replaced_with_a_word(whole: Path, tmp_path: Path) -> None:
+    shutil.copytree(whole.parent, tmp_path / "copy")
+    out = tmp_path / "copy" / "mine.nc"
+    out.write_bytes(out.read_bytes()[:5000])
+    said: list[str] = []
+    write_cube(out, report=said.append)
+    assert f"{out}: cannot be read" in said[0]
+    assert open_cube(out).identical(open_cube(whole))
+    out.write_bytes(out.read_bytes()[:5000])
+    run(out.parent, resume=True)
+    assert open_cube(out).identical(open_cube(whole))
+
+
+def test_a_cube_is_named_as_it_was_collected(
+    whole: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """`z` would share the shards of `z.nc` and replace its manifest."""
+    shutil.copytree(whole.parent, tmp_path / "copy")
+    folder = tmp_path / "copy"
+    before = {path: path.read_bytes() for path in folder.glob("*.*") if path.is_file()}
+    assert main(["consolidate", "--out", str(folder / "mine")]) == 2
+    assert "name a .nc file in a folder" in capsys.readouterr().err
+    with pytest.raises(ValueError, match=r"is no name for a cube; call it mine\.nc"):
+        write_cube(folder / "mine")
+    with pytest.raises(ValueError, match=r"is no name for a cube; call it mine\.nc"):
+        collect(tiny.decoder(), tiny.CONCEPTS, tiny.PLAN, folder / "mine", resume=True)
+    assert {path: path.read_bytes() for path in folder.glob("*") if path.is_file()} == before
+    assert main(["consolidate", "--out", str(folder / "mine.nc")]) == 0
 
 
 def test_units_of_other_settings_do_not_share_a_cube(whole: Path, tmp_path: Path) -> None:

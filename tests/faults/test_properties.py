@@ -107,7 +107,7 @@ def cubes(draw: st.DrawFn, *, responses: bool = True) -> Cube:
         layers=draw(st.lists(st.integers(0, 7), min_size=1, max_size=3, unique=True)),
         strengths=draw(
             st.lists(
-                st.floats(-9, 9, allow_subnormal=False).map(lambda s: s + 0.0),
+                st.floats(-9, 9).map(lambda s: round(s, 3) + 0.0),
                 min_size=1,
                 max_size=3,
                 unique=True,
@@ -125,12 +125,17 @@ def cubes(draw: st.DrawFn, *, responses: bool = True) -> Cube:
         cube[name] = (dims, values)
         if len(dims) == 5:
             cube[name] = cube[name].where(cube["item_id"] != "").transpose(*dims).astype("float32")
+        if name == "logit_diff_random":
+            cube[name] = cube[name].where(cube["strength"] != 0, cube["logit_diff"])
+        cube[name] = cube[name].where(cube["layer"] < cube["n_layers"]).transpose(*dims)
     return with_responses(draw, cube) if responses and draw(st.booleans()) else cube
 
 
 def fill(cube: Cube, rng: np.random.Generator, statuses: Sequence[str]) -> None:
     """Give the cells of a blank cube these statuses in turn, and values that fit."""
     present = (cube["item_id"] != "").values
+    unsteered = cube["strength"].values == 0
+    of_no_layer = -1 - abs(rng.normal(scale=9, size=(2, *present.shape, cube.sizes["model"])))
     for at, (m, c, layer) in enumerate(np.ndindex(cube["cell_status"].shape)):
         status = statuses[at % len(statuses)]
         if cube["layer"].values[layer] >= cube["n_layers"].values[m]:
@@ -141,7 +146,9 @@ def fill(cube: Cube, rng: np.random.Generator, statuses: Sequence[str]) -> None:
         if status == "not_run":
             continue
         shape = (cube.sizes["strength"], cube.sizes["sample"])
-        pair = rng.normal(scale=9, size=(2, *shape)).astype("float32")
+        pair = -1 - abs(rng.normal(scale=9, size=(2, *shape)))
+        pair[:, unsteered] = of_no_layer[:, c, None, :, m]
+        pair = pair.astype("float32")
         pair = np.where(present[c], pair, np.float32(np.nan))
         if status == "nonfinite":
             pair[0, -1, 0] = rng.choice([np.nan, np.inf, -np.inf])
@@ -156,7 +163,14 @@ def place_of(row: tuple[tuple[Any, ...], int, str]) -> tuple[Any, ...]:
 
 def with_responses(draw: st.DrawFn, cube: Cube) -> Cube:
     dims = ("model", "concept", "layer", "strength", "sample")
-    place = st.tuples(*(st.sampled_from(cube[dim].values.tolist()) for dim in dims))
+    place = st.tuples(*(st.sampled_from(cube[dim].values.tolist()) for dim in dims)).filter(
+        lambda at: (
+            at[2] < cube["n_layers"].sel(model=at[0])
+            and cube["item_id"].sel(concept=at[1], sample=at[4]) != ""
+        )
+    )
+    if not (cube["layer"] < cube["n_layers"]).any():
+        return cube
     rows = draw(
         st.lists(
             st.tuples(place, st.integers(0, 2), TEXT),
@@ -441,9 +455,9 @@ def detects_conflicts(tried: Tried, cube: Cube, data: st.DataObject) -> None:
         other["response_text"] = ("response", texts)
         name = "response_text"
     elif (cube["cell_status"] == STATUS["complete"]).any():
-        m, c, layer = np.argwhere((cube["cell_status"] == STATUS["complete"]).values)[0]
-        for of in ("logit_diff", "logprob_matching"):
-            other[of].values[m, c, layer, 0, 0] += np.float32(64)
+        m, c, _ = np.argwhere((cube["cell_status"] == STATUS["complete"]).values)[0]
+        for of in {"logit_diff", "logprob_matching", "logit_diff_random"} & set(other):
+            other[of].values[m, c, :, 0, 0] -= np.float32(64)
         name = "logit_diff"
     else:
         other = cube.assign_coords(item_id=cube["item_id"].astype("<U99"))

@@ -32,6 +32,7 @@ from steercube.analysis.averages import (
     mean_of_models,
     t_margin,
     t_quantile,
+    where_recorded,
 )
 from steercube.analysis.curves import (
     block_resamples,
@@ -481,6 +482,7 @@ def repeated_measures(
     )
 
 
+@where_recorded
 def agreement_against_effect(
     cells: xr.Dataset,
     *,
@@ -535,6 +537,7 @@ def _slopes(effect: np.ndarray, r: np.ndarray) -> np.ndarray:
     return np.array(found)
 
 
+@where_recorded
 def agreement_effect_correlation(
     cells: xr.Dataset,
     *,

@@ -8,15 +8,43 @@ same items, so part of their error is common and does not show in the spread bet
 part, the mean covariance of two models' means, is added.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import Any, NamedTuple
+from functools import wraps
+from typing import Any, NamedTuple, ParamSpec
 
 import numpy as np
 import xarray as xr
 from scipy import stats
 
+from steercube.cells import REASONS
 from steercube.results import Estimate
+
+P = ParamSpec("P")
+
+
+def why_not_recorded(cells: xr.Dataset, estimand: str) -> str:
+    """What to say where these cells lack an estimand altogether; empty where they hold it."""
+    # Plain arrays: the sensitivity table asks thousands of times.
+    reason = cells.variables["reason"].transpose("estimand", ...).values
+    lacking = (
+        estimand not in cells.indexes["estimand"]
+        or (reason[cells.indexes["estimand"].get_loc(estimand)] == REASONS["not_recorded"]).all()
+    )
+    return f"not recorded: these cells hold no {estimand}" if lacking else ""
+
+
+def where_recorded(statistic: Callable[P, Estimate]) -> Callable[P, Estimate]:
+    """The statistic of `cells` (its first argument), undefined where they lack its `estimand`."""
+
+    @wraps(statistic)
+    def checked(*args: P.args, **kwargs: P.kwargs) -> Estimate:
+        cells, estimand = args[0], kwargs["estimand"]
+        assert isinstance(cells, xr.Dataset)
+        reason = why_not_recorded(cells, str(estimand))
+        return Estimate.undefined(reason) if reason else statistic(*args, **kwargs)
+
+    return checked
 
 
 def swept_models(cells: xr.Dataset) -> list[str]:
@@ -67,6 +95,7 @@ def complete_models(cells: xr.Dataset, concepts: Sequence[str] | None = None) ->
     return [str(m) for m in effects["model"].values[effects.notnull().all("concept")]]
 
 
+@where_recorded
 def model_mean(
     cells: xr.Dataset,
     *,
@@ -118,6 +147,7 @@ def item_covariance(
     return np.where(both, of_estimand, 0.0).sum(axis=0) / np.outer(count, count)
 
 
+@where_recorded
 def mean_over_models(
     cells: xr.Dataset,
     *,

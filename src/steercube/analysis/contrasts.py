@@ -19,6 +19,8 @@ from steercube.analysis.averages import (
     pooled_sd,
     root_of,
     t_quantile,
+    where_recorded,
+    why_not_recorded,
 )
 from steercube.results import Estimate
 from steercube.streams import stream
@@ -27,6 +29,7 @@ N_REDRAWS = 4_000
 MAX_CHOICES = 20_000
 
 
+@where_recorded
 def training_gap(
     cells: xr.Dataset,
     *,
@@ -113,6 +116,7 @@ def permutation_p(values: np.ndarray, marked: np.ndarray) -> float:
     return float(np.mean(apart >= observed - 1e-12 * max(1.0, observed)))
 
 
+@where_recorded
 def architecture_difference(
     cells: xr.Dataset, *, estimand: str, concepts: Sequence[str] | None = None
 ) -> Estimate:
@@ -135,6 +139,7 @@ def architecture_difference(
     return Estimate(value, low=value - half, high=value + half, over="models", n=len(means))
 
 
+@where_recorded
 def scale_slope(
     cells: xr.Dataset,
     *,
@@ -164,6 +169,7 @@ def scale_slope(
     )
 
 
+@where_recorded
 def concept_concordance(
     cells: xr.Dataset, *, estimand: str, concepts: Sequence[str] | None = None
 ) -> Estimate:
@@ -209,6 +215,8 @@ def pairwise_concordance(
     effects = best_effects(cells, estimand, concepts=concepts)
     effects = effects.isel(concept=np.flatnonzero(effects.notnull().all("model")))
     every = ("every model", "every model")
+    if reason := why_not_recorded(cells, estimand):
+        return [(every, Estimate.undefined(reason))]
     if effects.sizes["model"] < 2 or effects.sizes["concept"] < 3:
         reason = "needs two models that ran the same three concepts"
         return [(every, Estimate.undefined(reason))]

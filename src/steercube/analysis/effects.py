@@ -22,6 +22,8 @@ from typing import NamedTuple
 import numpy as np
 from scipy.special import gammaln
 
+from steercube.cells import ESTIMAND_UNITS
+
 Array = np.ndarray
 
 POSITIVE, NEGATIVE, BASELINE = 1.0, -1.0, 0.0
@@ -192,12 +194,7 @@ NAMES = {name: name.replace("_", " ") for name in ESTIMANDS} | {
 }
 """Estimands as a reader calls them."""
 
-UNITS = dict.fromkeys(ESTIMANDS, "1") | {
-    "delta": "nat",
-    "content_shift": "nat",
-    "letter_shift": "nat",
-    "steerability_slope": "nat per unit strength",
-}
+UNITS = ESTIMAND_UNITS
 
 
 def _standardised(

@@ -22,7 +22,7 @@ import numpy as np
 import xarray as xr
 from scipy import interpolate, optimize, special, stats
 
-from steercube.analysis.averages import best_effects, swept_models
+from steercube.analysis.averages import best_effects, swept_models, why_not_recorded
 from steercube.analysis.depth import best_depths, depth_centroids
 from steercube.analysis.effects import ESTIMANDS
 
@@ -170,7 +170,7 @@ def cell_effects(
     """The outcome of every cell that was run, less its optimism, with its covariance over items.
 
     Models of other trainings are left out where both compared ones are there. Raises ValueError
-    where the cells keep no error of the outcome at all.
+    where the cells lack the outcome, or keep no error of it at all.
     """
     names = [m for m in compared_models(cells) if models is None or m in models]
     held = [str(c) for c in cells["concept"].values if concepts is None or c in concepts]
@@ -225,6 +225,8 @@ def _outcome(
     """The outcome (model, concept), and its covariance (concept, model, model_other)."""
     at = {"model": list(models), "concept": list(concepts)}
     if outcome in ESTIMANDS:
+        if reason := why_not_recorded(cells, outcome):
+            raise ValueError(reason)
         value = best_effects(cells, outcome, models=models, concepts=concepts)
         optimism = best_effects(
             cells, outcome, models=models, concepts=concepts, field="selected_optimism"

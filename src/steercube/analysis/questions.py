@@ -24,6 +24,7 @@ from steercube.analysis.averages import (
     level_of,
     mean_of_models,
     swept_models,
+    why_not_recorded,
 )
 from steercube.analysis.hierarchy import fit, primary_terms, usable_effects
 from steercube.results import Estimate
@@ -73,6 +74,14 @@ def model_deviations(cells: xr.Dataset) -> list[dict[str, Any]]:
     return rows
 
 
+LETTER_SHARE, ANTI_STEERED = "letter share of the shift", "share of items steered the other way"
+NEEDED_OF_OWN = {
+    LETTER_SHARE: ("letter_shift", "content_shift"),
+    ANTI_STEERED: ("anti_steerable_share",),
+}
+"""Estimands behind what a concept says of itself."""
+
+
 def difficulty(cells: xr.Dataset) -> Rows:
     """What sets each concept apart: ratios to a model's other concepts, and its own properties.
 
@@ -89,12 +98,16 @@ def difficulty(cells: xr.Dataset) -> Rows:
     }
     letter, content = (abs(best_effects(cells, n)) for n in ("letter_shift", "content_shift"))
     own = {
-        "letter share of the shift": letter / (letter + content),
-        "share of items steered the other way": best_effects(cells, "anti_steerable_share"),
+        LETTER_SHARE: letter / (letter + content),
+        ANTI_STEERED: best_effects(cells, "anti_steerable_share"),
     } | {
         f"{name.replace('_', ' ')} of the vector": at_best_layer(cells, name)
         for name in COHERENCES
         if name in cells
+    }
+    lacking = {
+        name: next(filter(None, (why_not_recorded(cells, of) for of in needed)), "")
+        for name, needed in NEEDED_OF_OWN.items()
     }
     for concept in map(str, d["concept"].values):
         for name, table in tables.items():
@@ -102,6 +115,9 @@ def difficulty(cells: xr.Dataset) -> Rows:
             covariance = covariances.get(name)
             yield labels, relative_to_others(table, concept, level_of(cells), covariance)
         for name, table in own.items():
+            if reason := lacking.get(name):
+                yield {"concept": concept, "statistic": name}, Estimate.undefined(reason)
+                continue
             values = table.sel(concept=concept).values
             found = _mean(values[np.isfinite(values)], level_of(cells))
             held = replace(found, over=HELD) if found.over else found

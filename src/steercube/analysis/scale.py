@@ -12,7 +12,13 @@ import numpy as np
 import xarray as xr
 from scipy import stats
 
-from steercube.analysis.averages import best_effects, level_of, swept_models, t_quantile
+from steercube.analysis.averages import (
+    best_effects,
+    level_of,
+    swept_models,
+    t_quantile,
+    why_not_recorded,
+)
 from steercube.analysis.contrasts import scale_slope
 from steercube.analysis.hierarchy import cell_effects, fit, why_not
 from steercube.results import Estimate
@@ -74,6 +80,8 @@ def slope_difference(
 
     What the concepts share in a model cancels. `p_value` is not corrected for the number of pairs.
     """
+    if reason := why_not_recorded(cells, outcome):
+        return Estimate.undefined(reason)
     table = best_effects(cells, outcome, concepts=[one, other], models=swept_models(cells))
     apart = (table.sel(concept=one) - table.sel(concept=other)).dropna("model")
     log_size = np.log10(cells[size].sel(model=apart["model"]).values)

@@ -82,7 +82,13 @@ from steercube.analysis.sensitivity import sensitivity
 from steercube.analysis.sweep import about_concepts, about_models, counts, counts_of_claims
 from steercube.analysis.training import training_effects
 from steercube.analysis.verdicts import conclusions
-from steercube.cells import CONTROL_VARIABLES, OF_THE_VECTOR, REASONS
+from steercube.cells import (
+    CONTROL_VARIABLES,
+    OF_THE_VECTOR,
+    REASONS,
+    unrecorded_estimands,
+    with_every_estimand,
+)
 from steercube.results import Estimate
 from steercube.streams import stream
 
@@ -158,7 +164,7 @@ def conclude(
         )
     if unknown := sorted(set(only or ()) - set(MAKERS)):
         raise ValueError(f"only = {unknown}: not among the tables, {', '.join(MAKERS)}")
-    tables = Tables(cells, claims, sampled, report)
+    tables = Tables(with_every_estimand(cells), claims, sampled, report)
     return {name: tables[name] for name in tables if only is None or name in only}
 
 
@@ -228,9 +234,11 @@ def effects(cells: xr.Dataset) -> pd.DataFrame:
     """Best layer of each (model, concept) with every estimand there.
 
     `optimism`, `corrected`, `se` and `split_half` are Cohen's d's; those of another estimand carry
-    its name. Rows that were never run say why and hold no number.
+    its name. Rows that were never run say why and hold no number; the others say which estimands
+    the cells lack.
     """
     rows = []
+    lacking = ", ".join(unrecorded_estimands(cells))
     for model in swept_models(cells):
         for concept in map(str, cells["concept"].values):
             cell = cells.sel(model=model, concept=concept)
@@ -250,7 +258,9 @@ def effects(cells: xr.Dataset) -> pd.DataFrame:
             }
             for name in ESTIMANDS:
                 row |= _selected_columns(cell.sel(estimand=name), name)
-            row["reason"] = _reason_text(cell.sel(estimand="cohens_d"))
+            row["reason"] = _reason_text(cell.sel(estimand="cohens_d")) or (
+                f"not recorded: {lacking}" if lacking else ""
+            )
             rows.append(row)
     table = pd.DataFrame(rows)
     return table.astype({"layer": "Int64"})

@@ -25,11 +25,12 @@ from steercube.collect.generate import (
 from steercube.collect.hooks import Cell, Touched
 from steercube.collect.plan import layers_of
 from steercube.collect.readout import Prompt
-from steercube.collect.shards import ALIKE_WHERE_GENERATED, Extent, find_shard, save_shard
+from steercube.collect.shards import ALIKE_WHERE_GENERATED, find_shard, save_shard
 from steercube.collect.sweep import Progress, Swept, check_against_plain_loop, sweep
 from steercube.collect.unit import Unit, sha256_of
 from steercube.concepts import Question
 from steercube.cube import UNSTEERED
+from steercube.replacing import Extent
 from steercube.schema import raise_if_any
 from steercube.streams import stream
 
@@ -43,7 +44,7 @@ class Outcome(Protocol):
 
     @property
     def name(self) -> str:
-        """How its shards begin, one of `shards.OUTCOMES`."""
+        """How its shards begin, one of `shards.SHARD_KINDS`."""
 
     @property
     def items(self) -> list[int]:

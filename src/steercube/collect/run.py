@@ -5,7 +5,6 @@ import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
-from itertools import combinations
 from pathlib import Path
 from typing import Any
 
@@ -24,16 +23,24 @@ from steercube.collect.shards import (
     consolidate,
     differences,
     held,
-    held_outcomes,
-    lost_outcomes,
     other_settings,
+    told_apart,
     told_in,
-    told_otherwise,
     whole_outcomes,
 )
 from steercube.collect.unit import Unit
 from steercube.concepts import Concept
 from steercube.cube import open_cube, save_cube
+from steercube.replacing import (
+    earlier_file,
+    held_outcomes,
+    lost_names,
+    lost_outcomes,
+    names_in,
+    names_of_the_contract,
+    replacing,
+    require_no_loss,
+)
 from steercube.schema import raise_if_any
 
 Report = Callable[[str], None]
@@ -113,7 +120,13 @@ class Progress:
 
 
 def shards_of(out: Path) -> Path:
-    """The folder of the shards that the cube `out` is made from."""
+    """The folder of the shards that the cube `out` is made from.
+
+    Raises ValueError for a name that does not end in .nc: it would share the shards of one that
+    does, and its manifest.
+    """
+    if not out.name.endswith(".nc"):
+        raise ValueError(f"{out}: is no name for a cube; call it {out.name}.nc")
     return out.with_name(f"{out.name.removesuffix('.nc')}.shards")
 
 
@@ -124,8 +137,9 @@ def write_cube(out: Path, *, report: Report = print) -> None:
         raise FileNotFoundError(f"{folder}: no such folder; nothing was collected for {out}")
     with held(folder, patience=PATIENCE):
         cube, vectors, keys = consolidate(folder, report=report)
-        _require_no_smaller(out, cube)
         beside = out.with_name(f"{stem}.vectors.nc")
+        require_no_loss(out, cube, report=report)
+        _require_own_vectors(beside, vectors, report=report)
         manifest = {
             "content_sha256": {
                 out.name: save_cube(cube, out),
@@ -160,41 +174,38 @@ def _require_one_cube(folder: Path, units: Sequence[Unit]) -> None:
         for other in others
         for line in differences(outcome.shared_settings, other)
     }
-    told = [*told_in(folder), *(unit.told for unit in units)]
-    problems |= {line for one, two in combinations(told, 2) for line in told_otherwise(one, two)}
+    problems |= told_apart([*told_in(folder), *(unit.told for unit in units)])
     raise_if_any(sorted(problems), what=f"one cube with the shards in {folder} (or change --out)")
 
 
 def _require_nothing_lost(out: Path, units: Iterable[Unit]) -> None:
     """Refuse to replace a cube that holds what neither the shards nor this run can make again."""
-    if not out.exists():
+    earlier = earlier_file(out, open_cube, report=lambda line: None)
+    if earlier is None:
         return
-    there = held_outcomes(open_cube(out))
+    there = held_outcomes(earlier)
     made = {
         label: there[label]
         for path, kind in whole_outcomes(shards_of(out))
         if (label := (path.parent.name, path.name, kind)) in there
     }
+    attributes: set[str] = set()
     for unit in units:
+        attributes |= set(unit.described["of_cube"])
         for outcome in outcomes_of(unit):
             label = (unit.decoder.name, unit.concept.name, outcome.name)
             # Shards of another extent are refused for their settings, which says more.
             has_shards = any(unit.folder.glob(f"{outcome.name}-*.nc"))
             made[label] = there.get(label, outcome.extent) if has_shards else outcome.extent
-    raise_if_any(lost_outcomes(there, made), what=_replacing(out))
+    names = lost_names(earlier, names_of_the_contract(attributes))
+    raise_if_any([*names, *lost_outcomes(there, made)], what=replacing(out))
 
 
-def _require_no_smaller(out: Path, cube: xr.Dataset) -> None:
-    """Refuse to replace a cube by one that lacks some of it; a damaged one may be replaced."""
-    try:
-        earlier = open_cube(out)
-    except (FileNotFoundError, ValueError):
-        return
-    raise_if_any(lost_outcomes(held_outcomes(earlier), held_outcomes(cube)), what=_replacing(out))
-
-
-def _replacing(out: Path) -> str:
-    return f"replacing {out} (move it away, or choose another --out)"
+def _require_own_vectors(path: Path, vectors: xr.Dataset, *, report: Report) -> None:
+    """Refuse to replace vectors that hold a note, or that somebody altered."""
+    earlier = earlier_file(path, netcdf.load, report=report)
+    if earlier is not None:
+        raise_if_any(lost_names(earlier, names_in(vectors)), what=replacing(path))
 
 
 def _require_new(units: Iterable[Unit]) -> None:

@@ -23,7 +23,6 @@ import xarray as xr
 from steercube import netcdf
 from steercube.answers import answer_of
 from steercube.cube import (
-    OF_A_CELL,
     RESPONSE_VARIABLES,
     STATUS,
     UNSTEERED,
@@ -32,6 +31,7 @@ from steercube.cube import (
     Model,
     blank_cube,
     check_cube,
+    same_weights,
 )
 from steercube.schema import raise_if_any
 
@@ -207,8 +207,17 @@ def told_in(folder: Path) -> list[Told]:
     return found
 
 
+def told_apart(told: Sequence[Told]) -> set[str]:
+    """Why units cannot share a cube, from what they say of themselves."""
+    problems = {line for one, two in combinations(told, 2) for line in told_otherwise(one, two)}
+    models = [unit.model for unit in told]
+    return problems | set(
+        same_weights((model["name"], model["hf_id"], model["revision"]) for model in models)
+    )
+
+
 def told_otherwise(one: Told, two: Told) -> list[str]:
-    """How what two units say keeps them out of one cube: facts of one model, items of both.
+    """Why two units cannot share a cube: other facts of one model, or one item in both concepts.
 
     Where its weights were does not matter: their revision is a setting.
     """
@@ -243,6 +252,8 @@ class UnitShards(NamedTuple):
     keys: dict[Path, str]
     lacking: list[str]
     """What is left out of the cube, since not all of its shards are there."""
+    versions: set[str]
+    """The library versions that its shards were made with, a JSON object each."""
 
     @property
     def layers(self) -> list[int]:
@@ -285,8 +296,7 @@ def consolidate(
         raise ValueError(f"{folder} holds no model x concept whose shards are all there")
     settings = [settings_of(outcome) for unit in units for outcome in unit.outcomes]
     problems = {line for one, two in combinations(settings, 2) for line in differences(one, two)}
-    told = [told_of(unit.vectors.attrs) for unit in units]
-    problems |= {line for one, two in combinations(told, 2) for line in told_otherwise(one, two)}
+    problems |= told_apart([told_of(unit.vectors.attrs) for unit in units])
     raise_if_any(sorted(problems), what=f"one cube of the shards in {folder}")
     cube = _frame(units, strengths=settings[0]["strengths"])
     for unit in units:
@@ -303,7 +313,8 @@ def _unit(folder: Path) -> UnitShards:
     of_vectors = _load(folder / "vectors.nc")
     keys = {folder / "vectors.nc": of_vectors.attrs["key"]}
     joined: dict[str, xr.Dataset | None] = dict.fromkeys(SHARD_KINDS)
-    lacking = []
+    lacking: list[str] = []
+    versions = _versions([of_vectors])
     for outcome, join in {"samples": _joined_samples, "generations": _joined_generations}.items():
         found = {path: _load(path) for path in sorted(folder.glob(f"{outcome}-*.nc"))}
         raise_if_any(_strays(folder, of_vectors, found), what=f"one unit of the shards in {folder}")
@@ -315,10 +326,17 @@ def _unit(folder: Path) -> UnitShards:
             lacking.append(f"{folder} has no {outcome} of {missing} yet")
         else:
             joined[outcome] = join(shards)
+            versions |= _versions(shards)
             keys |= {path: shard.attrs["key"] for path, shard in found.items()}
     if not any(folder.glob("*-*.nc")):
         lacking.append(f"{folder} has vectors alone")
-    return UnitShards(of_vectors, **joined, keys=keys, lacking=lacking)
+    return UnitShards(of_vectors, **joined, keys=keys, lacking=lacking, versions=versions)
+
+
+def _versions(shards: Iterable[xr.Dataset]) -> set[str]:
+    """The library versions that the shards say they were made with."""
+    said = [json.loads(shard.attrs.get("of_cube", "{}")) for shard in shards]
+    return {of_cube["versions"] for of_cube in said if "versions" in of_cube}
 
 
 def _strays(folder: Path, of_vectors: xr.Dataset, shards: Mapping[Path, xr.Dataset]) -> list[str]:
@@ -361,64 +379,6 @@ def whole_outcomes(folder: Path) -> set[tuple[Path, str]]:
     return found
 
 
-class Extent(NamedTuple):
-    """What is there of one outcome of a unit."""
-
-    layers: set[int]
-    strengths: set[float]
-    items: set[str]
-
-
-Extents = Mapping[tuple[str, str, str], Extent]
-"""By model, concept and kind of shards."""
-
-
-def held_outcomes(cube: xr.Dataset) -> Extents:
-    """Whatever a cube holds."""
-    found = {}
-    swept = cube["cell_status"].isin([STATUS["complete"], STATUS["nonfinite"]])
-    ids = cube["item_id"].to_series()
-    for model, concept in swept.any("layer").to_series().loc[lambda any_: any_].index:
-        at = {"model": model, "concept": concept}
-        measured = cube["logit_diff"].sel(at).notnull().any(("layer", "sample"))
-        found[model, concept, "samples"] = Extent(
-            set(cube["layer"].values[swept.sel(at).values].tolist()),
-            set(cube["strength"].values[measured.values].tolist()),
-            set(ids[concept]) - {""},
-        )
-    if "response_text" in cube:
-        table = cube[list(OF_A_CELL)].to_dataframe()
-        for (model, concept), rows in table.groupby(["response_model", "response_concept"]):
-            found[str(model), str(concept), "generations"] = Extent(
-                set(rows["response_layer"]) - {UNSTEERED},
-                set(rows["response_strength"]),
-                set(ids[concept][rows["response_sample"]]),
-            )
-    return found
-
-
-def lost_outcomes(held: Extents, made: Extents) -> list[str]:
-    """What of `held` is not in `made`, a line each."""
-    lines = []
-    for (model, concept, kind), extent in held.items():
-        now = made.get((model, concept, kind))
-        if now is None:
-            lines.append(f"{model} x {concept} has no {kind} among its shards")
-            continue
-        missing: dict[str, set[Any]] = {
-            "layers": extent.layers - now.layers,
-            "strengths": extent.strengths - now.strengths,
-            "items": extent.items - now.items,
-        }
-        lines += [
-            f"{model} x {concept} would have {kind} without {len(lost)} of its {name}, "
-            f"{min(lost)} first"
-            for name, lost in missing.items()
-            if lost
-        ]
-    return lines
-
-
 def _joined_samples(shards: Sequence[xr.Dataset]) -> xr.Dataset:
     """All samples, and the receipts of all chunks together."""
     samples = xr.concat(
@@ -455,7 +415,8 @@ def _frame(units: Sequence[UnitShards], *, strengths: Sequence[float]) -> xr.Dat
         dict(sorted(items.items())),
         layers=sorted({layer for unit in units for layer in unit.layers}),
         strengths=strengths,
-        attrs=_joined([unit.said("of_cube") for unit in units]),
+        attrs=_joined([unit.said("of_cube") for unit in units])
+        | {"versions": "\n".join(sorted(set().union(*(unit.versions for unit in units))))},
     )
 
 
