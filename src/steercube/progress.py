@@ -103,7 +103,7 @@ def stage(
         desc=what,
         unit=unit,
         disable=not has_bar,
-        leave=False,
+        leave=bool(total),
         dynamic_ncols=True,
         **form,
     ) as bar:

@@ -29,9 +29,10 @@ from steercube.collect import shards as shards_module
 from steercube.collect import sweep as sweep_module
 from steercube.collect.rank import Rank
 from steercube.collect.readout import readout_of
-from steercube.collect.run import shards_of, write_cube
+from steercube.collect.run import collect, shards_of, write_cube
 from steercube.collect.shards import held
 from steercube.cube import UNSTEERED, open_cube
+from steercube.progress import Stage
 
 run = tiny.collected
 
@@ -582,9 +583,36 @@ def test_the_command_line_says_what_is_wrong(
         assert said in capsys.readouterr().err
 
 
-def test_the_bar_counts_cells(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_bar_counts_cells(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
     run(tmp_path)
     bar = capsys.readouterr().err
     n_cells = 2 * (12 * (1 + 3 * 4 * 3) + 8 * (1 + 2 * 3))
     assert f"{n_cells}/{n_cells}" in bar
     assert "cell/s" in bar
+
+
+def test_every_stage_of_a_run_shows_itself(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    seen: list[str] = []
+    at = Stage.at
+    monkeypatch.setattr(Stage, "at", lambda self, now: (seen.append(now), at(self, now)))
+    said: list[str] = []
+    collect(tiny.decoder(), tiny.CONCEPTS, tiny.PLAN, tmp_path / "mine.nc", report=said.append)
+    assert said[0] == "tiny-llama: 1000 cells of honesty, humour"
+    for stage in (
+        "honesty, vectors",
+        "honesty, vectors: 8 of 8 pairs",
+        "honesty, checking samples against the plain loop",
+        "honesty, samples",
+        "honesty, checking generations against the plain loop",
+        "honesty, generations",
+        "humour, vectors: 8 of 8 pairs",
+        "humour, samples",
+    ):
+        assert stage in seen
+    assert "humour, checking samples against the plain loop" not in seen
+    assert "\r" not in capsys.readouterr().err
