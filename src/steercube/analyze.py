@@ -2,7 +2,7 @@
 
 import hashlib
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -32,10 +32,12 @@ from steercube.progress import Report, stage, timed
 from steercube.report.figures import draw
 from steercube.report.model_figures import draw_calibration
 from steercube.report.write import write_calibration, write_study
+from steercube.words import did_you_mean
 
 NOTHING_TO_DO = (
-    "{folder} holds no study: neither <study>.nc (a cube) nor <study>.cells.nc (its cells). "
-    "Fetch the published study with `steercube import-study`, or put a cube of your own there."
+    "{folder} holds no study: neither <study>.nc (a cube) nor <study>.cells.nc (its cells) is in "
+    "{absolute}. Name another folder with --data, put a cube of your own there, or fetch the "
+    "published study with `steercube import-study`."
 )
 
 SETTINGS = ("title", "source", "seed", "n_resamples", "confidence_level")
@@ -70,12 +72,14 @@ def analyze(
     that breaks its contract; what an earlier run made of that study is then as it was.
     """
     names = studies(data)
+    if Path(data).is_file():
+        raise NotADirectoryError(f"{data} is a file; --data names the folder of cubes and cells")
     if study is not None:
         if study not in names:
-            raise FileNotFoundError(f"{data} holds no study {study!r}; it holds {names}")
+            raise FileNotFoundError(_no_study(study, names, data))
         names = [study]
     if not names:
-        raise FileNotFoundError(NOTHING_TO_DO.format(folder=data))
+        raise FileNotFoundError(NOTHING_TO_DO.format(folder=data, absolute=Path(data).absolute()))
     if Path(paper).exists() and not Path(paper).is_dir():
         raise NotADirectoryError(f"{paper} is a file; results go into a folder of that name")
     for name in names:
@@ -100,6 +104,13 @@ def analyze(
         sampled = sample(cells, posteriors, report=report) if nuts else {}
         ledger = ledgers.get(name)
         write_conclusions(name, cells, paper, ledger=ledger, sampled=sampled, report=report)
+
+
+def _no_study(study: str, there: Sequence[str], data: str | Path) -> str:
+    return (
+        f"{data} holds no study {study!r}; it holds {list(there)} (in "
+        f"{Path(data).absolute()}; --data names another folder){did_you_mean(study, there)}"
+    )
 
 
 def _require_writable(folder: Path) -> None:
@@ -269,7 +280,15 @@ def calibrate(
     Raises FileNotFoundError where there are no cells, ValueError where they compare no trainings
     or no simulation is asked for.
     """
-    cells = open_cells(Path(data) / f"{study}.cells.nc")
+    path = Path(data) / f"{study}.cells.nc"
+    if not path.exists():
+        there = [name for name in studies(data) if (Path(data) / f"{name}.cells.nc").exists()]
+        raise FileNotFoundError(
+            f"{path}: no such file; {Path(data).absolute()} has the cells of {there}. `steercube "
+            "analyze` makes them from a cube, and --data names another folder"
+            f"{did_you_mean(study, there)}"
+        )
+    cells = open_cells(path)
     if reason := why_not(cell_effects(cells), TERMS):
         raise ValueError(f"{study} gives calibration no shape: {reason}")
     if n_simulations < 1 or n_workers < 1:
