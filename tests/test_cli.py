@@ -117,6 +117,11 @@ def of_one_letter(concept: Concept, split: str) -> Concept:
     [
         (SOUND, ["--items", "100000"], "honesty: 12 items, all there are (--items 100000)"),
         (SOUND, ["--pairs", "9"], "honesty: 8 pairs, all there are (--pairs 9)"),
+        (
+            SOUND,
+            [*BOTH, "--generation-samples", "99"],
+            "honesty: 12 items to answer, all there are (--generation-samples 99)",
+        ),
         (SOUND, ["--items", "9"], "warning: honesty: 9 items are too few"),
         (
             SOUND,

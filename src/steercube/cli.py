@@ -444,7 +444,6 @@ def _foreseen(
     `n_answered` is the number of items for which answers are to be generated, if that was asked.
     """
     from steercube.analysis.effects import NEGATIVE, POSITIVE
-    from steercube.analysis.generation import MIN_ITEMS
 
     swept = {"--strengths": plan.strengths}
     if "generation" in plan.outcomes:
@@ -460,32 +459,42 @@ def _foreseen(
                 f"warning: {option} without {' and '.join(lacking)}: `steercube analyze` compares "
                 "+1 with -1, so it will find no effect in this cube"
             )
-    for name, whole in concepts.items():
-        concept = whole.cut_to(n_pairs=plan.n_pairs, n_items=plan.n_items)
-        asked_of = {"pairs": (plan.n_pairs, whole.train), "items": (plan.n_items, whole.evaluation)}
-        for what, (asked, there) in asked_of.items():
-            if asked and asked > len(there):
-                yield f"{name}: {len(there)} {what}, all there are (--{what} {asked})"
-        n_items = len(concept.evaluation)
-        if n_items < MIN_ITEMS:
+    for concept in concepts.values():
+        yield from _foreseen_of_concept(concept, plan, n_answered)
+
+
+def _foreseen_of_concept(whole: "Concept", plan: "Plan", n_answered: int | None) -> Iterator[str]:
+    """As of all concepts: fewer questions than were asked for, or too few, or of one letter."""
+    from steercube.analysis.generation import MIN_ITEMS
+
+    concept = whole.cut_to(n_pairs=plan.n_pairs, n_items=plan.n_items)
+    for option, what, asked, there in (
+        ("--pairs", "pairs", plan.n_pairs, whole.train),
+        ("--items", "items", plan.n_items, whole.evaluation),
+        ("--generation-samples", "items to answer", n_answered, concept.evaluation),
+    ):
+        if asked and asked > len(there):
+            yield f"{concept.name}: {len(there)} {what}, all there are ({option} {asked})"
+    n_items = len(concept.evaluation)
+    if n_items < MIN_ITEMS:
+        yield (
+            f"warning: {concept.name}: {n_items} items are too few; `steercube analyze` gives no "
+            f"effect of fewer than {MIN_ITEMS}"
+        )
+    elif n_answered is not None and n_answered < MIN_ITEMS:
+        yield (
+            f"warning: {concept.name}: answers to {n_answered} items are too few; `steercube "
+            f"analyze` compares them with logits from {MIN_ITEMS} on"
+        )
+    for what, questions, so in (
+        ("pairs", concept.train, "the vector is partly that letter's direction"),
+        ("items", concept.evaluation, "a push towards that letter looks like an effect"),
+    ):
+        if len(letters := {question.matching for question in questions}) == 1:
             yield (
-                f"warning: {name}: {n_items} items are too few; `steercube analyze` gives no "
-                f"effect of fewer than {MIN_ITEMS}"
+                f"warning: {concept.name}: the matching answer of all {len(questions)} {what} is "
+                f"{letters.pop()}, so that {so}; balance them (`steercube check-concepts`)"
             )
-        elif n_answered is not None and n_answered < MIN_ITEMS:
-            yield (
-                f"warning: {name}: answers to {n_answered} items are too few; `steercube analyze` "
-                f"compares them with logits from {MIN_ITEMS} on"
-            )
-        for what, questions, so in (
-            ("pairs", concept.train, "the vector is partly that letter's direction"),
-            ("items", concept.evaluation, "a push towards that letter looks like an effect"),
-        ):
-            if len(letters := {question.matching for question in questions}) == 1:
-                yield (
-                    f"warning: {name}: the matching answer of all {len(questions)} {what} is "
-                    f"{letters.pop()}, so that {so}; balance them (`steercube check-concepts`)"
-                )
 
 
 def _chosen_concepts(options: argparse.Namespace) -> "dict[str, Concept]":

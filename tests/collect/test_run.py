@@ -25,6 +25,7 @@ from steercube.analyze import studies
 from steercube.answers import answer_of
 from steercube.cli import main
 from steercube.collect import outcomes as outcomes_module
+from steercube.collect import plan as plan_module
 from steercube.collect import shards as shards_module
 from steercube.collect import sweep as sweep_module
 from steercube.collect.rank import Rank
@@ -186,7 +187,10 @@ def test_a_cube_whose_responses_have_no_shards_is_not_replaced(whole: Path, tmp_
         run(alone, plan=only, concepts=third)
 
 
-def test_generation_that_changes_nothing_is_an_error(tmp_path: Path) -> None:
+def test_generation_that_changes_nothing_is_an_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(plan_module, "LEAST_APART", 0.0)
     plan = replace(tiny.PLAN, strengths=(-1e-12, 1e-12), outcomes=("generation",))
     with pytest.raises(ValueError, match="no position was changed at strengths"):
         run(tmp_path, plan=plan)

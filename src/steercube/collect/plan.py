@@ -64,7 +64,7 @@ class Plan:
             problems.append(f"strengths = {self.strengths}: give finite ones, at least one not 0")
         problems += [
             f"strengths = {one}, {other}: as good as the same; keep one of them, or take strengths "
-            f"that are at least {LEAST_APART} apart"
+            f"that are at least {LEAST_APART} apart (0 is always one of them)"
             for one, other in pairwise(self.strengths)
             if other - one < LEAST_APART
         ]
