@@ -1,5 +1,6 @@
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -61,7 +62,12 @@ def test_from_cells_alone(
 ) -> None:
     save_cells(cells, here / "data" / "mine.cells.nc")
     assert main(["analyze"]) == 0
-    assert "no cube here" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "no cube here" in said
+    study, *stages = said.splitlines()
+    assert study == "mine:"
+    assert all(re.match(r" +\d+:\d\d   \w", line) for line in stages), "since when"
+    assert [line.split()[1] for line in stages[:3]] == ["from", "tables", "figures"]
     assert {p.name for p in (here / "paper" / "mine").iterdir()} == {
         "tables",
         "figures",
@@ -281,8 +287,6 @@ BAD_CUBES = {
 def test_a_cube_that_cannot_be_used_is_one_error(
     name: str, here: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    import re
-
     change, message = BAD_CUBES[name]
     netcdf.save(change(make_cube(np.random.default_rng(1))), here / "data" / "mine.nc")
     assert main(["analyze"]) == 2
