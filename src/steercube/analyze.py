@@ -2,9 +2,8 @@
 
 import hashlib
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from importlib.util import find_spec
 from pathlib import Path
 
 import xarray as xr
@@ -14,21 +13,31 @@ from steercube.analysis.calibration import calibrate as simulate_and_fit
 from steercube.analysis.claims import Claim, read_claims
 from steercube.analysis.hierarchy import TERMS, cell_effects, primary_terms, why_not
 from steercube.analysis.mixed import item_fits, keep_slow_fits
-from steercube.analysis.nuts import Sampled, sample_cells
+from steercube.analysis.nuts import (
+    CELL_DRAWS,
+    HOW_TO_INSTALL,
+    ITEM_DRAWS,
+    Sampled,
+    draws_to_make,
+    is_installed,
+    sample_cells,
+    save_posterior,
+)
 from steercube.analysis.reduce import cells as reduce_to_cells
 from steercube.analysis.tables import conclude
 from steercube.cells import compare_cells, open_cells, save_cells, unrecorded_estimands
 from steercube.cube import open_cube
-from steercube.netcdf import aside, digest
+from steercube.netcdf import digest
+from steercube.progress import Report, stage, timed
 from steercube.report.figures import draw
 from steercube.report.model_figures import draw_calibration
 from steercube.report.write import write_calibration, write_study
-
-Report = Callable[[str], None]
+from steercube.words import did_you_mean
 
 NOTHING_TO_DO = (
-    "{folder} holds no study: neither <study>.nc (a cube) nor <study>.cells.nc (its cells). "
-    "Fetch the published study with `steercube import-study`, or put a cube of your own there."
+    "{folder} holds no study: neither <study>.nc (a cube) nor <study>.cells.nc (its cells) is in "
+    "{absolute}. Name another folder with --data, put a cube of your own there, or fetch the "
+    "published study with `steercube import-study`."
 )
 
 SETTINGS = ("title", "source", "seed", "n_resamples", "confidence_level")
@@ -63,12 +72,14 @@ def analyze(
     that breaks its contract; what an earlier run made of that study is then as it was.
     """
     names = studies(data)
+    if Path(data).is_file():
+        raise NotADirectoryError(f"{data} is a file; --data names the folder of cubes and cells")
     if study is not None:
         if study not in names:
-            raise FileNotFoundError(f"{data} holds no study {study!r}; it holds {names}")
+            raise FileNotFoundError(_no_study(study, names, data))
         names = [study]
     if not names:
-        raise FileNotFoundError(NOTHING_TO_DO.format(folder=data))
+        raise FileNotFoundError(NOTHING_TO_DO.format(folder=data, absolute=Path(data).absolute()))
     if Path(paper).exists() and not Path(paper).is_dir():
         raise NotADirectoryError(f"{paper} is a file; results go into a folder of that name")
     for name in names:
@@ -76,10 +87,12 @@ def analyze(
     ledgers = read_ledgers(paper)
     for about in sorted(ledgers.keys() - set(studies(data))):
         report(f"{ledgers[about].name} is about {about!r}, which is no study in {data}")
-    if full and find_spec("pymc") is None:
-        raise ValueError("--full needs pymc: pip install -c constraints.txt -e '.[stats]'")
+    if full and not is_installed():
+        raise ValueError(f"--full needs pymc: {HOW_TO_INSTALL}")
+    start = report
+    report = timed(start)
     for name in names:
-        report(f"{name}:")
+        start(f"{name}:")
         if full and not (Path(data) / f"{name}.nc").exists():
             report("  --full changes nothing here: single items are fitted from a cube")
         posteriors = Path(paper) / name / "posteriors"
@@ -91,6 +104,13 @@ def analyze(
         sampled = sample(cells, posteriors, report=report) if nuts else {}
         ledger = ledgers.get(name)
         write_conclusions(name, cells, paper, ledger=ledger, sampled=sampled, report=report)
+
+
+def _no_study(study: str, there: Sequence[str], data: str | Path) -> str:
+    return (
+        f"{data} holds no study {study!r}; it holds {list(there)} (in "
+        f"{Path(data).absolute()}; --data names another folder){did_you_mean(study, there)}"
+    )
 
 
 def _require_writable(folder: Path) -> None:
@@ -146,12 +166,16 @@ def cells_of(
 
 
 def _from_cube(cube: xr.Dataset, posteriors: Path | None, report: Report) -> xr.Dataset:
-    cells = reduce_to_cells(cube, report=lambda line: report(f"  {line}"))
+    with stage("  reducing the cube") as under_way:
+        cells = reduce_to_cells(cube, report=under_way.at)
     if not swept_models(cells):
         return cells
     full = posteriors is not None
-    report("  fitting single items" + (", in full (minutes)" if full else ""))
-    fits, sampled = item_fits(cube, cells, full=full)
+    what = "  fitting single items" + (", in full (about 15 minutes)" if full else "")
+    report(what)
+    draws = draws_to_make(ITEM_DRAWS) if full else None
+    with stage(what, total=draws, unit="draw") as under_way:
+        fits, sampled = item_fits(cube, cells, full=full, progress=under_way.advance)
     if sampled is not None and posteriors is not None:
         save_posterior(sampled, posteriors / "items.nc")
     return cells.merge(fits)
@@ -169,36 +193,21 @@ def sample(cells: xr.Dataset, posteriors: Path, *, report: Report = print) -> di
     terms = primary_terms(effects)
     if "training" not in terms or len(set(effects.concept.tolist())) < 2:
         return {}
-    if find_spec("pymc") is None:
-        report("  NUTS is left out: it needs pymc (pip install -c constraints.txt -e '.[stats]')")
+    if not is_installed():
+        report(f"  NUTS is left out: it needs pymc ({HOW_TO_INSTALL})")
         return {}
-    report("  sampling the hierarchical model (about a minute)")
-    sampled = sample_cells(
-        effects, terms=terms, level=level_of(cells), seed=int(cells.attrs["seed"])
-    )
+    what = "  sampling the hierarchical model"
+    report(f"{what} (a minute, or several where it has to be compiled first)")
+    with stage(what, total=draws_to_make(CELL_DRAWS), unit="draw") as under_way:
+        sampled = sample_cells(
+            effects,
+            terms=terms,
+            level=level_of(cells),
+            seed=int(cells.attrs["seed"]),
+            progress=under_way.advance,
+        )
     save_posterior(sampled, posteriors / "cells.nc")
     return {effects.outcome: sampled}
-
-
-CLOCK = {"process_time_diff", "perf_counter_diff", "perf_counter_start"}
-DATED = {"created_at", "sampling_time"}
-
-
-def save_posterior(sampled: Sampled, path: Path) -> None:
-    """The draws as ArviZ InferenceData in NetCDF, written whole or not at all.
-
-    Without when and how long it sampled, and sorted, which PyMC's are not: equal draws are equal
-    files.
-    """
-
-    def steady(group: xr.Dataset) -> xr.Dataset:
-        kept = group[sorted(set(map(str, group.data_vars)) - CLOCK)]
-        kept.attrs = {name: told for name, told in group.attrs.items() if name not in DATED}
-        return kept
-
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with aside(path) as part:
-        sampled.idata.map(steady).to_netcdf(str(part))
 
 
 @dataclass(frozen=True)
@@ -238,9 +247,12 @@ def write_conclusions(
             "reason not_recorded; to have them, make the cells again from their cube"
         )
     report("  tables")
-    tables = conclude(cells, ledger.claims if ledger else (), sampled=sampled)
+    with stage("  tables") as under_way:
+        claims = ledger.claims if ledger else ()
+        tables = conclude(cells, claims, sampled=sampled, report=under_way.at)
     report("  figures")
-    figures = draw(cells, tables)
+    with stage("  figures"):
+        figures = draw(cells, tables)
     recorded = cells.drop_sel(estimand=lacking)
     inputs = {f"{study}.cells.nc (content)": digest(recorded)}
     folder = Path(paper) / study
@@ -275,12 +287,22 @@ def calibrate(
     Raises FileNotFoundError where there are no cells, ValueError where they compare no trainings
     or no simulation is asked for.
     """
-    cells = open_cells(Path(data) / f"{study}.cells.nc")
+    path = Path(data) / f"{study}.cells.nc"
+    if not path.exists():
+        there = [name for name in studies(data) if (Path(data) / f"{name}.cells.nc").exists()]
+        raise FileNotFoundError(
+            f"{path}: no such file; {Path(data).absolute()} has the cells of {there}. `steercube "
+            "analyze` makes them from a cube, and --data names another folder"
+            f"{did_you_mean(study, there)}"
+        )
+    cells = open_cells(path)
     if reason := why_not(cell_effects(cells), TERMS):
         raise ValueError(f"{study} gives calibration no shape: {reason}")
     if n_simulations < 1 or n_workers < 1:
         raise ValueError("calibration needs at least one simulation and one worker")
-    found = simulate_and_fit(cells, n_simulations=n_simulations, n_workers=n_workers, report=report)
+    found = simulate_and_fit(
+        cells, n_simulations=n_simulations, n_workers=n_workers, report=timed(report)
+    )
     folder = Path(paper) / study / "calibration"
     folder.parent.mkdir(parents=True, exist_ok=True)
     write_calibration(folder, found, draw_calibration(found))

@@ -2,29 +2,37 @@
 
 import argparse
 import os
+import re
 import signal
 import sys
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import fields, replace
 from io import TextIOWrapper
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from steercube import __version__
+from steercube.progress import stage
+from steercube.words import did_you_mean
 
 if TYPE_CHECKING:
+    from steercube.collect.plan import Plan
     from steercube.concepts import Concept
+    from steercube.models import Entry
+
+INTERNAL = 70
+"""Exit code of an error that is ours (EX_SOFTWARE of sysexits.h); 2 is for the user's."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command. Exit code 0, or 2 with one message for input that cannot be used.
 
-    130 where Ctrl-C ended it, 143 where SIGTERM did and 141 where nobody reads on, as a shell would
-    say.
+    70 for an error that should not have been, whose traceback `--debug` shows; 130 where Ctrl-C
+    ended it, 143 where SIGTERM did and 141 where nobody reads on, as a shell would say.
     """
-    options = parser().parse_args(arguments)
+    options = parsed(sys.argv[1:] if arguments is None else arguments)
     _print_everywhere()
     try:
         with _terminable():
@@ -39,6 +47,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
             raise
         print(f"steercube: {error}", file=sys.stderr)
         return 2
+    except ImportError as error:
+        if options.debug:
+            raise
+        print(f"steercube: {_how_to_install(error)}", file=sys.stderr)
+        return 2
+    except Exception as error:
+        if options.debug:
+            raise
+        said = " ".join(str(error).split())
+        print(
+            f"steercube: internal error: {type(error).__name__}: {said}; run it as `steercube "
+            f"--debug {options.command} ...` for the traceback, and please report that",
+            file=sys.stderr,
+        )
+        return INTERNAL
     except KeyboardInterrupt as stopped:
         print(
             "steercube: interrupted; what was finished is kept (collect goes on with --resume)",
@@ -77,14 +100,64 @@ def _terminable() -> Iterator[None]:
         signal.signal(signal.SIGTERM, earlier)
 
 
+def _how_to_install(error: ImportError) -> str:
+    """What to do where a package is missing or of a release that lacks something."""
+    return (
+        f"a package is not installed, or too old ({error}); install all that steercube can use "
+        "with `pip install -c constraints.txt -e '.[collect,stats,paper]'`"
+    )
+
+
+class _Parser(argparse.ArgumentParser):
+    """argparse's, but what is wrong is said in one line, and not below a list of all options."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"{self.prog}: {message} (`{self.prog} --help` lists what there is)\n")
+
+
+LIST_BELOW_ZERO = re.compile(r"-\.?\d.*", re.DOTALL)
+"""A list of numbers that begins with a negative one, which argparse takes for an option."""
+
+
+def parsed(arguments: Sequence[str]) -> argparse.Namespace:
+    """The options that the words of a command line give.
+
+    Exits with code 2 and one line, with the nearest command or option, for one that is unknown.
+    """
+    words: list[str] = []
+    for word in arguments:
+        is_value = LIST_BELOW_ZERO.fullmatch(word) and words and words[-1].startswith("--")
+        if is_value and "=" not in words[-1] and words[-1] != "--":
+            words[-1] += f"={word}"
+        else:
+            words.append(word)
+    top, commands = _parsers()
+    first = next((word for word in words if not word.startswith("-")), None)
+    if first is not None and first not in commands:
+        top.error(f"no command is called {first!r}{did_you_mean(first, commands)}")
+    options, left = top.parse_known_args(words)
+    if left:
+        command = commands[options.command]
+        known = re.findall(r"--[a-z][\w-]*", command.format_help())
+        names = [word.split("=")[0] for word in left if word.startswith("-")]
+        said = [f"no option is called {name}{did_you_mean(name, known)}" for name in names]
+        if values := [repr(word) for word in left if not word.startswith("-")]:
+            said.append(f"too much: {', '.join(values)} (a list is written without spaces: -1,0,1)")
+        command.error("; ".join(said))
+    return options
+
+
 def parser() -> argparse.ArgumentParser:
     """Every command and its options."""
-    top = argparse.ArgumentParser(
-        prog="steercube", description="Steering sweeps: cube, cells, conclusions."
-    )
+    return _parsers()[0]
+
+
+def _parsers() -> tuple[argparse.ArgumentParser, Mapping[str, argparse.ArgumentParser]]:
+    """The parser of the command line, and that of each command by its name."""
+    top = _Parser(prog="steercube", description="Steering sweeps: cube, cells, conclusions.")
     top.add_argument("--version", action="version", version=__version__)
     top.add_argument("--debug", action="store_true", help="show the traceback of an error")
-    commands = top.add_subparsers(required=True, metavar="command")
+    commands = top.add_subparsers(required=True, dest="command", metavar="command")
 
     analyze = commands.add_parser(
         "analyze", help="every study in the data folder to tables, numbers and figures"
@@ -152,6 +225,11 @@ def parser() -> argparse.ArgumentParser:
     consolidated.add_argument("--out", required=True, help="the cube, named as when collecting")
     consolidated.set_defaults(run=_consolidate)
 
+    merged = commands.add_parser("merge", help="one cube from several, where they agree")
+    merged.add_argument("cubes", nargs="+", help="the cubes")
+    merged.add_argument("--out", required=True, help="the cube to write; may be one of them")
+    merged.set_defaults(run=_merge)
+
     checked = commands.add_parser(
         "check-concepts", help="balance, duplicates and leaks of concept files, with file and line"
     )
@@ -161,7 +239,13 @@ def parser() -> argparse.ArgumentParser:
     show = commands.add_parser("show", help="what a cube or a cells file holds")
     show.add_argument("file")
     show.set_defaults(run=_show)
-    return top
+    by_name: Mapping[str, argparse.ArgumentParser] = commands.choices
+    for command in by_name.values():
+        # Also after the command, where most people write it.
+        command.add_argument(
+            "--debug", action="store_true", default=argparse.SUPPRESS, help=argparse.SUPPRESS
+        )
+    return top, by_name
 
 
 MODELS = "data/models.toml"
@@ -188,7 +272,9 @@ def _add_collect(commands: Any) -> None:
     )
     add = collect.add_argument
     add(
-        "--model", required=True, help="an entry of models.toml, a folder, or owner/name on the hub"
+        "--model",
+        required=True,
+        help="an entry of models.toml, a folder, a .gguf file, or owner/name on the hub",
     )
     add("--models", default=MODELS, help="the entries")
     add("--revision", help="branch or commit of the weights (default: the entry's, else main)")
@@ -202,7 +288,7 @@ def _add_collect(commands: Any) -> None:
     )
     add("--concept-set", default="data/concepts", help="the set that names are looked up in")
     add("--out", required=True, help="the cube to write; shards lie beside it")
-    add("--strengths", type=_numbers, help="as --strengths=-2,-1,0,1,2 (default: -1,0,1)")
+    add("--strengths", type=_numbers, help="as -2,-1,0,1,2 (default: -1,0,1)")
     add("--layers", help="all, 12,18,24, 12:24, or depths (default: 0.33:1.0)")
     add("--positions", help="all (default), or answer: only those after the user's turn")
     add("--convention", help="same (default), or study: read at a block's input")
@@ -280,55 +366,142 @@ def _calibrate(options: argparse.Namespace) -> None:
 def _import_study(options: argparse.Namespace) -> None:
     from steercube.cube import save_cube
     from steercube.models import read_facts
+    from steercube.replacing import require_no_loss
     from steercube.study import study_cube, study_files
 
     _require_folder_of(options.out)
     models = read_facts(options.models)
     found = study_files(options.folder or None)
     cube = study_cube(found, models)
+    require_no_loss(Path(options.out), cube)
     save_cube(cube, options.out)
     print(f"wrote {options.out}\n\n{cube.steercube}")
 
 
 def _collect(options: argparse.Namespace) -> None:
-    from steercube.models import DTYPES, find_model, read_models
-
-    # Only the usual place may be empty: a model needs no entry where a folder or a hub has it.
-    is_there = options.models != MODELS or Path(options.models).exists()
-    entries = read_models(options.models) if is_there else {}
-    entry = find_model(options.model, entries)
-    given = {"revision": options.revision, "dtype": options.dtype, "device_map": options.device_map}
-    if options.dtype not in (None, *DTYPES):
-        raise ValueError(f"--dtype {options.dtype}: is none of {', '.join(DTYPES)}")
-    weights = replace(entry.weights, **{k: v for k, v in given.items() if v is not None})
+    entry = _chosen_model(options)
     concepts = _chosen_concepts(options)
     _require_folder_of(options.out)
-    quick = QUICK if options.quick else {}
     try:
         from steercube.collect.decoder import load
-        from steercube.collect.plan import Plan, layers_of
+        from steercube.collect.plan import layers_of
+        from steercube.collect.rank import Rank
         from steercube.collect.run import collect
     except ImportError as error:
         raise ValueError(
             f"collecting needs more packages ({error}); "
             "install them with `pip install -c constraints.txt -e '.[collect]'`"
         ) from error
+    plan = _plan(options)
+    if entry.facts:  # before minutes of loading
+        for selection in filter(None, (plan.layers, plan.generation_layers)):
+            layers_of(selection, entry.facts.n_layers)
+    leads = Rank.of_environment().leads
+    if leads:
+        for line in _foreseen(plan, concepts, n_answered=options.generation_samples):
+            print(line)
+        print(f"loading {entry.name} ({entry.weights.told}, {entry.weights.dtype})", flush=True)
+    with stage(f"loading {entry.name}", shown=leads):
+        decoder = load(entry, offload_folder=options.offload)
+    out = Path(options.out)
+    if options.quick:
+        out = out.with_name(f"{out.name.removesuffix('.nc')}-quick.nc")
+    collect(decoder, concepts, plan, out, resume=options.resume)
+
+
+def _chosen_model(options: argparse.Namespace) -> "Entry":
+    """What `--model` names, with what other options say of its weights."""
+    from steercube.models import DTYPES, find_model, read_models
+
+    # Only the usual place may be empty: a model needs no entry where a folder or a hub has it.
+    is_there = options.models != MODELS or Path(options.models).exists()
+    entries = read_models(options.models) if is_there else {}
+    entry = find_model(options.model, entries, where=options.models)
+    if options.dtype not in (None, *DTYPES):
+        raise ValueError(
+            f"--dtype {options.dtype}: is none of {', '.join(DTYPES)}"
+            f"{did_you_mean(options.dtype, DTYPES)}"
+        )
+    given = {"revision": options.revision, "dtype": options.dtype, "device_map": options.device_map}
+    given = {name: value for name, value in given.items() if value is not None}
+    return replace(entry, weights=replace(entry.weights, **given))
+
+
+def _plan(options: argparse.Namespace) -> "Plan":
+    """What is swept: what is asked for, and the rest as usual or as `--quick` has it."""
+    from steercube.collect.plan import Plan
+
     asked: dict[str, Any] = {field.name: getattr(options, field.name) for field in fields(Plan)}
-    plan = Plan(**quick | {name: value for name, value in asked.items() if value is not None})
-    ignored = [f"--{name.replace('_', '-')}" for name in OF_GENERATION if asked[name] is not None]
+    asked = {name: value for name, value in asked.items() if value is not None}
+    plan = Plan(**(QUICK if options.quick else {}) | asked)
+    ignored = [f"--{name.replace('_', '-')}" for name in OF_GENERATION if name in asked]
     if ignored and "generation" not in plan.outcomes:
         raise ValueError(
             f"{', '.join(ignored)} without generation: add --outcomes logit,generation, or leave "
             "them out"
         )
-    if entry.facts:  # before minutes of loading
-        for selection in filter(None, (plan.layers, plan.generation_layers)):
-            layers_of(selection, entry.facts.n_layers)
-    decoder = load(replace(entry, weights=weights), offload_folder=options.offload)
-    out = Path(options.out)
-    if options.quick:
-        out = out.with_name(f"{out.name.removesuffix('.nc')}-quick.nc")
-    collect(decoder, concepts, plan, out, resume=options.resume)
+    return plan
+
+
+def _foreseen(
+    plan: "Plan", concepts: "Mapping[str, Concept]", *, n_answered: int | None
+) -> Iterator[str]:
+    """What the analysis of a collection will lack, which is no reason to refuse it; a line each.
+
+    `n_answered` is the number of items for which answers are to be generated, if that was asked.
+    """
+    from steercube.analysis.effects import NEGATIVE, POSITIVE
+
+    swept = {"--strengths": plan.strengths}
+    if "generation" in plan.outcomes:
+        swept["--generation-strengths"] = plan.generated
+    if "logit" not in plan.outcomes:
+        yield (
+            "warning: --outcomes without logit: `steercube analyze` reads effects from logits, and "
+            "chooses layers by them, so it will find no effect in this cube"
+        )
+    for option, strengths in swept.items():
+        if lacking := [f"{s:+g}" for s in (NEGATIVE, POSITIVE) if s not in strengths]:
+            yield (
+                f"warning: {option} without {' and '.join(lacking)}: `steercube analyze` compares "
+                "+1 with -1, so it will find no effect in this cube"
+            )
+    for concept in concepts.values():
+        yield from _foreseen_of_concept(concept, plan, n_answered)
+
+
+def _foreseen_of_concept(whole: "Concept", plan: "Plan", n_answered: int | None) -> Iterator[str]:
+    """As of all concepts: fewer questions than were asked for, or too few, or of one letter."""
+    from steercube.analysis.generation import MIN_ITEMS
+
+    concept = whole.cut_to(n_pairs=plan.n_pairs, n_items=plan.n_items)
+    for option, what, asked, there in (
+        ("--pairs", "pairs", plan.n_pairs, whole.train),
+        ("--items", "items", plan.n_items, whole.evaluation),
+        ("--generation-samples", "items to answer", n_answered, concept.evaluation),
+    ):
+        if asked and asked > len(there):
+            yield f"{concept.name}: {len(there)} {what}, all there are ({option} {asked})"
+    n_items = len(concept.evaluation)
+    if n_items < MIN_ITEMS:
+        yield (
+            f"warning: {concept.name}: {n_items} items are too few; `steercube analyze` gives no "
+            f"effect of fewer than {MIN_ITEMS}"
+        )
+    elif n_answered is not None and n_answered < MIN_ITEMS:
+        yield (
+            f"warning: {concept.name}: answers to {n_answered} items are too few; `steercube "
+            f"analyze` compares them with logits from {MIN_ITEMS} on"
+        )
+    for what, questions, so in (
+        ("pairs", concept.train, "the vector is partly that letter's direction"),
+        ("items", concept.evaluation, "a push towards that letter looks like an effect"),
+    ):
+        if len(letters := {question.matching for question in questions}) == 1:
+            yield (
+                f"warning: {concept.name}: the matching answer of all {len(questions)} {what} is "
+                f"{letters.pop()}, so that {so}; balance them (`steercube check-concepts`)"
+            )
 
 
 def _chosen_concepts(options: argparse.Namespace) -> "dict[str, Concept]":
@@ -347,12 +520,15 @@ def _chosen_concepts(options: argparse.Namespace) -> "dict[str, Concept]":
         return of_set(options.concept_set)
     if wanted == "study" or (wanted and Path(wanted).exists()):
         return of_set(wanted)
+    if "/" in wanted or wanted.endswith(".jsonl"):
+        return read_concepts(wanted)  # which says that it is not there
     concepts = of_set(options.concept_set)
     unknown = sorted(set(_names(wanted)) - set(concepts))
     if unknown or not _names(wanted):
         raise ValueError(
             f"--concepts {','.join(unknown) or wanted}: none of {', '.join(concepts)} "
             f"(the set {options.concept_set}), nor a set: study, a folder or a file"
+            f"{did_you_mean((unknown or [wanted])[0], ['study', *concepts])}"
         )
     return {name: concepts[name] for name in _names(wanted)}
 
@@ -375,6 +551,13 @@ def _consolidate(options: argparse.Namespace) -> None:
     write_cube(Path(options.out))
 
 
+def _merge(options: argparse.Namespace) -> None:
+    from steercube.replacing import merge_files
+
+    _require_folder_of(options.out)
+    merge_files(options.cubes, options.out)
+
+
 def _check_concepts(options: argparse.Namespace) -> None:
     from steercube.concepts import check_concepts
 
@@ -387,7 +570,14 @@ def _show(options: argparse.Namespace) -> None:
     from steercube.cube import check_cube, summarise_cube
     from steercube.netcdf import load
 
-    ds = load(options.file)
+    file = Path(options.file)
+    if not file.exists():
+        beside = sorted(path.name for path in file.absolute().parent.glob("*.nc"))
+        raise FileNotFoundError(
+            f"{file}: no such file ({file.absolute().parent} has {', '.join(beside) or 'no .nc'})"
+            f"{did_you_mean(file.name, beside)}"
+        )
+    ds = load(file)
     if "estimand" in ds.dims:
         check_cells(ds, what=options.file)
         print(summarise_cells(ds))

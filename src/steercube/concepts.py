@@ -25,6 +25,8 @@ from steercube.schema import name_violations, raise_if_any, read_text
 
 FIELDS = {"id": str, "split": str, "question": str, "choices": dict, "matching": str}
 SPLITS = ("train", "eval")
+FEWEST = 2
+"""Questions of a split: one pair has no halves to compare, and one item no spread."""
 RESERVED = ("study",)
 """What `collect --concepts` takes for the published study's own."""
 UNWRITABLE = re.compile(r"[\0\ud800-\udfff]")
@@ -111,7 +113,11 @@ def concept_files(source: str | Path) -> dict[str, Path]:
     source = Path(source)
     found = sorted(source.glob("*.jsonl")) if source.is_dir() else [source]
     if not found or not all(path.is_file() for path in found):
-        raise FileNotFoundError(f"{source}: neither a folder of <concept>.jsonl files nor one")
+        why = "holds no .jsonl file" if source.is_dir() else "is not there"
+        raise FileNotFoundError(
+            f"{source}: neither a folder of <concept>.jsonl files nor one ({source.absolute()} "
+            f"{why}). Name one: `collect` takes it as --concepts, `check-concepts` as it is"
+        )
     named = {path.stem: path for path in found}
     raise_if_any(name_violations("concept", named, reserved=RESERVED), what=str(source))
     return named
@@ -122,7 +128,7 @@ def read_concepts(source: str | Path) -> dict[str, Concept]:
 
     Raises ValueError that lists, with file and line, every entry that cannot be scored: not JSON,
     a field missing, other than two choices, a matching answer that is no scored letter, an id
-    that stands twice, a split that is empty.
+    that stands twice, a split of fewer than two questions.
     """
     concepts, problems = {}, []
     ids: dict[str, _Line] = {}
@@ -248,7 +254,11 @@ def _field_problems(entry: Any) -> list[str]:
 
 def _unusable(path: Path, lines: Sequence[_Line], ids: dict[str, _Line]) -> list[str]:
     """`ids` are those of the files before; this one's are added, for an id is one item's only."""
-    problems = [f"{path}: has no {split} question" for split in SPLITS if not _of(lines, split)]
+    problems = [
+        f"{path}: has {n or 'no'} {split} question{'s' * (n > 1)}; at least {FEWEST} are needed"
+        for split in SPLITS
+        if (n := len(_of(lines, split))) < FEWEST
+    ]
     for line in lines:
         earlier = ids.setdefault(line.entry["id"], line)
         if earlier is not line:

@@ -357,8 +357,11 @@ def open_cube(path: str | Path) -> xr.Dataset:
 def _its_own(cube: xr.Dataset) -> str:
     """How to get the steercube that wrote a cube, as its history tells."""
     wrote = re.search(r"steercube (\d[\w.]*)", str(cube.attrs.get("history", "")))
-    command = f"run `pip install steercube=={wrote[1]}`, which wrote it" if wrote else ""
-    return command or "install the steercube that wrote it; its history does not say which"
+    if not wrote:
+        return "install the steercube that wrote it; its history does not say which"
+    return (
+        f"install steercube {wrote[1]}, which wrote it, from its wheel or from the tag v{wrote[1]}"
+    )
 
 
 def check_cube(cube: xr.Dataset, *, what: str = "the cube") -> None:

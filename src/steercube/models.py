@@ -8,6 +8,7 @@ from typing import Any
 
 from steercube.cube import ARCHITECTURES, TRAININGS, Model
 from steercube.schema import name_violations, raise_if_any, read_toml
+from steercube.words import did_you_mean
 
 DTYPES = ("float32", "bfloat16", "float16")
 ALLOWED = {"dtype": DTYPES, "training": TRAININGS, "architecture": ARCHITECTURES}
@@ -29,6 +30,15 @@ class Weights:
     gguf_file: str = ""
     package: str = ""
 
+    @property
+    def told(self) -> str:
+        """Where they are, in words."""
+        if self.package:
+            return f"{self.gguf_file} in the package {self.package}"
+        if self.gguf_file:
+            return str(Path(self.source) / self.gguf_file)
+        return self.source
+
 
 @dataclass(frozen=True)
 class Entry:
@@ -41,15 +51,22 @@ class Entry:
 
 OF_MODEL = {f.name: f.type for f in fields(Model) if f.name not in ("name", "revision")}
 OF_WEIGHTS = {f.name: f.type for f in fields(Weights) if f.name != "source"}
+OF_A_MODEL = ("config.json", "adapter_config.json")
+"""Files of which a model's folder has one; transformers reads the second as an adapter's."""
 HUB_ID = re.compile(r"\w[\w.-]*/\w[\w.-]*")
 
 
 def read_models(path: str | Path) -> dict[str, Entry]:
     """Models by name, from a TOML file with one table a model.
 
-    Raises ValueError that lists every entry with missing, unknown or mistyped fields, or a name
-    that cannot be a folder's.
+    Raises FileNotFoundError that says where it looked, or ValueError that lists every entry with
+    missing, unknown or mistyped fields, or a name that cannot be a folder's.
     """
+    if not Path(path).is_file():
+        what = "is a folder, not a file" if Path(path).is_dir() else "no such file"
+        raise FileNotFoundError(
+            f"{path}: {what} (looked for {Path(path).absolute()}); --models names another"
+        )
     tables = read_toml(path)
     problems = name_violations("model", tables)
     if not tables:
@@ -71,22 +88,63 @@ def _entry(name: str, table: dict[str, Any]) -> Entry:
     return Entry(name, Weights(table["hf_id"], **weights), Model(name=name, **facts))
 
 
-def find_model(name: str, models: dict[str, Entry]) -> Entry:
-    """The entry of that name, or one for the folder or the Hugging Face id that `name` is.
+def find_model(name: str, models: dict[str, Entry], *, where: str | Path = "models.toml") -> Entry:
+    """The entry of that name, or one for the folder, GGUF file or Hugging Face id that `name` is.
 
-    Raises ValueError, listing the entries, where `name` can be neither.
+    Capitals do not matter where one entry alone has the name without them. `where` is the file of
+    the entries. Raises ValueError, listing them, where `name` can be nothing of all this.
     """
     if name in models:
         return models[name]
-    if name and "\0" not in name and (Path(name).exists() or HUB_ID.fullmatch(name)):
-        named = Path(name).resolve().name
-        problems = name_violations("model", [named])
-        raise_if_any([f"{p}; give it an entry in models.toml" for p in problems], what=repr(name))
-        return Entry(named, Weights(name))
+    if "\0" not in name and name and Path(name).exists():
+        return _named(name, _on_disk(Path(name)))
+    alike = [entry for key, entry in models.items() if key.casefold() == name.casefold()]
+    if len(alike) == 1:
+        return alike[0]
+    if HUB_ID.fullmatch(name):
+        return _named(name, Weights(name))
+    entries = ", ".join(models) or "none"
+    if not models and not Path(where).exists():
+        entries = f"none: {Path(where).absolute()} is not there, and --models names another"
     raise ValueError(
-        f"model {name!r} is none of the entries ({', '.join(models) or 'none'}), nor a folder, nor "
-        "a Hugging Face id (owner/name). Give one of these, or add an entry to models.toml."
+        f"model {name!r} is none of the entries ({entries}), nor a folder, a .gguf file or a "
+        f"Hugging Face id (owner/name). Give one of these, or add an entry to "
+        f"{where}{did_you_mean(name, models)}"
     )
+
+
+def _on_disk(path: Path) -> Weights:
+    """Weights in a folder; those of a GGUF file that is named, or the only one in its folder."""
+    if path.is_file():
+        if path.suffix.lower() != ".gguf":
+            raise ValueError(
+                f"{path}: is a file, and no .gguf one; name the folder that holds the model, "
+                f"{path.parent}"
+            )
+        return Weights(str(path.parent), gguf_file=path.name)
+    if any((path / name).exists() for name in OF_A_MODEL):
+        return Weights(str(path))
+    files = sorted(path.glob("*.gguf"))
+    if not files:
+        raise ValueError(
+            f"{path}: is a folder that holds no model, neither {' nor '.join(OF_A_MODEL)} nor a "
+            f".gguf file ({path.absolute()}); name the folder of a model, or its Hugging Face id"
+        )
+    if len(files) > 1:
+        raise ValueError(
+            f"{path}: holds {len(files)} GGUF files; name one of them as the model, such as "
+            f"{files[0]}"
+        )
+    return Weights(str(path), gguf_file=files[0].name)
+
+
+def _named(given: str, weights: Weights) -> Entry:
+    """An entry without facts, called as its file, folder or repository is."""
+    path = Path(given).resolve()
+    name = path.stem if path.is_file() else path.name
+    problems = name_violations("model", [name])
+    raise_if_any([f"{p}; give it an entry in models.toml" for p in problems], what=repr(given))
+    return Entry(name, weights)
 
 
 def _field_problems(table: Any) -> list[str]:
@@ -96,7 +154,7 @@ def _field_problems(table: Any) -> list[str]:
     problems = [f"lacks {field!r}" for field in sorted(set(OF_MODEL) - set(table))]
     for field, value in table.items():
         if field not in kinds:
-            problems.append(f"has the unknown field {field!r}")
+            problems.append(f"has the unknown field {field!r}{did_you_mean(field, kinds)}")
         elif isinstance(value, bool) or not isinstance(
             value, (int, float) if kinds[field] is float else kinds[field]
         ):
@@ -111,5 +169,6 @@ def _field_problems(table: Any) -> list[str]:
         if field in table and table[field] not in allowed:
             problems.append(
                 f"has {field} = {table[field]!r}, which is none of {', '.join(allowed)}"
+                f"{did_you_mean(str(table[field]), allowed)}"
             )
     return problems

@@ -1,4 +1,8 @@
+import os
+import subprocess
+import sys
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -8,11 +12,15 @@ from steercube.analysis.hierarchy import Posterior, fit
 from steercube.analysis.items import ItemShifts
 from steercube.analysis.nuts import (
     Sampled,
+    draws_to_make,
     failed_gates,
     furthest_from,
     gates_text,
+    packages,
+    read_posterior,
     sample_cells,
     sample_items,
+    save_posterior,
 )
 
 TERM = ("training",)
@@ -26,7 +34,10 @@ def exact() -> Posterior:
 @pytest.fixture(scope="module")
 def sampled(exact: Posterior) -> Sampled:
     """One real run, some 20 s, most of them compiling."""
-    return sample_cells(exact.effects, terms=TERM, n_draws=1200)
+    seen: list[int] = []
+    found = sample_cells(exact.effects, terms=TERM, n_draws=1200, progress=seen.append)
+    assert sum(seen) == draws_to_make(1200)
+    return found
 
 
 @pytest.mark.slow
@@ -106,3 +117,55 @@ def test_the_model_of_items_finds_its_truth() -> None:
     assert summary["sd_residual"]["median"] == pytest.approx(0.7, rel=0.15)
     assert summary["sd_item"]["median"] == pytest.approx(0.5, rel=0.15)
     assert summary["training"]["low"] < 0.4 < summary["training"]["high"]
+
+
+def test_equal_draws_are_equal_files(tmp_path: Path) -> None:
+    """PyMC orders what it says of its draws by the hash seed, and tells the time."""
+    draws = np.random.default_rng(0).normal(size=(4, 9))
+    written = []
+    for number, order in enumerate((("lp", "energy"), ("energy", "lp"))):
+        stats = dict.fromkeys(order, draws) | {"perf_counter_diff": draws + number}
+        with packages() as (_, arviz):
+            idata = arviz.from_dict(posterior={"training": draws}, sample_stats=stats)
+        idata.posterior.attrs["sampling_time"] = float(number)
+        path = tmp_path / str(number) / "cells.nc"
+        save_posterior(Sampled({}, {}, 0, 1.0, 9, idata), path)
+        written.append(path.read_bytes())
+    assert written[0] == written[1]
+    found = read_posterior(path)
+    np.testing.assert_array_equal(found["posterior"]["training"], draws)
+    assert set(found["sample_stats"].data_vars) == {"lp", "energy"}
+
+
+def imported_under(home: Path | str, code: str) -> subprocess.CompletedProcess[str]:
+    """What `code` does in a process with that home, where every warning is an error."""
+    homes = dict.fromkeys(("HOME", "XDG_CACHE_HOME", "XDG_CONFIG_HOME"), str(home))
+    kept = {k: v for k, v in os.environ.items() if k not in ("MPLCONFIGDIR", "PYTENSOR_FLAGS")}
+    return subprocess.run(
+        [sys.executable, "-W", "error", "-c", code],
+        env=kept | homes,
+        capture_output=True,
+        text=True,
+    )
+
+
+GUARDED = "from steercube.analysis.nuts import packages\nwith packages(): print('imported')"
+
+
+def test_an_empty_home_is_enough_to_import_what_sampling_needs(tmp_path: Path) -> None:
+    done = imported_under(tmp_path, GUARDED)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "imported\n", "")
+
+
+def test_without_the_guard_an_empty_home_is_not_enough(tmp_path: Path) -> None:
+    """The positive control: ArviZ's notice of the day. Once it is gone, so may the guard be."""
+    done = imported_under(tmp_path, "import arviz")
+    assert done.returncode == 1
+    assert "FutureWarning" in done.stderr
+
+
+def test_a_home_that_cannot_be_written_to_is_one_message() -> None:
+    """No folder can be made under a file, whoever asks, root too."""
+    done = imported_under("/dev/null", GUARDED)
+    assert "ValueError: PyMC cannot keep its caches" in done.stderr
+    assert "set HOME and XDG_CACHE_HOME" in done.stderr

@@ -35,6 +35,14 @@ def test_a_selection_of_nothing_is_refused(selection: str) -> None:
         layers_of(selection, 36)
 
 
+def test_strengths_that_are_as_good_as_the_same_are_refused() -> None:
+    with pytest.raises(ValueError, match=r"strengths = 1.0, 1.0000001: as good as the same"):
+        Plan(strengths=(-1.0, 1.0, 1.0000001))
+    with pytest.raises(ValueError, match=r"strengths = 0.0, 1e-05"):
+        Plan(strengths=(-1.0, 1e-5))
+    assert Plan(strengths=(1.0, 1.001)).strengths == (0.0, 1.0, 1.001)
+
+
 def test_every_problem_of_a_plan_is_listed() -> None:
     with pytest.raises(ValueError, match="breaks 8 rule") as error:
         Plan(

@@ -26,6 +26,7 @@ from steercube.analyze import studies
 from steercube.answers import answer_of
 from steercube.cli import main
 from steercube.collect import outcomes as outcomes_module
+from steercube.collect import plan as plan_module
 from steercube.collect import shards as shards_module
 from steercube.collect import sweep as sweep_module
 from steercube.collect import unit as unit_module
@@ -34,6 +35,7 @@ from steercube.collect.readout import readout_of
 from steercube.collect.run import collect, shards_of, write_cube
 from steercube.collect.shards import held
 from steercube.cube import UNSTEERED, open_cube
+from steercube.progress import Stage
 
 run = tiny.collected
 
@@ -187,7 +189,10 @@ def test_a_cube_whose_responses_have_no_shards_is_not_replaced(whole: Path, tmp_
         run(alone, plan=only, concepts=third)
 
 
-def test_generation_that_changes_nothing_is_an_error(tmp_path: Path) -> None:
+def test_generation_that_changes_nothing_is_an_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(plan_module, "LEAST_APART", 0.0)
     plan = replace(tiny.PLAN, strengths=(-1e-12, 1e-12), outcomes=("generation",))
     with pytest.raises(ValueError, match="no position was changed at strengths"):
         run(tmp_path, plan=plan)
@@ -698,7 +703,10 @@ def test_the_command_line_says_what_is_wrong(
         assert said in capsys.readouterr().err
 
 
-def test_the_bar_counts_cells(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_bar_counts_cells(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
     run(tmp_path)
     bar = capsys.readouterr().err
     n_cells = 2 * (12 * (1 + 3 * 4 * 3) + 8 * (1 + 2 * 3))
@@ -731,3 +739,27 @@ def test_what_is_odd_about_the_prompts_is_said_before_anything_is_collected(
     with pytest.raises(ValueError, match="takes for control, not for text"):
         run(tmp_path / "none", concepts={"x": replace(tiny.concept(), evaluation=(forged,))})
     assert not (tmp_path / "none").exists()
+
+
+def test_every_stage_of_a_run_shows_itself(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    seen: list[str] = []
+    at = Stage.at
+    monkeypatch.setattr(Stage, "at", lambda self, now: (seen.append(now), at(self, now)))
+    said: list[str] = []
+    collect(tiny.decoder(), tiny.CONCEPTS, tiny.PLAN, tmp_path / "mine.nc", report=said.append)
+    assert said[0] == "tiny-llama: 1000 cells of honesty, humour"
+    for stage in (
+        "honesty, vectors",
+        "honesty, vectors: 8 of 8 pairs",
+        "honesty, checking samples against the plain loop",
+        "honesty, samples",
+        "honesty, checking generations against the plain loop",
+        "honesty, generations",
+        "humour, vectors: 8 of 8 pairs",
+        "humour, samples",
+    ):
+        assert stage in seen
+    assert "humour, checking samples against the plain loop" not in seen
+    assert "\r" not in capsys.readouterr().err

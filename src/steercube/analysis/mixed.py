@@ -17,7 +17,7 @@ import xarray as xr
 from steercube.analysis.averages import level_of, t_quantile
 from steercube.analysis.hierarchy import cell_effects, fitted_to, primary_terms
 from steercube.analysis.items import ItemShifts, item_shifts
-from steercube.analysis.nuts import Sampled, failed_gates, gates_text, sample_items
+from steercube.analysis.nuts import Progress, Sampled, failed_gates, gates_text, sample_items
 from steercube.analysis.reml import AT_BOUNDARY, Reml, reml_of_items
 from steercube.cells import ITEM_FIT_VARIABLES, ITEM_FITS, ITEM_TERMS
 
@@ -63,7 +63,11 @@ def disagreement(theirs: Reml, ours: Reml) -> str:
 
 
 def item_fits(
-    cube: xr.Dataset, cells: xr.Dataset, *, full: bool = False
+    cube: xr.Dataset,
+    cells: xr.Dataset,
+    *,
+    full: bool = False,
+    progress: Progress = lambda n: None,
 ) -> tuple[xr.Dataset, Sampled | None]:
     """The fits of single items by the names of `steercube.cells.ITEM_FITS`, and NUTS's draws.
 
@@ -100,7 +104,8 @@ def item_fits(
     if theirs.log_likelihood > ours["crossed"].log_likelihood + MAX_APART:
         out["item_fit_value"].loc["REML, items crossed"] = np.nan
         out["item_fit_problem"].loc["REML, items crossed"] = "MixedLM finds a larger likelihood"
-    sampled = sample_items(shifts, terms=terms, level=level, seed=int(cells.attrs["seed"]))
+    seed = int(cells.attrs["seed"])
+    sampled = sample_items(shifts, terms=terms, level=level, seed=seed, progress=progress)
     _record_sampled(out, sampled)
     return out, sampled
 

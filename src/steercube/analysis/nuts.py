@@ -4,20 +4,29 @@ The model of cells is `steercube.analysis.hierarchy`'s with u, v and w integrate
 y ~ N(X b, S + sd_model^2 Z Z' + sd_concept^2 Z Z' + sd_cell^2 I), so that no funnel is left; the
 grid is exact, and NUTS must agree with it. The model of items has every effect: models, concepts
 and cells non-centred, items centred, as each has several answers.
+
+This is the only module that knows PyMC and ArviZ, which are not needed for anything else.
 """
 
 import logging
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
 from typing import Any
 
 import numpy as np
+import xarray as xr
 
 from steercube.analysis.hierarchy import PRIOR, SDS, CellEffects, Posterior, Prior
 from steercube.analysis.items import ItemShifts
+from steercube.netcdf import aside
 from steercube.streams import SEED, stream
+
+Progress = Callable[[int], None]
+"""Called with the number of draws made since the last call."""
 
 N_CHAINS = 4
 MAX_R_HAT = 1.01
@@ -29,6 +38,20 @@ in Monte Carlo standard errors."""
 
 ITEM_PRIOR = 1.0
 """Half-normal scale of sd_item and sd_residual, which hundreds of items settle."""
+CELL_DRAWS = 1000
+ITEM_DRAWS = 1500
+"""Draws of each chain, after as many for tuning."""
+HOW_TO_INSTALL = "pip install -c constraints.txt -e '.[stats]'"
+
+
+def is_installed() -> bool:
+    """Whether PyMC is there; it is in the extra `stats`."""
+    return find_spec("pymc") is not None
+
+
+def draws_to_make(n_draws: int) -> int:
+    """Draws of all chains together, those for tuning included: what `progress` adds up to."""
+    return 2 * N_CHAINS * n_draws
 
 
 @dataclass(frozen=True)
@@ -36,6 +59,7 @@ class Sampled:
     """What NUTS gave: summaries (statistic to value) of each coefficient and sd by name.
 
     `diagnostics` has R-hat and both ESS of every parameter, those of single groups and items too.
+    `idata` is ArviZ's InferenceData with the draws themselves; `save_posterior` writes it.
     """
 
     summary: dict[str, dict[str, float]]
@@ -107,18 +131,19 @@ def sample_cells(
     prior: Prior = PRIOR,
     level: float = 0.95,
     seed: int = SEED,
-    n_draws: int = 1000,
+    n_draws: int = CELL_DRAWS,
+    progress: Progress = lambda n: None,
 ) -> Sampled:
     """NUTS on the model of cells, four chains of `n_draws`."""
     x = effects.design(terms)
     groups = {"sd_model": effects.model, "sd_concept": effects.concept}
-    with _pymc() as pm, pm.Model():
+    with packages() as (pm, az), pm.Model():
         beta, sds = _parameters(pm, terms, prior, effects.unit)
         covariance = effects.covariance + sds["sd_cell"] ** 2 * np.eye(len(x))
         for name, group in groups.items():
             covariance += sds[name] ** 2 * np.equal.outer(group, group)
         pm.MvNormal("y", _linear(x, beta), cov=covariance, observed=effects.value)
-        return _sample(pm, [*beta, *sds], "cells", level, seed, n_draws)
+        return _sample(pm, az, [*beta, *sds], "cells", level, seed, n_draws, progress)
 
 
 def sample_items(
@@ -128,11 +153,12 @@ def sample_items(
     prior: Prior = PRIOR,
     level: float = 0.95,
     seed: int = SEED,
-    n_draws: int = 1500,
+    n_draws: int = ITEM_DRAWS,
+    progress: Progress = lambda n: None,
 ) -> Sampled:
     """NUTS on the model of items, four chains of `n_draws` (minutes)."""
     x = shifts.design(terms)
-    with _pymc() as pm, pm.Model():
+    with packages() as (pm, az), pm.Model():
         beta, sds = _parameters(pm, terms, prior, 1.0)
         sds |= {name: pm.HalfNormal(name, ITEM_PRIOR) for name in ("sd_item", "sd_residual")}
         mean = _linear(x, beta)
@@ -142,7 +168,7 @@ def sample_items(
         of_item = shifts.index["sd_item"]
         mean += pm.Normal("item", 0, sds["sd_item"], shape=int(of_item.max()) + 1)[of_item]
         pm.Normal("y", mean, sds["sd_residual"], observed=shifts.value)
-        return _sample(pm, [*beta, *sds], "items", level, seed, n_draws)
+        return _sample(pm, az, [*beta, *sds], "items", level, seed, n_draws, progress)
 
 
 def _parameters(
@@ -159,12 +185,15 @@ def _linear(x: np.ndarray, beta: Mapping[str, Any]) -> Any:
 
 
 def _sample(
-    pm: Any, names: Sequence[str], what: str, level: float, seed: int, n_draws: int
+    pm: Any,
+    az: Any,
+    names: Sequence[str],
+    what: str,
+    level: float,
+    seed: int,
+    n_draws: int,
+    progress: Progress,
 ) -> Sampled:
-    import arviz as az
-
-    bfmi: Any = az.bfmi
-
     rng = stream(f"nuts of {what}", seed=seed)
     idata = pm.sample(
         n_draws,
@@ -179,10 +208,11 @@ def _sample(
         target_accept=0.99,
         progressbar=False,
         compute_convergence_checks=False,
+        callback=lambda trace, draw: progress(1),
     )
     if idata.posterior.sizes["draw"] != n_draws:
         raise KeyboardInterrupt  # which PyMC takes as a wish for the draws so far
-    table: Any = az.summary(idata, round_to="none")
+    table = az.summary(idata, round_to="none")
     summary = {}
     for name in names:
         draws = idata.posterior[name].values.ravel()
@@ -197,23 +227,67 @@ def _sample(
             for name in table.index
         },
         n_divergences=int(idata.sample_stats["diverging"].sum()),
-        min_bfmi=float(np.min(bfmi(idata))),
+        min_bfmi=float(np.min(az.bfmi(idata))),
         n_draws=N_CHAINS * n_draws,
         idata=idata,
     )
 
 
+CLOCK = {"process_time_diff", "perf_counter_diff", "perf_counter_start"}
+DATED = {"created_at", "sampling_time"}
+"""What PyMC records of the time of day and of the time taken."""
+
+
+def save_posterior(sampled: Sampled, path: Path) -> None:
+    """The draws as NetCDF, a group each for posterior, statistics and data; whole or not at all.
+
+    When and how long it sampled is left out, and the variables are sorted, which PyMC's are not:
+    equal draws are equal files.
+    """
+
+    def steady(group: xr.Dataset) -> xr.Dataset:
+        kept = group[sorted(set(map(str, group.data_vars)) - CLOCK)]
+        kept.attrs = {name: told for name, told in group.attrs.items() if name not in DATED}
+        return kept
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with aside(path) as part:
+        sampled.idata.map(steady).to_netcdf(str(part))
+
+
+def read_posterior(path: str | Path) -> dict[str, xr.Dataset]:
+    """The groups of a file of `save_posterior` by name; `posterior` has the draws.
+
+    Each variable has the dimensions `chain` and `draw`. ArviZ need not be installed.
+    """
+    with xr.open_datatree(path) as tree:
+        return {name: group.to_dataset().load() for name, group in tree.children.items()}
+
+
 @contextmanager
-def _pymc() -> Iterator[Any]:
-    """The package, without its progress lines and ArviZ's notice of its next version."""
+def packages() -> Iterator[tuple[Any, Any]]:
+    """PyMC and ArviZ, without progress lines and without ArviZ's notice of its next version.
+
+    ArviZ gives that notice once a day, when it is imported, as a warning. Both write to the user's
+    cache; ValueError says what to do where that is impossible.
+    """
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        import pymc
+        try:
+            import arviz
+            import pymc
+            from pytensor.configdefaults import config
 
+            config.compiledir  # noqa: B018  # is created when it is first asked for
+        except (OSError, ValueError) as error:
+            raise ValueError(
+                f"PyMC cannot keep its caches ({error}); set HOME and XDG_CACHE_HOME to folders "
+                "that may be written to, or leave NUTS out with --without-nuts"
+            ) from error
         logger = logging.getLogger("pymc")
         level = logger.level
         logger.setLevel(logging.ERROR)
         try:
-            yield pymc
+            yield pymc, arviz
         finally:
             logger.setLevel(level)

@@ -122,8 +122,9 @@ class Tables(Mapping[str, pd.DataFrame]):
 
     def __getitem__(self, name: str) -> pd.DataFrame:
         if name not in self._made:
-            self._made[name] = self._makers[name](self)
+            make = self._makers[name]
             self.report(name)
+            self._made[name] = make(self)
         return self._made[name]
 
     def __contains__(self, name: object) -> bool:
@@ -153,7 +154,7 @@ def conclude(
 
     Without claims there is no table of claims, without controls in the cells none of controls.
     `sampled` are NUTS fits of the hierarchical model, by outcome, to stand beside the exact one.
-    `report` is called with the name of each table that has been made.
+    `report` is called with the name of each table when it is begun.
 
     Raises ValueError for cells without any effect, and for a name that is no table's.
     """

@@ -1,6 +1,7 @@
 """What a collection is to do: which layers and strengths, where steered, by which process."""
 
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 
@@ -8,8 +9,11 @@ from steercube.collect.sweep import POSITIONS
 from steercube.collect.vectors import CONVENTIONS, DIRECTIONS
 from steercube.schema import raise_if_any
 from steercube.streams import SEED
+from steercube.words import did_you_mean
 
 CONTROLS = DIRECTIONS[1:]
+LEAST_APART = 1e-4
+"""Of two strengths; closer ones are one that was written twice."""
 MIN_TEMPERATURE = 1e-3
 """A smaller one is greedy but for rounding."""
 OUTCOMES = ("logit", "generation")
@@ -47,7 +51,7 @@ class Plan:
         """Refuse what cannot be swept. Strength 0 is always among the strengths."""
         object.__setattr__(self, "strengths", tuple(sorted({0.0, *map(float, self.strengths)})))
         problems = [
-            f"{name} = {value!r} is none of {', '.join(allowed)}"
+            f"{name} = {value!r} is none of {', '.join(allowed)}{did_you_mean(value, allowed)}"
             for name, value, allowed in (
                 ("positions", self.positions, tuple(POSITIONS)),
                 ("convention", self.convention, tuple(CONVENTIONS)),
@@ -58,6 +62,12 @@ class Plan:
         ]
         if len(self.strengths) < 2 or not np.isfinite(self.strengths).all():
             problems.append(f"strengths = {self.strengths}: give finite ones, at least one not 0")
+        problems += [
+            f"strengths = {one}, {other}: as good as the same; keep one of them, or take strengths "
+            f"that are at least {LEAST_APART} apart (0 is always one of them)"
+            for one, other in pairwise(self.strengths)
+            if other - one < LEAST_APART
+        ]
         if self.chunk < 1 or self.max_rows < 0 or self.max_rows == 1:
             problems.append(
                 f"chunk = {self.chunk}, max_rows = {self.max_rows}: at least 1 and 2 (a prompt and "

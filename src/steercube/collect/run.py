@@ -6,10 +6,8 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import xarray as xr
-from tqdm import tqdm
 
 from steercube import netcdf
 from steercube.collect.decoder import Decoder
@@ -31,6 +29,7 @@ from steercube.collect.shards import (
 from steercube.collect.unit import Unit
 from steercube.concepts import Concept
 from steercube.cube import open_cube, save_cube
+from steercube.progress import Report, Stage, stage
 from steercube.replacing import (
     earlier_file,
     held_outcomes,
@@ -43,7 +42,6 @@ from steercube.replacing import (
 )
 from steercube.schema import raise_if_any
 
-Report = Callable[[str], None]
 ROWS_AT_ONCE = {
     "samples": {"cpu": 96, "cuda": 1024},
     "generations": {"cpu": 256, "cuda": 1024},
@@ -91,11 +89,11 @@ def collect(
         _require_new(units)
     start = time.monotonic()
     total = sum(o.n_cells * len(o.items) for unit in units for o in outcomes_of(unit))
-    with tqdm(
-        total=total // rank.count, unit="cell", desc=decoder.name, disable=not rank.leads
-    ) as bar:
+    if rank.leads:
+        report(f"{decoder.name}: {total} cells of {', '.join(unit.concept.name for unit in units)}")
+    with stage(decoder.name, total=total // rank.count, unit="cell", shown=rank.leads) as under_way:
         progress = Progress(
-            bar, {name: _rows_at_once(decoder, plan, name) for name in ROWS_AT_ONCE}
+            under_way, {name: _rows_at_once(decoder, plan, name) for name in ROWS_AT_ONCE}
         )
         for unit in units:
             with held(unit.folder) if rank.leads else nullcontext():
@@ -112,9 +110,9 @@ def _rows_at_once(decoder: Decoder, plan: Plan, outcome: str) -> int:
 
 @dataclass
 class Progress:
-    """What a run carries from unit to unit: its bar, the rows that fit, what was checked."""
+    """What a run carries from unit to unit: how far it is, the rows that fit, what was checked."""
 
-    bar: Any
+    stage: Stage
     max_rows: dict[str, int]
     checked: set[str] = field(default_factory=set)
 
@@ -218,20 +216,34 @@ def _require_new(units: Iterable[Unit]) -> None:
 
 def _collect_unit(unit: Unit, rank: Rank, progress: Progress) -> None:
     """Make this process's shards of the unit that are not there yet."""
-    bar = progress.bar
+    stage = progress.stage
     if rank.count == 1:
         _clear(unit.folder)
-    bar.set_postfix_str(f"{unit.concept.name}, vectors")
+    stage.at(f"{unit.concept.name}, vectors")
     if not rank.leads:
         _wait_until(lambda: unit.found_vectors() is not None, what=str(unit.vectors_path))
     if rank.leads and unit.vectors_path.exists() and unit.found_vectors() is None:
-        bar.write(f"{unit.vectors_path} is damaged, and is made again")
-    vectors = unit.vectors(batch_size=max(1, progress.max_rows["samples"] // ROWS_A_PAIR))
+        stage.write(f"{unit.vectors_path} is damaged, and is made again")
+    vectors = unit.vectors(
+        batch_size=max(1, progress.max_rows["samples"] // ROWS_A_PAIR),
+        progress=_pairs_shown(unit, stage),
+    )
     for outcome in outcomes_of(unit):
-        bar.set_postfix_str(f"{unit.concept.name}, {outcome.name}")
         _collect_outcome(outcome, vectors, rank, progress)
     if rank.leads:
         _clear(unit.folder)
+
+
+def _pairs_shown(unit: Unit, stage: Stage) -> Callable[[int], None]:
+    """Shows how many of the training pairs are done, as more of them are."""
+    done, total = 0, len(unit.concept.train)
+
+    def more(n: int) -> None:
+        nonlocal done
+        done += n
+        stage.at(f"{unit.concept.name}, vectors: {done} of {total} pairs")
+
+    return more
 
 
 def _clear(folder: Path) -> None:
@@ -242,24 +254,27 @@ def _clear(folder: Path) -> None:
 
 def _collect_outcome(outcome: Outcome, vectors: xr.Dataset, rank: Rank, progress: Progress) -> None:
     """Make this process's chunks of the outcome that are not there yet."""
-    every, bar = chunks(outcome), progress.bar
+    every, stage = chunks(outcome), progress.stage
+    concept = outcome.unit.concept.name
     own = list(every)[rank.index :: rank.count]
     wanted = pending(outcome, own, vectors)
     if wanted and outcome.name not in progress.checked:
+        stage.at(f"{concept}, checking {outcome.name} against the plain loop")
         said = outcome.check(vectors)
         progress.checked.add(outcome.name)
         if rank.leads:
-            bar.write(said)
-    bar.update(outcome.n_cells * sum(len(chunk) for chunk in own if chunk not in wanted))
+            stage.write(said)
+    stage.at(f"{concept}, {outcome.name}")
+    stage.skip(outcome.n_cells * sum(len(chunk) for chunk in own if chunk not in wanted))
     for chunk in wanted:
         if every[chunk].exists():
-            bar.write(f"{every[chunk]} is damaged, and is made again")
+            stage.write(f"{every[chunk]} is damaged, and is made again")
         progress.max_rows[outcome.name] = save_chunk(
             outcome,
             chunk,
             vectors,
             max_rows=progress.max_rows[outcome.name],
-            progress=bar.update,
+            progress=stage.advance,
         )
     if rank.leads:
         _wait_until(

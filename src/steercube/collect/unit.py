@@ -19,7 +19,7 @@ from steercube.collect.hooks import Cell
 from steercube.collect.plan import Plan
 from steercube.collect.readout import Prompt, Readout
 from steercube.collect.shards import Told, find_shard, save_shard, told_of
-from steercube.collect.sweep import POSITIONS
+from steercube.collect.sweep import POSITIONS, Progress
 from steercube.collect.vectors import CONVENTIONS, vectors
 from steercube.concepts import Concept, Question
 from steercube.streams import stream
@@ -42,7 +42,7 @@ class Unit:
         """The file of the vectors."""
         return self.folder / "vectors.nc"
 
-    def vectors(self, *, batch_size: int) -> xr.Dataset:
+    def vectors(self, *, batch_size: int, progress: Progress = lambda n: None) -> xr.Dataset:
         """The vectors, from their shard; made and saved first where there is none."""
         found = self.found_vectors()
         if found is None:
@@ -54,6 +54,7 @@ class Unit:
                 convention=self.plan.convention,
                 rng=rng,
                 batch_size=batch_size,
+                progress=progress,
             )
             save_shard(made, self.vectors_path, self._vector_settings, **self.described)
             found = netcdf.load(self.vectors_path)

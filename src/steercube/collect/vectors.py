@@ -16,7 +16,7 @@ import xarray as xr
 from steercube.collect.decoder import Decoder
 from steercube.collect.hooks import record
 from steercube.collect.readout import Prompt, Readout
-from steercube.collect.sweep import Run, forward, prepare
+from steercube.collect.sweep import Progress, Run, forward, prepare
 from steercube.concepts import Question
 
 CONVENTIONS = {
@@ -36,6 +36,7 @@ def vectors(
     convention: str,
     rng: np.random.Generator,
     batch_size: int = 8,
+    progress: Progress = lambda n: None,
 ) -> xr.Dataset:
     """The vectors of every block and how much of a direction they are.
 
@@ -45,7 +46,12 @@ def vectors(
     differences.
     """
     matching, other = letter_residuals(
-        decoder, readout, pairs, convention=convention, batch_size=batch_size
+        decoder,
+        readout,
+        pairs,
+        convention=convention,
+        batch_size=batch_size,
+        progress=progress,
     )
     differences = matching - other
     mean = differences.mean(axis=0)
@@ -76,6 +82,7 @@ def letter_residuals(
     *,
     convention: str = "same",
     batch_size: int = 8,
+    progress: Progress = lambda n: None,
 ) -> tuple[np.ndarray, np.ndarray]:
     """h (pair, layer, hidden), float64, at the matching letter and at the other one.
 
@@ -98,6 +105,7 @@ def letter_residuals(
             batch_size //= 2
             continue
         order = order[len(batch) :]
+        progress(len(batch))
     matching, other = (
         np.stack([of_pair[i] for i in range(len(prompts))]) for of_pair in found.values()
     )
