@@ -4,6 +4,7 @@ import re
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
@@ -41,6 +42,22 @@ def without_nuts(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def contents(folder: Path) -> dict[str, bytes]:
     return {str(p.relative_to(folder)): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
+
+
+@pytest.fixture
+def analysed(here: Path, cells: xr.Dataset, once: Callable[..., dict[str, bytes]]) -> Path:
+    """A project whose one study was analysed, in another test or now."""
+    save_cells(cells, here / "data" / "mine.cells.nc")
+
+    def made() -> dict[str, bytes]:
+        assert main(["analyze"]) == 0
+        return contents(here / "paper")
+
+    for name, content in once("an analysed project", made).items():
+        path = here / "paper" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(content)
+    return here
 
 
 def test_an_empty_folder_says_what_to_do(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -135,10 +152,9 @@ BAD_FILES = {
 @pytest.mark.parametrize("suffix", ["nc", "cells.nc"])
 @pytest.mark.parametrize("fault", BAD_FILES)
 def test_a_bad_file_is_one_error_and_earlier_results_stay(
-    fault: str, suffix: str, here: Path, cells: xr.Dataset, capsys: pytest.CaptureFixture[str]
+    fault: str, suffix: str, analysed: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    save_cells(cells, here / "data" / "mine.cells.nc")
-    assert main(["analyze"]) == 0
+    here = analysed
     before = contents(here / "paper")
     save_cube(make_cube(np.random.default_rng(1)), here / "whole.nc")
     path = here / "data" / f"mine.{suffix}"
@@ -373,6 +389,7 @@ def test_import_from_an_empty_folder_writes_nothing(
     assert not list((here / "data").iterdir())
 
 
+@pytest.mark.slow
 def test_the_committed_results_are_those_of_the_committed_cells(tmp_path: Path) -> None:
     """A fresh clone regenerates the study's tables, numbers and figures as they are committed."""
     shutil.copy(ROOT / "paper" / "claims.toml", tmp_path / "claims.toml")
@@ -407,6 +424,7 @@ def test_the_committed_results_are_those_of_the_committed_cells(tmp_path: Path) 
         assert (made / "tables" / path.name).read_text().splitlines() == printed
 
 
+@pytest.mark.slow
 def test_the_numbered_scripts_give_what_the_command_gives(here: Path, cells: xr.Dataset) -> None:
     two = ["small", "middle"]
     save_cells(cells.sel(model=two, model_other=two), here / "data" / "mine.cells.nc")
@@ -420,6 +438,7 @@ def test_the_numbered_scripts_give_what_the_command_gives(here: Path, cells: xr.
     assert made == by_command
 
 
+@pytest.mark.slow
 def test_nuts_stands_beside_the_exact_fit_and_keeps_its_draws(
     here: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -439,6 +458,7 @@ def test_nuts_stands_beside_the_exact_fit_and_keeps_its_draws(
     assert draws["posterior"]["training"].shape == (4, 100)
 
 
+@pytest.mark.slow
 def test_calibration_is_written_beside_the_study(here: Path, study_cells: xr.Dataset) -> None:
     save_cells(study_cells, here / "data" / "qwen3.cells.nc")
     assert main(["calibrate", "--simulations", "2", "--workers", "1"]) == 0
@@ -462,6 +482,6 @@ def test_cells_that_lack_estimands_are_analysed_and_it_is_said(
     sha = save_cells(cells.drop_sel(estimand=["d_z", "hedges_g"]), here / "data" / "old.cells.nc")
     assert main(["analyze"]) == 0
     (line,) = [text for text in capsys.readouterr().out.splitlines() if "lack" in text]
-    assert line.startswith("  these cells lack hedges_g, d_z: what needs them has no number")
+    assert "  these cells lack hedges_g, d_z: what needs them has no number" in line
     manifest = json.loads((here / "paper" / "old" / "manifest.json").read_text())
     assert sha in json.dumps(manifest["inputs"])

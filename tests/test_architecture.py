@@ -10,8 +10,20 @@ from steercube import analysis
 PACKAGE = Path(analysis.__file__).parents[1]
 COLLECTING = {"torch", "transformers", "accelerate", "gguf"}
 STAGES = [
-    *("schema", "words", "streams", "progress", "netcdf", "cube", "answers", "concepts", "models"),
-    *("study", "collect", "cells", "results", "analysis", "report", "analyze", "reproduce", "cli"),
+    *("schema", "words", "streams", "progress", "netcdf", "cube", "replacing", "answers"),
+    *(
+        "concepts",
+        "models",
+        "study",
+        "collect",
+        "cells",
+        "results",
+        "analysis",
+        "report",
+        "analyze",
+        "reproduce",
+        "cli",
+    ),
     "__main__",
 ]
 """In the order in which data flow; none imports a later one."""

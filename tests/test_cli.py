@@ -5,14 +5,16 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import tiny
+from builders import make_cube
 from children import write_concepts
 
 from steercube import cli
 from steercube.cli import INTERNAL, main, parsed
 from steercube.concepts import Concept
-from steercube.cube import open_cube
+from steercube.cube import open_cube, save_cube
 
 COLLECT = ["collect", "--model", "m", "--out", "x.nc"]
 
@@ -176,3 +178,17 @@ def test_a_warning_is_no_refusal(here: Path, capsys: pytest.CaptureFixture[str])
     out = capsys.readouterr().out
     assert out.count("warning: ") == 2
     assert "\nloading tiny (tiny, float32)\ntiny: 36 cells of honesty\n" in out
+
+
+def test_cubes_are_merged_from_the_command_line(
+    here: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    cube = make_cube(np.random.default_rng(1))
+    for name in ("small", "middle"):
+        save_cube(cube.sel(model=[name]), here / f"{name}.nc")
+    assert main(["merge", "small.nc", "middle.nc", "--out", "both.nc"]) == 0
+    assert set(open_cube(here / "both.nc")["model"].values) == {"small", "middle"}
+    assert main(["merge", "small.nc", "--out", "both.nc"]) == 2
+    assert "merging needs two cubes or more" in capsys.readouterr().err
+    assert main(["merge", "small.nc", "middle.nc", "--out", "both"]) == 2
+    assert "name a .nc file" in capsys.readouterr().err

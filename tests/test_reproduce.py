@@ -78,6 +78,7 @@ def committed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path / "paper" / "mine"
 
 
+@pytest.mark.slow
 def test_what_was_committed_is_reproduced_and_a_change_is_found(
     committed: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
