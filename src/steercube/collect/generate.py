@@ -278,15 +278,22 @@ def check_generation_against_plain_loop(
     cells = as_large_as_the_residual(decoder, prompts, cells)
     probes = probes_of(decoder)
     apart = 0.0
-    batches = [prompts, *([prompt] for prompt in prompts)]
-    for together in batches if len(prompts) > 1 else batches[:1]:
-        found = _decoded(decoder, together, cells, probes, positions=positions)
-        one = _require_like_plain(decoder, together, cells, probes, found, positions=positions)
+    for batches in ([prompts], [[prompt] for prompt in prompts]):
+        found = [_decoded(decoder, batch, cells, probes, positions=positions) for batch in batches]
+        tokens, probed = (
+            np.concatenate([getattr(one, name)[1:] for one in found], axis=1)
+            for name in ("tokens", "probed")
+        )
+        one = _require_like_plain(
+            decoder, prompts, cells, probes, tokens, probed, positions=positions
+        )
         apart = max(apart, one)
+        touched: dict[int, Touched] = {}
+        for batch in found:
+            add_prompts(touched, batch.touched)
         require_every_position(
-            decoder, found.touched, together, cells, positions=positions,
-            generated=CHECKED_TOKENS - 1,
-        )  # fmt: skip
+            decoder, touched, prompts, cells, positions=positions, generated=CHECKED_TOKENS - 1
+        )
     return apart
 
 
@@ -318,13 +325,14 @@ def _require_like_plain(
     prompts: Sequence[Prompt],
     cells: Sequence[Cell],
     probes: np.ndarray,
-    found: Generated,
+    tokens: np.ndarray,
+    probed: np.ndarray,
     *,
     positions: str,
 ) -> float:
-    """`require_alike`, with the plain loop behind each cell's own answers."""
+    """`require_alike`, with the plain loop behind each cell's own `tokens` (cell, prompt, step)."""
     # What was no number is none in the plain loop either.
-    said = np.maximum(found.tokens[1:], 0).tolist()
+    said = np.maximum(tokens, 0).tolist()
     whole = [
         [
             Prompt((*prompt.ids, *own[:-1]), prompt.answer_start)
@@ -350,7 +358,7 @@ def _require_like_plain(
         )
 
     return require_alike(
-        [found.probed[1:]],
+        [probed],
         plain=plain(),
         again=plain(copies=copies_of(prompts)),
         unsteered=lambda: plain(strength=0.0),

@@ -27,8 +27,8 @@ from steercube.collect.readout import Prompt
 
 N_PROBES = 64
 ALLOWED, FLOOR, CEILING, LEAST = 3.0, 12.0, 20.0, 1e-3
-"""A check's tolerance, see `require_alike`. In units in the last place of the logits' spread, honest
-bfloat16 models of 5 to 30 blocks were measured to differ by up to 5, and half a vector by 30."""
+"""A check's tolerance, see `require_alike`. In units in the last place of the logits' standard
+deviation, honest bfloat16 models of 5 to 30 blocks differed by up to 5; half a vector makes 30."""
 POSITIONS = {"all": "every position", "answer": "the positions after the user's turn"}
 OUT_OF_MEMORY = re.compile(
     r"out.of.(device.|host.)?memory|allocate memory|not enough memory|ALLOC(ATION)?_FAILED",
