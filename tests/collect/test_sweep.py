@@ -16,6 +16,7 @@ from steercube.collect.sweep import (
     as_large_as_the_residual,
     check_against_plain_loop,
     lacks_memory,
+    require_alike,
     sweep,
 )
 
@@ -456,3 +457,49 @@ def test_capped_logits_are_capped_in_float32() -> None:
     ).logprobs[0, 0]
     assert abs(found - exact).max() < 1e-3
     assert abs(own.float().log_softmax(-1)[0].numpy() - exact).max() > 0.01
+
+
+def alike(found: np.ndarray, *, own: float = 0.0) -> float:
+    """`require_alike` of log-probabilities (2 cells, 2 prompts, 500 tokens) of spread 1."""
+    rng = np.random.default_rng(1)
+    return require_alike(
+        [found],
+        plain=PLAIN,
+        again=PLAIN + own * rng.normal(size=PLAIN.shape),
+        unsteered=lambda: PLAIN + rng.normal(size=PLAIN.shape),
+        eps=2.0**-7,
+        what="ours differs",
+        remedy="",
+    )
+
+
+PLAIN = np.random.default_rng(0).normal(size=(2, 2, 500))
+UNIT = 2.0**-7
+
+
+def test_what_a_check_allows_follows_the_plain_loops_own_difference() -> None:
+    """Of one unit, 12 are allowed; of five, 15; never more than 20."""
+    noise = np.random.default_rng(2).normal(size=PLAIN.shape) * UNIT
+    for own, most in ((0.0, 12), (1.0, 12), (5.0, 15), (100.0, 20)):
+        alike(PLAIN + 0.9 * most * noise, own=own * UNIT)
+        with pytest.raises(ValueError, match="ours differs by"):
+            alike(PLAIN + 1.1 * most * noise, own=own * UNIT)
+
+
+def test_one_row_may_be_rounded_to_another_expert_but_not_lack_its_vector() -> None:
+    noise = np.random.default_rng(2).normal(size=500)
+    for of_the_effect, refused in ((0.3, False), (1.0, True)):
+        found = PLAIN.copy()
+        found[1, 0] += of_the_effect * noise
+        if refused:
+            with pytest.raises(ValueError, match="ours differs by"):
+                alike(found)
+        else:
+            assert alike(found) == pytest.approx(0.3 * abs(noise).max())
+
+
+def test_what_is_no_number_is_no_small_difference() -> None:
+    found = PLAIN.copy()
+    found[0, 0, 3] = np.nan
+    with pytest.raises(ValueError, match="inf in the worst"):
+        alike(found)
