@@ -1,3 +1,5 @@
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -117,3 +119,36 @@ def test_a_flipped_bit_is_an_error_or_changes_nothing(ds: xr.Dataset, tmp_path: 
         except ValueError:
             refused += 1
     assert refused > 20
+
+
+def test_netcdf4_is_needed_only_where_a_file_is_read_or_written() -> None:
+    """A bare GPU machine has none, and a sweep in memory needs no file."""
+    program = """
+import sys
+sys.modules["netCDF4"] = sys.modules["cftime"] = None
+import numpy as np, xarray as xr
+import steercube.collect.run
+from steercube import netcdf
+netcdf.digest(xr.Dataset({"x": ("i", np.arange(3))}))
+try:
+    netcdf.save(xr.Dataset(), "never.nc")
+except ModuleNotFoundError as error:
+    print(error.name)
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert done.stdout.strip() == "netCDF4", done.stderr
+
+
+def test_a_checkout_that_is_not_installed_has_no_version_but_works() -> None:
+    program = """
+from importlib import metadata
+def version(name, of=metadata.version):
+    if name == "steercube":
+        raise metadata.PackageNotFoundError(name)
+    return of(name)
+metadata.version = version
+import steercube
+print(steercube.__version__)
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert done.stdout.strip() == "unknown", done.stderr

@@ -8,6 +8,9 @@ Data flows one way::
 on either side of one of them knows nothing of the other side.
 """
 
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 
-__version__ = version("steercube")
+try:
+    __version__ = version("steercube")
+except PackageNotFoundError:  # run from a checkout that was never installed
+    __version__ = "unknown"

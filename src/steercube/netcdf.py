@@ -16,7 +16,6 @@ from glob import escape
 from pathlib import Path
 from typing import Any
 
-import netCDF4
 import numpy as np
 import xarray as xr
 
@@ -79,9 +78,10 @@ def load(path: str | Path) -> xr.Dataset:
         what = "is a folder, not a file" if path.is_dir() else "no such file"
         raise FileNotFoundError(f"{path}: {what}")
     content = _unsealed(path.read_bytes(), path)
+    netcdf4 = _netcdf4()
     try:
         # HDF5 keeps open what it could not read; from memory nothing of it is found again.
-        with netCDF4.Dataset(str(path), memory=content) as opened:
+        with netcdf4.Dataset(str(path), memory=content) as opened:
             store = xr.backends.NetCDF4DataStore(opened)  # type: ignore[no-untyped-call]
             ds = xr.open_dataset(store).load().drop_encoding()
         # NetCDF gives numbers back as numpy scalars; the attributes that were saved were plain.
@@ -102,6 +102,13 @@ def load(path: str | Path) -> xr.Dataset:
     if recorded != found:
         raise ValueError(_altered(path, found, str(recorded), what="its content"))
     return ds
+
+
+def _netcdf4() -> Any:
+    """netCDF4, imported where a file is read or written: a sweep in memory needs no files."""
+    import netCDF4
+
+    return netCDF4
 
 
 UNREADABLE = (
@@ -137,6 +144,7 @@ def _altered(path: Path, found: str, recorded: str, *, what: str) -> str:
 
 
 def _write(ds: xr.Dataset, part: Path) -> None:
+    _netcdf4()
     try:
         ds.to_netcdf(part, engine="netcdf4", format="NETCDF4", encoding=_encoding(ds))
     except (OSError, RuntimeError) as error:

@@ -1,10 +1,14 @@
 from contextlib import ExitStack
+from typing import Any
 
 import pytest
 import tiny
 import torch
+from accelerate import cpu_offload
+from torch.utils._python_dispatch import TorchDispatchMode
 
-from steercube.collect.hooks import Cell, FanOut, RowSteering, record, steering
+from steercube.collect import hooks
+from steercube.collect.hooks import Cell, FanOut, RowSteering, reading_out, record, steering
 
 
 def hooks_on(blocks: tuple[torch.nn.Module, ...]) -> int:
@@ -93,3 +97,90 @@ def test_each_row_is_steered_in_its_own_cell() -> None:
                 alone = decoder.model(input_ids=ids[row : row + 1]).logits
             torch.testing.assert_close(together[row], alone[0], atol=1e-4, rtol=0)
     assert {layer: int(n) for layer, n in rows.changed.items()} == {1: 4, 3: 8}
+
+
+HALF = torch.bfloat16
+
+
+def head(words: int = 300, size: int = tiny.HIDDEN, *, bias: bool = True) -> torch.nn.Linear:
+    torch.manual_seed(0)
+    return torch.nn.Linear(size, words, bias=bias, dtype=HALF)
+
+
+def exact(of: torch.nn.Linear, hidden: torch.Tensor) -> torch.Tensor:
+    found = hidden.double() @ of.weight.double().T
+    return found if of.bias is None else found + of.bias.double()
+
+
+@pytest.mark.parametrize("bias", [False, True])
+def test_the_output_embedding_reads_some_positions_in_float32(
+    bias: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(hooks, "AT_ONCE", 7 * tiny.HIDDEN)
+    of, hidden = head(bias=bias), torch.randn(2, 5, tiny.HIDDEN, dtype=HALF)
+    at = torch.tensor([[4], [2]])
+    with torch.no_grad(), reading_out(of, at):
+        found = of(hidden)
+    wanted = exact(of, hidden[[0, 1], [4, 2]])[:, None]
+    assert found.dtype == torch.float32
+    torch.testing.assert_close(found, wanted.float(), atol=1e-5, rtol=0)
+    assert of(hidden).dtype == HALF
+    assert "forward" not in vars(of)
+
+
+def test_an_error_in_the_output_embedding_leaves_it_as_it_was() -> None:
+    of = head()
+    with pytest.raises(RuntimeError), reading_out(of):
+        of(torch.zeros(1, tiny.HIDDEN + 1, dtype=HALF))
+    assert "forward" not in vars(of)
+    with reading_out(None):
+        pass
+
+
+def test_a_float32_output_embedding_computes_bit_for_bit_as_ever() -> None:
+    of, hidden = head().float(), torch.randn(2, 5, tiny.HIDDEN)
+    with reading_out(of):
+        assert torch.equal(of(hidden), torch.nn.functional.linear(hidden, of.weight, of.bias))
+
+
+def test_a_quantised_output_embedding_computes_as_it_does() -> None:
+    """It multiplies by means of its own, whatever they are."""
+
+    class Quantised(torch.nn.Module):
+        def forward(self, hidden: torch.Tensor) -> torch.Tensor:
+            return hidden @ torch.ones(tiny.HIDDEN, 3, dtype=HALF)
+
+    with reading_out(Quantised()):
+        assert Quantised()(torch.ones(1, tiny.HIDDEN, dtype=HALF)).dtype == HALF
+
+
+def test_weights_that_accelerate_holds_elsewhere_are_read_where_it_puts_them() -> None:
+    of, hidden = head(), torch.randn(2, 1, tiny.HIDDEN, dtype=HALF)
+    wanted = exact(of, hidden)
+    cpu_offload(of, execution_device=torch.device("cpu"))
+    assert of.weight.device.type == "meta"
+    given = of.forward
+    with torch.no_grad(), reading_out(of):
+        found = of(hidden)
+    assert of.forward == given
+    torch.testing.assert_close(found, wanted.float(), atol=1e-5, rtol=0)
+
+
+def test_no_float32_copy_of_the_output_embedding_is_made(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(hooks, "AT_ONCE", 16 * tiny.HIDDEN)
+    of, hidden = head(words=5000, bias=False), torch.randn(3, 1, tiny.HIDDEN, dtype=HALF)
+    sizes: list[int] = []
+
+    class Sizes(TorchDispatchMode):
+        def __torch_dispatch__(
+            self, func: Any, types: Any, args: Any = (), kwargs: Any = None
+        ) -> Any:
+            out = func(*args, **(kwargs or {}))
+            if isinstance(out, torch.Tensor) and out.dtype == torch.float32:
+                sizes.append(out.numel())
+            return out
+
+    with torch.no_grad(), reading_out(of), Sizes():
+        of(hidden)
+    assert max(sizes) == 3 * 5000  # the logits themselves
+    assert sorted(set(sizes))[-2] <= 16 * tiny.HIDDEN

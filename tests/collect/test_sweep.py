@@ -1,3 +1,5 @@
+from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -7,9 +9,16 @@ import torch
 
 from steercube.collect import hooks
 from steercube.collect.decoder import Decoder
-from steercube.collect.hooks import Cell, steering
+from steercube.collect.hooks import Cell, FanOut, steering
 from steercube.collect.readout import Prompt
-from steercube.collect.sweep import POSITIONS, check_against_plain_loop, sweep
+from steercube.collect.sweep import (
+    POSITIONS,
+    as_large_as_the_residual,
+    check_against_plain_loop,
+    lacks_memory,
+    require_alike,
+    sweep,
+)
 
 LAYERS = (1, 3, 4)
 STRENGTHS = (-2.0, 1.0)
@@ -140,7 +149,12 @@ def test_the_ratio_is_that_of_the_residual_stream(
     assert found.ratio == pytest.approx(float(ratio), rel=1e-5)
 
 
-def limited(decoder: Decoder, monkeypatch: pytest.MonkeyPatch, n_rows: int) -> list[int]:
+def limited(
+    decoder: Decoder,
+    monkeypatch: pytest.MonkeyPatch,
+    n_rows: int,
+    error: Exception | None = None,
+) -> list[int]:
     """The decoder's second block has memory for so many rows; returns the sizes it was given."""
     sizes: list[int] = []
     block = decoder.blocks[1]
@@ -149,7 +163,7 @@ def limited(decoder: Decoder, monkeypatch: pytest.MonkeyPatch, n_rows: int) -> l
     def checked(hidden_states: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
         sizes.append(len(hidden_states))
         if len(hidden_states) > n_rows:
-            raise torch.OutOfMemoryError("no memory for these rows")
+            raise error or torch.OutOfMemoryError("no memory for these rows")
         return forward(hidden_states, *args, **kwargs)
 
     monkeypatch.setattr(block, "forward", checked)
@@ -243,11 +257,249 @@ def test_the_check_refuses_blocks_that_cannot_take_more_rows(
         check(decoder, asked)
 
 
-def test_in_bfloat16_it_agrees_as_far_as_rounding_goes(
+DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("kind", tiny.ARCHITECTURES)
+def test_the_check_passes_what_rounding_does(
+    kind: str, dtype: torch.dtype, asked: tuple[list[Prompt], np.ndarray]
+) -> None:
+    for positions in POSITIONS:
+        check(tiny.decoder(kind, dtype=dtype), asked, positions)
+
+
+def half_a_vector(of: FanOut, layer: int, cells: list[Cell]) -> Any:
+    return COPIES(of, layer, [replace(cell, strength=cell.strength / 2) for cell in cells])
+
+
+def a_row_without(of: FanOut, layer: int, cells: list[Cell]) -> Any:
+    """After the receipt, so that only the numbers can show it."""
+    edit, n_rows = COPIES(of, layer, cells), len(of.last)
+
+    def edited(hidden: torch.Tensor) -> torch.Tensor:
+        out = edit(hidden).clone()
+        out[-1] = hidden[n_rows - 1]
+        return out
+
+    return edited
+
+
+def one_position_too_few(of: FanOut, layer: int, cells: list[Cell]) -> Any:
+    """The first of them, which no logit is read from."""
+    steer = of.steer.clone()
+    for row in steer:
+        row[row.nonzero()[0]] = False
+    return COPIES(replace(of, steer=steer), layer, cells)
+
+
+COPIES = FanOut._copies
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("kind", ["llama", "qwen3_moe", "gemma3"])
+@pytest.mark.parametrize("wrong", [half_a_vector, a_row_without, one_position_too_few])
+def test_the_check_refuses_vectors_that_are_not_whole(
+    wrong: Callable[..., Any],
+    kind: str,
+    dtype: torch.dtype,
+    asked: tuple[list[Prompt], np.ndarray],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    of = tiny.decoder(kind, dtype=dtype)
+    monkeypatch.setattr(FanOut, "_copies", wrong)
+    for positions in POSITIONS:
+        with pytest.raises(ValueError, match="not supported"):
+            check(of, asked, positions)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("kind", ["llama", "qwen3_moe", "gemma3"])
+@pytest.mark.parametrize("step", [-1, 1])
+def test_the_check_refuses_a_layer_off_by_one(
+    step: int,
+    kind: str,
+    dtype: torch.dtype,
+    asked: tuple[list[Prompt], np.ndarray],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """And says so by its logits: the receipts are of the layers that were asked for."""
+    on = FanOut.on
+
+    def shifted(of: FanOut, blocks: tuple[torch.nn.Module, ...]) -> Any:
+        by_layer = [blocks[(layer + step) % len(blocks)] for layer in range(len(blocks))]
+        by_layer[-1] = blocks[-1]
+        return on(of, by_layer)
+
+    monkeypatch.setattr(FanOut, "on", shifted)
+    prompts, answers = asked
+    of = tiny.decoder(kind, dtype=dtype)
+    for positions in POSITIONS:
+        with pytest.raises(ValueError, match=r"differs from the plain loop|cannot be run on more"):
+            check_against_plain_loop(
+                of, prompts[:2], answers[:2], cells(layers=(2,)), positions=positions
+            )
+
+
+def test_the_check_needs_no_vector_but_says_nothing_of_one_that_is_zero(
     asked: tuple[list[Prompt], np.ndarray],
 ) -> None:
-    decoder = tiny.decoder("qwen3", dtype=torch.bfloat16)
-    largest = max(
-        float(decoder.model(input_ids=torch.tensor([p.ids])).logits.abs().max()) for p in asked[0]
+    prompts, answers = asked
+    zero = [Cell(1, 1.0, torch.zeros(tiny.HIDDEN)), *cells(layers=(3,))]
+    assert (
+        check_against_plain_loop(tiny.decoder(), prompts[:2], answers[:2], zero, positions="all")
+        < 1e-4
     )
-    assert check(decoder, asked) < 2 * torch.finfo(torch.bfloat16).eps * largest
+
+
+def test_a_checks_vectors_are_as_large_as_the_residual_stream(
+    asked: tuple[list[Prompt], np.ndarray],
+) -> None:
+    of, (prompts, answers) = tiny.decoder("gemma3"), asked
+    scaled = as_large_as_the_residual(of, prompts[:1], cells())
+    found = sweep(of, prompts[:1], answers[:1], scaled, positions="answer", max_rows=7)
+    assert [cell.strength < 0 for cell in scaled] == [cell.strength < 0 for cell in cells()]
+    for receipt in found.touched.values():
+        assert receipt.ratio == pytest.approx(1, rel=0.5)
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB."),
+        RuntimeError("CUDA error: out of memory\nCUDA kernel errors might be ..."),
+        RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"),
+        RuntimeError("cuDNN error: CUDNN_STATUS_ALLOC_FAILED"),
+        RuntimeError("cuDNN error: CUDNN_STATUS_INTERNAL_ERROR_DEVICE_ALLOCATION_FAILED"),
+        RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried ..."),
+        RuntimeError("[enforce fail] DefaultCPUAllocator: not enough memory: you tried ..."),
+        RuntimeError("MPS backend out of memory (MPS allocated: 9 GB, other allocations: 2 GB)"),
+        RuntimeError("level_zero backend failed with error: UR_RESULT_ERROR_OUT_OF_DEVICE_MEMORY"),
+        MemoryError("Unable to allocate 1.2 GiB for an array"),
+    ],
+    ids=lambda error: str(error)[:40],
+)
+def test_a_lack_of_memory_is_known_by_every_name(
+    error: Exception, asked: tuple[list[Prompt], np.ndarray], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert lacks_memory(error)
+    decoder = tiny.decoder("llama")
+    limited(decoder, monkeypatch, 5, error)
+    assert sweep(decoder, *asked, cells(), positions="all", max_rows=64).max_rows == 32
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        RuntimeError("CUDA error: an illegal memory access was encountered"),
+        RuntimeError("CUDA error: CUBLAS_STATUS_EXECUTION_FAILED when calling ..."),
+        RuntimeError("The size of tensor a (3) must match the size of tensor b (4)"),
+        OSError("out of memory"),
+    ],
+    ids=lambda error: str(error)[:40],
+)
+def test_another_error_is_raised_as_it_is(
+    error: Exception, asked: tuple[list[Prompt], np.ndarray], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert not lacks_memory(error)
+    decoder = tiny.decoder("llama")
+    limited(decoder, monkeypatch, 5, error)
+    with pytest.raises(type(error)) as raised:
+        sweep(decoder, *asked, cells(), positions="all", max_rows=64)
+    assert raised.value is error
+
+
+def last_hidden_and_logits(of: Decoder, ids: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """What enters the output embedding at the last position, and the model's own logits."""
+    seen: list[torch.Tensor] = []
+    handle = of.model.get_output_embeddings().register_forward_pre_hook(
+        lambda module, args: seen.append(args[0])
+    )
+    with torch.inference_mode():
+        logits = of.model(input_ids=ids, logits_to_keep=1).logits[:, -1]
+    handle.remove()
+    return seen[0][:, -1], logits
+
+
+def with_large_logits(of: Decoder) -> Decoder:
+    """Logits near 20 have steps of 1/8 in bfloat16."""
+    head = of.model.get_output_embeddings()
+    head.weight.data *= 20 / head(torch.ones(1, tiny.HIDDEN, dtype=head.weight.dtype)).abs().max()
+    return of
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("kind", tiny.ARCHITECTURES)
+def test_logits_of_halves_are_summed_in_float32(kind: str, dtype: torch.dtype) -> None:
+    """Against float64 from the same hidden state; the model's own are far from it."""
+    of = with_large_logits(tiny.decoder(kind, dtype=dtype))
+    ids = torch.arange(12)[None]
+    every = np.arange(300)[None]
+    hidden, own = last_hidden_and_logits(of, ids)
+    exact = hidden.double() @ of.model.get_output_embeddings().weight.double().T
+    exact = exact.log_softmax(-1)[0].numpy()
+    prompt = Prompt(tuple(range(12)), 9)
+    found = sweep(of, [prompt], every, [], positions="all", max_rows=2).logprobs[0, 0]
+    assert abs(found - exact).max() < 1e-3
+    rounding = 0.03 if dtype == torch.bfloat16 else 0.004
+    assert abs(own.float().log_softmax(-1)[0].numpy() - exact).max() > rounding
+
+
+def test_capped_logits_are_capped_in_float32() -> None:
+    """What a model does after its output embedding (Gemma 2's cap) sees float32 too."""
+    of = with_large_logits(tiny.decoder("gemma3", dtype=torch.bfloat16))
+    of.model.config.final_logit_softcapping = 15.0
+    hidden, own = last_hidden_and_logits(of, torch.arange(12)[None])
+    exact = hidden.double() @ of.model.get_output_embeddings().weight.double().T
+    exact = (15 * torch.tanh(exact / 15)).log_softmax(-1)[0].numpy()
+    found = sweep(
+        of, [Prompt(tuple(range(12)), 9)], np.arange(300)[None], [], positions="all", max_rows=2
+    ).logprobs[0, 0]
+    assert abs(found - exact).max() < 1e-3
+    assert abs(own.float().log_softmax(-1)[0].numpy() - exact).max() > 0.01
+
+
+def alike(found: np.ndarray, *, own: float = 0.0) -> float:
+    """`require_alike` of log-probabilities (2 cells, 2 prompts, 500 tokens) of spread 1."""
+    rng = np.random.default_rng(1)
+    return require_alike(
+        [found],
+        plain=PLAIN,
+        again=PLAIN + own * rng.normal(size=PLAIN.shape),
+        unsteered=lambda: PLAIN + rng.normal(size=PLAIN.shape),
+        eps=2.0**-7,
+        what="ours differs",
+        remedy="",
+    )
+
+
+PLAIN = np.random.default_rng(0).normal(size=(2, 2, 500))
+UNIT = 2.0**-7
+
+
+def test_what_a_check_allows_follows_the_plain_loops_own_difference() -> None:
+    """Of one unit, 12 are allowed; of five, 15; never more than 20."""
+    noise = np.random.default_rng(2).normal(size=PLAIN.shape) * UNIT
+    for own, most in ((0.0, 12), (1.0, 12), (5.0, 15), (100.0, 20)):
+        alike(PLAIN + 0.9 * most * noise, own=own * UNIT)
+        with pytest.raises(ValueError, match="ours differs by"):
+            alike(PLAIN + 1.1 * most * noise, own=own * UNIT)
+
+
+def test_one_row_may_be_rounded_to_another_expert_but_not_lack_its_vector() -> None:
+    noise = np.random.default_rng(2).normal(size=500)
+    for of_the_effect, refused in ((0.3, False), (1.0, True)):
+        found = PLAIN.copy()
+        found[1, 0] += of_the_effect * noise
+        if refused:
+            with pytest.raises(ValueError, match="ours differs by"):
+                alike(found)
+        else:
+            assert alike(found) == pytest.approx(0.3 * abs(noise).max())
+
+
+def test_what_is_no_number_is_no_small_difference() -> None:
+    found = PLAIN.copy()
+    found[0, 0, 3] = np.nan
+    with pytest.raises(ValueError, match="inf in the worst"):
+        alike(found)

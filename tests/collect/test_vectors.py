@@ -82,7 +82,16 @@ def test_batches_do_not_change_a_vector() -> None:
     assert one[0].dtype == np.float64
 
 
-def test_without_memory_batches_halve(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    "lack",
+    [
+        torch.OutOfMemoryError("no memory"),
+        RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"),
+        RuntimeError("CUDA error: out of memory"),
+    ],
+    ids=str,
+)
+def test_without_memory_batches_halve(lack: Exception, monkeypatch: pytest.MonkeyPatch) -> None:
     decoder = tiny.decoder("llama")
     readout = readout_of(decoder.tokenizer)
     plenty = letter_residuals(decoder, readout, PAIRS)
@@ -90,7 +99,7 @@ def test_without_memory_batches_halve(monkeypatch: pytest.MonkeyPatch) -> None:
 
     def limited(hidden_states: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
         if len(hidden_states) > limit:
-            raise torch.OutOfMemoryError("no memory")
+            raise lack
         return forward(hidden_states, *args, **kwargs)
 
     monkeypatch.setattr(decoder.blocks[0], "forward", limited)
@@ -98,6 +107,9 @@ def test_without_memory_batches_halve(monkeypatch: pytest.MonkeyPatch) -> None:
     np.testing.assert_allclose(letter_residuals(decoder, readout, PAIRS), plenty, atol=1e-4)
     limit = 0
     with pytest.raises(MemoryError, match="one training pair"):
+        letter_residuals(decoder, readout, PAIRS)
+    lack = RuntimeError("CUDA error: an illegal memory access was encountered")
+    with pytest.raises(RuntimeError, match="illegal memory access"):
         letter_residuals(decoder, readout, PAIRS)
 
 

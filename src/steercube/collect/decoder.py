@@ -16,8 +16,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from huggingface_hub import resolve_revision
-from huggingface_hub.errors import RevisionResolutionError, StrictDataclassError
+from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
 from torch import nn
 from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -295,6 +294,10 @@ def _files(weights: Weights) -> _Files:
 
 def _commit(weights: Weights) -> str:
     """The hub's commit that a branch or tag names now, from which every file is then taken."""
+    # Here, because before 2.4 huggingface_hub had neither, and only models of the hub need them.
+    from huggingface_hub import resolve_revision
+    from huggingface_hub.errors import RevisionResolutionError
+
     try:
         return resolve_revision(weights.source, revision=weights.revision).resolved
     except (OSError, ValueError, RevisionResolutionError) as error:

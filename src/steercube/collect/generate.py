@@ -5,7 +5,10 @@ the block that it is steered at. Then every row has a past of its own and all go
 token at a time, each steered in its own cell at every token that it says. A row that says an end
 token, or `max_new_tokens`, leaves the batch.
 
-Greedy by default. With a temperature each prompt has a random stream of its own, the same in every
+Greedy by default: the token of the largest logit, summed in float32. In bfloat16 `model.generate`
+rounds logits first, so that several share the largest and it takes the first of them; ours takes
+the largest before rounding, so answers can part where two tokens are within 1/8 nat or so.
+With a temperature each prompt has a random stream of its own, the same in every
 cell, so an answer depends on neither its batch nor which other cells are run, and two cells of a
 prompt differ by what was added alone.
 """
@@ -20,21 +23,26 @@ from torch import Tensor
 
 from steercube.collect.caches import Rows, SharedPrefix
 from steercube.collect.decoder import Decoder
-from steercube.collect.hooks import Cell, FanOut, RowSteering, Touched, steering
+from steercube.collect.hooks import Cell, FanOut, RowSteering, Touched
 from steercube.collect.readout import Prompt
 from steercube.collect.sweep import (
     Progress,
     Run,
     add_cells,
     add_prompts,
+    as_large_as_the_residual,
+    copies_of,
     fan_out,
     forward,
     groups,
     in_batches,
-    largest_gap,
     logprobs_of,
+    plain_loop,
     prepare,
-    run_whole,
+    probes_of,
+    require_alike,
+    require_every_position,
+    rounding_unit,
 )
 
 PAD, NONFINITE = -1, -2
@@ -47,12 +55,13 @@ CHECKED_TOKENS = 6
 class Decoding:
     """How tokens are chosen: the likeliest one, or with a temperature a random one.
 
-    `recorded`, for a check: no token ends an answer, and the log-probability of each is kept.
+    `probes`, for a check: no token ends an answer, and the log-probability of these tokens is kept
+    at each position.
     """
 
     max_new_tokens: int = 32
     temperature: float = 0.0
-    recorded: bool = False
+    probes: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -60,13 +69,13 @@ class Generated:
     """Token ids (1 + cells, prompt, position), end token included, PAD after it.
 
     `logprobs` (1 + cells, prompt, answer) are of the answers' tokens at the first generated
-    position, `said` those of the tokens themselves where they were recorded, in nats; receipts are
-    by layer, of prompts and answers together.
+    position, `probed` (1 + cells, prompt, position, probe) those of the probes, in nats; receipts
+    are by layer, of prompts and answers together.
     """
 
     tokens: np.ndarray
     logprobs: np.ndarray
-    said: np.ndarray
+    probed: np.ndarray
     touched: dict[int, Touched]
     max_rows: int
 
@@ -97,7 +106,7 @@ def generate(
     shape = (1 + len(cells), len(prompts))
     tokens = np.full((*shape, decoding.max_new_tokens), PAD)
     logprobs = np.full((*shape, answers.shape[1]), np.nan, dtype="float32")
-    said = np.full(tokens.shape, np.nan)
+    probed = np.full((*tokens.shape, len(decoding.probes)), np.nan)
     chances = np.array([rng.random(decoding.max_new_tokens) for rng in rngs])
     touched: dict[int, Touched] = {}
 
@@ -113,13 +122,13 @@ def generate(
             rows = [*([0] if group.start == 0 else []), *(1 + i for i in group)]
             tokens[np.ix_(rows, batch)] = found.tokens
             logprobs[np.ix_(rows, batch)] = found.logprobs
-            said[np.ix_(rows, batch)] = found.said
+            probed[np.ix_(rows, batch)] = found.probed
             add_cells(receipts, found.touched)
         add_prompts(touched, receipts)
         progress(shape[0] * len(batch))
 
     max_rows = in_batches(prompts, shape[0], generate_batch, max_rows=max_rows)
-    return Generated(tokens, logprobs, said, touched, max_rows)
+    return Generated(tokens, logprobs, probed, touched, max_rows)
 
 
 def require_own_keys(decoder: Decoder) -> None:
@@ -137,7 +146,7 @@ class _Group(NamedTuple):
 
     tokens: np.ndarray
     logprobs: np.ndarray
-    said: np.ndarray
+    probed: np.ndarray
     touched: dict[int, Touched]
 
 
@@ -165,8 +174,8 @@ def _generate_group(
     logprobs = np.empty((copies, *answers.shape), dtype="float32")
     logprobs[order] = logprobs_of(logits, answers)
     tokens = np.full((copies, batch, decoding.max_new_tokens), PAD)
-    said = np.full(tokens.shape, np.nan)
-    ends = [NONFINITE, *([] if decoding.recorded else decoder.end_tokens)]
+    probed = np.full((*tokens.shape, len(decoding.probes)), np.nan)
+    ends = [NONFINITE, *([] if decoding.probes else decoder.end_tokens)]
     in_cells = RowSteering(cells)
     live = _with_gaps_filled(unsteered | (of_cell > 0))
     past.keep(live)
@@ -175,8 +184,8 @@ def _generate_group(
         at = of_cell[live], of_prompt[live]
         chosen = _chosen(logits, decoding, None if chances is None else chances[at[1], step])
         tokens[(*at, step)] = chosen
-        if decoding.recorded:
-            said[(*at, step)] = logprobs_of(logits, np.maximum(chosen, 0)[:, None])[0, :, 0]
+        if decoding.probes:
+            probed[(*at, step)] = logprobs_of(logits, np.tile(decoding.probes, (len(live), 1)))[0]
         goes_on = ~np.isin(chosen, ends)
         if step + 1 == decoding.max_new_tokens or not goes_on.any():
             break
@@ -190,7 +199,7 @@ def _generate_group(
         for layer, one in pass_.touched.items()
     }
     first = 0 if unsteered else 1
-    return _Group(tokens[first:], logprobs[first:], said[first:], touched)
+    return _Group(tokens[first:], logprobs[first:], probed[first:], touched)
 
 
 def _past(run: Run) -> SharedPrefix:
@@ -258,50 +267,104 @@ def _chosen(logits: Tensor, decoding: Decoding, chances: np.ndarray | None) -> n
 def check_generation_against_plain_loop(
     decoder: Decoder, prompts: Sequence[Prompt], cells: Sequence[Cell], *, positions: str
 ) -> float:
-    """Largest difference, in nats, of generated tokens' log-probabilities from a full forward's.
+    """Largest difference, in nats, of log-probabilities while generating from a full forward's.
 
-    Prompts are decoded together and one by one, past any end token; each answer is run again behind
-    its prompt, whole and without a cache. Raises ValueError where they differ by more than rounding
-    explains (4 units in the last place of the largest logit, or 1e-3): a cache, a mask or the
-    positions of that model are not what ours take them to be. Give prompts of unlike length.
+    Prompts are decoded together and one by one, past any end token, at |added| = |residual|; each
+    answer is run again behind its prompt, whole and without a cache, and compared at each of its
+    positions. Raises ValueError where vectors were not added at every position, and where they
+    differ by more than rounding explains (see `require_alike`): a cache, a mask or the positions of
+    that model are not what ours take them to be. Give prompts of unlike length.
     """
-    apart, largest = 0.0, 0.0
-    decoding = Decoding(CHECKED_TOKENS, recorded=True)
-    for together in (prompts, *([prompt] for prompt in prompts)):
-        none = np.zeros((len(together), 1), dtype=int)
-        max_rows = len(together) * (1 + len(cells))
-        try:
-            found = generate(
-                decoder, together, none, cells, positions=positions, decoding=decoding,
-                max_rows=max_rows,
-            )  # fmt: skip
-        except (RuntimeError, TypeError, AttributeError, IndexError, AssertionError) as error:
-            raise ValueError(
-                f"model {decoder.name!r}: its rows cannot be decoded together "
-                f"({type(error).__name__}: {error}). Collect it with --outcomes logit."
-            ) from error
-        for cell, tokens, said in zip(cells, found.tokens[1:], found.said[1:], strict=True):
-            for prompt, own, own_said in zip(together, tokens, said, strict=True):
-                own = np.maximum(own, 0)  # what was no number is none in the plain loop either
-                logits = _plain_logits(decoder, prompt, own, cell, positions=positions)
-                plain = logits.log_softmax(-1).gather(-1, torch.as_tensor(own)[:, None])[:, 0]
-                apart = max(apart, largest_gap(own_said, plain.numpy()))
-                largest = max(largest, float(logits.abs().max()))
-    allowed = max(1e-3, 4 * torch.finfo(decoder.model.dtype).eps * largest)
-    if not apart <= allowed:
-        raise ValueError(
-            f"model {decoder.name!r}: generated tokens differ from the plain loop's by {apart:.3g} "
-            f"nat (at most {allowed:.3g} is rounding). Generation does not support this "
-            "architecture; collect it with --outcomes logit, and please report its name."
+    cells = as_large_as_the_residual(decoder, prompts, cells)
+    probes = probes_of(decoder)
+    apart = 0.0
+    for batches in ([prompts], [[prompt] for prompt in prompts]):
+        found = [_decoded(decoder, batch, cells, probes, positions=positions) for batch in batches]
+        tokens, probed = (
+            np.concatenate([getattr(one, name)[1:] for one in found], axis=1)
+            for name in ("tokens", "probed")
+        )
+        one = _require_like_plain(
+            decoder, prompts, cells, probes, tokens, probed, positions=positions
+        )
+        apart = max(apart, one)
+        touched: dict[int, Touched] = {}
+        for batch in found:
+            add_prompts(touched, batch.touched)
+        require_every_position(
+            decoder, touched, prompts, cells, positions=positions, generated=CHECKED_TOKENS - 1
         )
     return apart
 
 
-def _plain_logits(
-    decoder: Decoder, prompt: Prompt, tokens: np.ndarray, cell: Cell, *, positions: str
-) -> Tensor:
-    """Logits (position, vocabulary) that each of the answer's tokens follows, by a full forward."""
-    whole = Prompt((*prompt.ids, *tokens.tolist()[:-1]), prompt.answer_start)
-    run = run_whole(decoder, [whole], positions=positions)
-    with steering(decoder.blocks[cell.layer], cell, run.steer):
-        return forward(decoder, run)[0, len(prompt.ids) - 1 :].float().cpu()
+def _decoded(
+    decoder: Decoder,
+    prompts: Sequence[Prompt],
+    cells: Sequence[Cell],
+    probes: np.ndarray,
+    *,
+    positions: str,
+) -> Generated:
+    """Ours, all in one pass. Raises ValueError for a model whose rows cannot be decoded so."""
+    decoding = Decoding(CHECKED_TOKENS, probes=tuple(probes.tolist()))
+    none = np.zeros((len(prompts), 1), dtype=int)
+    max_rows = max(2, len(prompts) * (1 + len(cells)))
+    try:
+        return generate(
+            decoder, prompts, none, cells, positions=positions, decoding=decoding, max_rows=max_rows
+        )
+    except (RuntimeError, TypeError, AttributeError, IndexError, AssertionError) as error:
+        raise ValueError(
+            f"model {decoder.name!r}: its rows cannot be decoded together "
+            f"({type(error).__name__}: {error}). Collect it with --outcomes logit."
+        ) from error
+
+
+def _require_like_plain(
+    decoder: Decoder,
+    prompts: Sequence[Prompt],
+    cells: Sequence[Cell],
+    probes: np.ndarray,
+    tokens: np.ndarray,
+    probed: np.ndarray,
+    *,
+    positions: str,
+) -> float:
+    """`require_alike`, with the plain loop behind each cell's own `tokens` (cell, prompt, step)."""
+    # What was no number is none in the plain loop either.
+    said = np.maximum(tokens, 0).tolist()
+    whole = [
+        [
+            Prompt((*prompt.ids, *own[:-1]), prompt.answer_start)
+            for prompt, own in zip(prompts, of_cell, strict=True)
+        ]
+        for of_cell in said
+    ]
+
+    def plain(copies: int = 0, strength: float | None = None) -> np.ndarray:
+        return np.concatenate(
+            [
+                plain_loop(
+                    decoder,
+                    of_cell,
+                    np.tile(probes, (len(prompts), 1)),
+                    [cell if strength is None else replace(cell, strength=strength)],
+                    positions=positions,
+                    copies=copies,
+                    n_last=CHECKED_TOKENS,
+                )
+                for cell, of_cell in zip(cells, whole, strict=True)
+            ]
+        )
+
+    return require_alike(
+        [probed],
+        plain=plain(),
+        again=plain(copies=copies_of(prompts)),
+        unsteered=lambda: plain(strength=0.0),
+        eps=rounding_unit(decoder),
+        what=f"model {decoder.name!r}: generated tokens' log-probabilities differ from the plain "
+        "loop's",
+        remedy="Generation does not support this architecture; collect it with --outcomes logit, "
+        "and please report its name.",
+    )

@@ -1,20 +1,25 @@
-"""What is done to a model while it runs: record, steer, fan out. Always undone again.
+"""What is done to a model while it runs: record, steer, fan out, read out. Always undone again.
 
-All of it works on the decoder blocks from outside, by hooks; no model's forward is written again
-here.
+All of it works on the decoder blocks and the output embedding from outside; no model's forward is
+written again here.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
+from functools import cache
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 from torch.utils.hooks import RemovableHandle
 from transformers.cache_utils import Cache
 
 Edit = Callable[[Tensor], Tensor]
+HALVES = (torch.bfloat16, torch.float16)
+AT_ONCE = 2**22
+"""Numbers of an unembedding that are held in float32 at a time (16 MiB of several GB)."""
 
 
 @contextmanager
@@ -249,3 +254,80 @@ def _repeated(value: Any, n_rows: int, copies: int) -> Any:
     if isinstance(value, Mapping) and not isinstance(value, Cache):
         return {name: _repeated(part, n_rows, copies) for name, part in value.items()}
     return value
+
+
+@contextmanager
+def reading_out(head: nn.Module | None, at: Tensor | None = None) -> Iterator[None]:
+    """`head`, the output embedding, is given positions `at` (row, n) only and returns float32.
+
+    In bfloat16 a logit near 20 is rounded to the next 1/8 nat. Products of two half-precision
+    numbers are exact in float32, so here only their sum is rounded, and what the model does to
+    logits afterwards (softcapping, scaling) is in float32 too. A float32 or quantised `head`
+    computes as it always does. Its weights are seen where its own forward has them, so they may be
+    tied, or loaded by accelerate for this one call.
+    """
+    if head is None:
+        yield
+        return
+    replaced = vars(head).get("forward")
+    of_the_model = head.forward
+
+    def forward(hidden: Tensor, *args: Any, **kwargs: Any) -> Any:
+        if at is not None:
+            rows = torch.arange(len(hidden), device=hidden.device)[:, None]
+            hidden = hidden[rows, at.to(hidden.device)]
+        with _LinearInFloat32():
+            return of_the_model(hidden, *args, **kwargs)
+
+    head.forward = forward
+    try:
+        yield
+    finally:
+        if replaced is None:
+            del head.forward
+        else:
+            head.forward = replaced
+
+
+class _LinearInFloat32(TorchFunctionMode):
+    """`linear` of half-precision weights returns float32; everything else is as it was."""
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: Any = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        given = kwargs or {}
+        if func is nn.functional.linear and _is_of_halves(*args, **given):
+            return _linear_in_float32(*args, **given)
+        return func(*args, **given)
+
+
+def _is_of_halves(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> bool:
+    """Whether these are plain half-precision tensors, not quantised or distributed ones."""
+    plain = type(weight) in (Tensor, nn.Parameter)
+    return plain and weight.dtype in HALVES and input.dtype == weight.dtype
+
+
+def _linear_in_float32(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """input @ weight.T + bias (..., vocabulary), summed and returned in float32."""
+    rows = input.flatten(0, -2)
+    if _multiplies_into_float32(rows.device, rows.dtype):
+        out = torch.mm(rows, weight.T, out_dtype=torch.float32)
+    else:
+        rows = rows.float()
+        out = rows.new_empty(len(rows), len(weight))
+        n_words = max(1, AT_ONCE // weight.shape[1])
+        for some, words in zip(out.split(n_words, dim=1), weight.split(n_words), strict=True):
+            some.copy_(rows @ words.float().T)
+    if bias is not None:
+        out += bias.float()
+    return out.view(*input.shape[:-1], len(weight))
+
+
+@cache
+def _multiplies_into_float32(device: torch.device, dtype: torch.dtype) -> bool:
+    """Whether torch there multiplies halves straight into float32: CUDA does, from 2.8 on."""
+    one = torch.ones(8, 8, device=device, dtype=dtype)
+    try:
+        return bool(torch.mm(one, one, out_dtype=torch.float32).dtype == torch.float32)
+    except (RuntimeError, TypeError):
+        return False

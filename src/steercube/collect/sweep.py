@@ -10,8 +10,10 @@ user's turn (Rimsky et al. 2023, arXiv:2312.06681); then nothing before them dep
 so the keys and values of the prompt are computed once and shared, and only the rest is run.
 """
 
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 
 import numpy as np
 import torch
@@ -20,10 +22,19 @@ from transformers.cache_utils import Cache
 
 from steercube.collect.caches import SharedPrefix
 from steercube.collect.decoder import Decoder
-from steercube.collect.hooks import Cell, FanOut, Touched, steering
+from steercube.collect.hooks import Cell, FanOut, Touched, reading_out, record, steering
 from steercube.collect.readout import Prompt
 
+N_PROBES = 64
+ALLOWED, FLOOR, CEILING, LEAST = 3.0, 12.0, 20.0, 1e-3
+"""A check's tolerance, see `require_alike`. In units in the last place of the logits' standard
+deviation, honest bfloat16 models of 5 to 30 blocks differed by up to 5; half a vector makes 30."""
 POSITIONS = {"all": "every position", "answer": "the positions after the user's turn"}
+OUT_OF_MEMORY = re.compile(
+    r"out.of.(device.|host.)?memory|allocate memory|not enough memory|ALLOC(ATION)?_FAILED",
+    re.IGNORECASE,
+)
+"""What torch (CUDA, MPS, CPU), cuBLAS and cuDNN say where memory is lacking."""
 Progress = Callable[[int], None]
 
 
@@ -111,7 +122,7 @@ def in_batches(
         batch = waiting[: max(1, max_rows // rows_each)]
         try:
             do(batch, max_rows)
-        except RuntimeError as error:
+        except (RuntimeError, MemoryError) as error:
             max_rows = _fewer_rows(error, max_rows)
             continue
         waiting = waiting[len(batch) :]
@@ -154,10 +165,20 @@ def groups(n_cells: int, at_most: int) -> list[range]:
     return [range(start, min(start + at_most, n_cells)) for start in range(0, n_cells, at_most)]
 
 
+def lacks_memory(error: BaseException) -> bool:
+    """Whether a smaller batch may succeed: torch, a library under it or the system lacks memory.
+
+    >>> lacks_memory(RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling ..."))
+    True
+    """
+    if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
+        return True
+    return isinstance(error, RuntimeError) and bool(OUT_OF_MEMORY.search(str(error)))
+
+
 def _fewer_rows(error: Exception, max_rows: int) -> int:
     """Half of `max_rows`. Anything but a lack of memory, or of two rows' memory, is raised."""
-    lacking = isinstance(error, torch.OutOfMemoryError) or "allocate memory" in str(error)
-    if not lacking:
+    if not lacks_memory(error):
         raise error
     if max_rows <= 2:
         raise MemoryError(
@@ -235,20 +256,28 @@ def _padded(rows: Sequence[Sequence[int]], device: torch.device) -> tuple[Tensor
     return torch.tensor(ids, device=device), lengths
 
 
-def forward(decoder: Decoder, run: Run) -> Tensor:
-    """Logits as the model gives them, whatever hooks are on."""
+def forward(decoder: Decoder, run: Run, *, at: Tensor | None = None) -> Tensor:
+    """Logits (row, position, vocabulary) as the model gives them, but summed in float32.
+
+    `at` (row, n) says at which positions; else at all that leave the last block.
+    """
     given = {"position_ids": run.positions, "attention_mask": run.mask}
-    return decoder.model(
-        input_ids=run.ids,
-        past_key_values=run.prefix,
-        use_cache=run.prefix is not None,
-        **{name: value for name, value in given.items() if value is not None},
-    ).logits
+    with reading_out(decoder.model.get_output_embeddings(), at):
+        logits: Tensor = decoder.model(
+            input_ids=run.ids,
+            past_key_values=run.prefix,
+            use_cache=run.prefix is not None,
+            **{name: value for name, value in given.items() if value is not None},
+        ).logits
+    if at is None or logits.shape[1] == at.shape[1]:
+        return logits
+    # A model without an output embedding of its own gave all positions.
+    return logits.gather(1, at[:, :, None].expand(-1, -1, logits.shape[-1]).to(logits.device))
 
 
 @torch.inference_mode()
 def fan_out(decoder: Decoder, run: Run, pass_: FanOut) -> Tensor:
-    """Logits (rows, vocabulary) at each row's last position, as the model gives them."""
+    """Logits (rows, vocabulary) at each row's last position."""
     with pass_.on(decoder.blocks):
         return forward(decoder, run)[:, -1]
 
@@ -271,8 +300,47 @@ def largest_gap(one: np.ndarray, two: np.ndarray) -> float:
     >>> largest_gap(np.array([1.0, np.nan]), np.array([1.5, np.nan]))
     0.5
     """
+    return float(_gaps(one, two).max())
+
+
+def _gaps(one: np.ndarray, two: np.ndarray) -> np.ndarray:
     both = np.isnan(one) & np.isnan(two)
-    return float(np.nan_to_num(abs(np.where(both, 0.0, one - two)), nan=np.inf).max())
+    with np.errstate(invalid="ignore"):  # of two infinities
+        return np.nan_to_num(abs(np.where(both, 0.0, one - two)), nan=np.inf)
+
+
+def probes_of(decoder: Decoder) -> np.ndarray:
+    """Tokens spread over the vocabulary, whose log-probabilities a check compares.
+
+    Together they show how far the last hidden state is off, where one or two could agree by luck.
+    """
+    n_words = decoder.model.config.get_text_config().vocab_size
+    return np.unique(np.linspace(0, n_words - 1, N_PROBES).astype(int))
+
+
+@torch.inference_mode()
+def as_large_as_the_residual(
+    decoder: Decoder, prompts: Sequence[Prompt], cells: Sequence[Cell]
+) -> list[Cell]:
+    """The cells at such a strength that |added| = |residual| where the answer is read.
+
+    What a wrong engine does differently is then of the size of the residual stream itself, far
+    above what rounding explains. A vector of norm 0 stays as it is.
+    """
+    norms = []
+    for prompt in prompts:
+        run = run_whole(decoder, [prompt], positions="all")
+        with record(decoder.blocks, at=run.last) as seen:
+            forward(decoder, run, at=run.last[:, None])
+        norms.append([float(hidden.double().norm()) for hidden in seen])
+    residual = np.mean(norms, axis=0)
+    added = [float(cell.vector.double().norm()) for cell in cells]
+    return [
+        replace(cell, strength=float(np.copysign(residual[cell.layer] / norm, cell.strength)))
+        if norm > 0
+        else cell
+        for cell, norm in zip(cells, added, strict=True)
+    ]
 
 
 @torch.inference_mode()
@@ -286,49 +354,157 @@ def check_against_plain_loop(
 ) -> float:
     """Largest difference, in nats, between one pass and a full forward for each prompt and cell.
 
-    Prompts are run together and one by one. Raises ValueError where either exceeds what rounding
-    explains (4 units in the last place of the largest logit, or 1e-3): such a model's blocks are
-    given, or keep, something that the hooks do not repeat, and it would be measured wrongly.
+    Prompts are run together and one by one, at |added| = |residual|, and compared at the answers'
+    tokens and at others. Raises ValueError where a vector was not added at every position that it
+    should be, and where they differ by more than rounding explains (see `require_alike`): such a
+    model's blocks are given, or keep, something that the hooks do not repeat, and it would be
+    measured wrongly.
     """
-    plain, largest = _plain_loop(decoder, prompts, answers, cells, positions=positions)
-    apart = 0.0
+    cells = as_large_as_the_residual(decoder, prompts, cells)
+    tokens = np.concatenate(
+        [answers, np.tile(probes_of(decoder), (len(prompts), 1))], axis=1
+    )  # (prompt, token)
+    found = []
     for n_together in (len(prompts), 1):
-        max_rows = n_together * (1 + len(cells))
+        max_rows = max(2, n_together * (1 + len(cells)))
         try:
-            found = sweep(
-                decoder, prompts, answers, cells, positions=positions, max_rows=max_rows
-            ).logprobs[1:]
+            swept = sweep(decoder, prompts, tokens, cells, positions=positions, max_rows=max_rows)
         except (RuntimeError, TypeError, AttributeError, IndexError) as error:
             raise ValueError(
                 f"model {decoder.name!r}: its blocks cannot be run on more rows than the model was "
                 f"given ({type(error).__name__}: {error}). This architecture is not supported."
             ) from error
-        apart = max(apart, largest_gap(found, plain))
-    allowed = max(1e-3, 4 * torch.finfo(decoder.model.dtype).eps * largest)
-    if not apart <= allowed:
-        raise ValueError(
-            f"model {decoder.name!r}: one pass for all cells differs from the plain loop by "
-            f"{apart:.3g} nat (at most {allowed:.3g} is rounding). This architecture is not "
-            "supported; please report its name."
-        )
+        found.append(swept)
+    plain = partial(plain_loop, decoder, prompts, tokens, positions=positions)
+    apart = require_alike(
+        [swept.logprobs[1:] for swept in found],
+        plain=plain(cells)[:, :, 0],
+        again=plain(cells, copies=copies_of(prompts))[:, :, 0],
+        unsteered=lambda: plain([replace(cell, strength=0.0) for cell in cells[:1]])[:, :, 0],
+        eps=rounding_unit(decoder),
+        what=f"model {decoder.name!r}: one pass for all cells differs from the plain loop",
+        remedy="This architecture is not supported; please report its name.",
+    )
+    for swept in found:
+        require_every_position(decoder, swept.touched, prompts, cells, positions=positions)
     return apart
 
 
-def _plain_loop(
+def copies_of(prompts: Sequence[Prompt]) -> int:
+    """Copies of the prompts in a batch, so that it has several rows."""
+    return 1 if len(prompts) > 1 else 2
+
+
+def require_every_position(
     decoder: Decoder,
+    touched: Mapping[int, Touched],
     prompts: Sequence[Prompt],
-    answers: np.ndarray,
     cells: Sequence[Cell],
     *,
     positions: str,
-) -> tuple[np.ndarray, float]:
-    """Log-probabilities (cell, prompt, answer) by full forwards; the largest logit."""
-    out, largest = np.empty((len(cells), *answers.shape)), 0.0
-    for row, cell in enumerate(cells):
-        for column, prompt in enumerate(prompts):
-            run = run_whole(decoder, [prompt], positions=positions)
+    generated: int = 0,
+) -> None:
+    """Raise ValueError unless each vector changed all positions that it is to be added at.
+
+    `generated` is how many tokens behind each prompt it is added at. This is counted, not measured,
+    so it shows a single row or position that was missed where no logit would.
+    """
+    starts = _starts(prompts, positions)
+    each = sum(len(p.ids) - start + generated for p, start in zip(prompts, starts, strict=True))
+    for layer in sorted({cell.layer for cell in cells}):
+        n_cells = sum(cell.layer == layer and bool(cell.vector.any()) for cell in cells)
+        one = touched[layer]
+        changed, wanted = (one.rows, one.positions), (n_cells * len(prompts), n_cells * each)
+        if changed != wanted:
+            raise ValueError(
+                f"model {decoder.name!r}: after block {layer}, vectors changed {changed[0]} rows "
+                f"at {changed[1]} positions in all, and should {wanted[0]} at {wanted[1]}. This "
+                "architecture is not supported; please report its name."
+            )
+
+
+def require_alike(
+    found: Sequence[np.ndarray],
+    *,
+    plain: np.ndarray,
+    again: np.ndarray,
+    unsteered: Callable[[], np.ndarray],
+    eps: float,
+    what: str,
+    remedy: str,
+) -> float:
+    """Largest |found - plain| in nats; ValueError where it is more than rounding.
+
+    All are log-probabilities (cell, prompt, ...): `found` by ours, `plain` by the plain loop,
+    `again` by it at another batch size, `unsteered` by it without vectors. Two rows, each a cell
+    and prompt, differ by the root mean square over their tokens. Each of `found` is refused
+
+    - where its median row differs from `plain` by more than ALLOWED times what the plain loop's
+      median row differs from itself. Not less than LEAST nat or FLOOR units in the last place of
+      the logits' standard deviation are allowed, which is rounding where the plain loop's own
+      difference happens to be smaller; not more than CEILING units, which is no longer rounding:
+      then the rows of a batch see each other. By the median, because rounding makes a mixture of
+      experts take another expert in a row now and then; a wrong engine is wrong in most rows.
+    - where any row differs by more than half of what its vector does there. A row without its
+      vector differs by all of it.
+    """
+    spread = np.std(plain, axis=tuple(range(2, plain.ndim)))
+    unit = eps * float(np.median(np.nan_to_num(spread)))
+    own = float(np.median(_by_row(again, plain)))
+    allowed = max(LEAST, float(np.clip(ALLOWED * own, FLOOR * unit, CEILING * unit)))
+    for gap in (_by_row(one, plain) for one in found):
+        if (gap <= allowed).all():
+            continue
+        effect = _by_row(plain, np.broadcast_to(unsteered(), plain.shape))
+        if not np.median(gap) <= allowed or not (gap <= np.maximum(allowed, effect / 2)).all():
+            raise ValueError(
+                f"{what} by {np.median(gap):.3g} nat in the median row and {gap.max():.3g} in the "
+                f"worst. Rounding explains {allowed:.3g}, and the vectors themselves do "
+                f"{np.median(effect):.3g}. {remedy}"
+            )
+    return max(largest_gap(one, plain) for one in found)
+
+
+def rounding_unit(decoder: Decoder) -> float:
+    """The unit in the last place of the model's products, relative to 1."""
+    dtype = decoder.model.dtype
+    lowered = {"high": 2.0**-10, "medium": 2.0**-7}
+    of_float32 = lowered.get(torch.get_float32_matmul_precision(), 0.0)
+    return max(torch.finfo(dtype).eps, of_float32 if dtype == torch.float32 else 0.0)
+
+
+def _by_row(one: np.ndarray, two: np.ndarray) -> np.ndarray:
+    """Root mean square difference (cell, prompt) over all else, infinite where one is no number."""
+    return np.sqrt((_gaps(one, two) ** 2).mean(axis=tuple(range(2, one.ndim))))
+
+
+@torch.inference_mode()
+def plain_loop(
+    decoder: Decoder,
+    prompts: Sequence[Prompt],
+    tokens: np.ndarray,
+    cells: Sequence[Cell],
+    *,
+    positions: str,
+    copies: int = 0,
+    n_last: int = 1,
+) -> np.ndarray:
+    """Log-probabilities (cell, prompt, position, token) by a full forward for each cell.
+
+    At the last `n_last` positions, of `tokens` (prompt, token). Prompts are run one by one, or,
+    with `copies`, so many of each together.
+    """
+    every = range(len(prompts))
+    batches = [[*every] * copies] if copies else [[i] for i in every]
+    out = np.empty((len(cells), len(prompts), n_last, tokens.shape[1]))
+    for batch in batches:
+        run = run_whole(decoder, [prompts[i] for i in batch], positions=positions)
+        at = run.last[:, None] + torch.arange(1 - n_last, 1, device=run.last.device)
+        wanted = tokens[batch].repeat(n_last, axis=0)
+        for row, cell in enumerate(cells):
             with steering(decoder.blocks[cell.layer], cell, run.steer):
-                logits = forward(decoder, run)[0, -1].float().cpu()
-            out[row, column] = logits.log_softmax(-1)[torch.as_tensor(answers[column])]
-            largest = max(largest, float(logits.abs().max()))
-    return out, largest
+                logits = forward(decoder, run, at=at)
+            out[row, batch] = logprobs_of(logits.flatten(0, 1), wanted)[0].reshape(
+                len(batch), n_last, -1
+            )
+    return out

@@ -16,7 +16,7 @@ import xarray as xr
 from steercube.collect.decoder import Decoder
 from steercube.collect.hooks import record
 from steercube.collect.readout import Prompt, Readout
-from steercube.collect.sweep import Progress, Run, forward, prepare
+from steercube.collect.sweep import Progress, Run, forward, lacks_memory, prepare
 from steercube.concepts import Question
 
 CONVENTIONS = {
@@ -99,9 +99,11 @@ def letter_residuals(
                 letters = [readout.token(getattr(pairs[i], side)) for i in batch]
                 rows = _residuals(decoder, run.ending_in(letters), of_input=convention == "study")
                 of_pair |= dict(zip(batch, rows, strict=True))
-        except torch.OutOfMemoryError:
+        except (RuntimeError, MemoryError) as error:
+            if not lacks_memory(error):
+                raise
             if batch_size == 1:
-                raise MemoryError("one training pair does not fit into memory") from None
+                raise MemoryError("one training pair does not fit into memory") from error
             batch_size //= 2
             continue
         order = order[len(batch) :]
@@ -115,7 +117,7 @@ def letter_residuals(
 def _residuals(decoder: Decoder, run: Run, *, of_input: bool) -> np.ndarray:
     """h (row, layer, hidden) at the last position of each row, float64."""
     with record(decoder.blocks, at=run.last, of_input=of_input) as seen:
-        forward(decoder, run)
+        forward(decoder, run, at=run.last[:, None])
     return torch.stack([h.double().cpu() for h in seen], dim=1).numpy()
 
 
