@@ -72,6 +72,10 @@ def collected(folder: Path, of: Decoder | None = None, **options: Any) -> Path:
     return tiny.collected(folder, of, **({"plan": PLAN, "concepts": ONE, "resume": True} | options))
 
 
+HANGS = 600.0
+"""Seconds after which nothing but a process that hangs is still running, however busy the cores."""
+
+
 def start(task: Callable[..., None], *arguments: Any) -> BaseProcess:
     process = FORK.Process(target=task, args=arguments)
     process.start()
@@ -81,7 +85,7 @@ def start(task: Callable[..., None], *arguments: Any) -> BaseProcess:
 def finish(task: Callable[..., None], *arguments: Any) -> int:
     """The exit code of the task in a process of its own."""
     process = start(task, *arguments)
-    process.join(120)
+    process.join(HANGS)
     assert process.exitcode is not None, "it hangs"
     return process.exitcode
 

@@ -2,6 +2,7 @@ import sys
 import time
 
 import pytest
+from children import HANGS
 
 from steercube import progress
 from steercube.progress import Stage, clock, stage, timed
@@ -51,7 +52,7 @@ def test_without_a_terminal_a_line_now_and_then(
     monkeypatch.setattr(progress, "EVERY", 0.02)
     with stage("tables", total=4, unit="table") as under_way:
         under_way.advance(1)
-        until = time.monotonic() + 60
+        until = time.monotonic() + HANGS
         said = ""
         while said.count("\n") < 2 and time.monotonic() < until:
             time.sleep(0.02)

@@ -40,7 +40,10 @@ def reproduce(
     names = [n for n in studies(data) if (paper / n / "manifest.json").is_file()]
     names = [n for n in names if study in (None, n)]
     if not names:
-        raise FileNotFoundError(f"{paper} holds no results of a study in {data}")
+        raise FileNotFoundError(
+            f"{paper} ({paper.resolve()}) holds no results of a study in {data} "
+            f"({data.resolve()}): name the folders with --paper and --data"
+        )
     with tempfile.TemporaryDirectory() as empty:
         made = Path(empty)
         _copy_inputs(names, data, paper, made)

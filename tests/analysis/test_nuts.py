@@ -50,6 +50,7 @@ def test_nuts_agrees_with_the_grid(exact: Posterior, sampled: Sampled) -> None:
     assert "divergences" in gates_text(sampled, exact)
 
 
+@pytest.mark.slow
 def test_another_models_grid_is_noticed(exact: Posterior, sampled: Sampled) -> None:
     """The positive control: the same cells, half a unit higher."""
     other = replace(exact.effects, value=exact.effects.value + 0.5)

@@ -13,7 +13,7 @@ from builders import ROOT
 from transformers import AutoModelForCausalLM
 
 from steercube.collect import decoder as decoder_module
-from steercube.collect.decoder import Decoder, decoder_of, find_blocks, load
+from steercube.collect.decoder import Decoder, _Files, decoder_of, find_blocks, load
 from steercube.collect.hooks import Cell
 from steercube.collect.readout import readout_of
 from steercube.collect.sweep import POSITIONS, sweep
@@ -327,6 +327,7 @@ def smollm2() -> Decoder:
 
 
 @needs_smollm2
+@pytest.mark.slow
 def test_smollm2_is_loaded_from_its_package(smollm2: Decoder) -> None:
     assert smollm2.n_layers == 30
     readout = readout_of(smollm2.tokenizer)
@@ -336,6 +337,7 @@ def test_smollm2_is_loaded_from_its_package(smollm2: Decoder) -> None:
 
 @needs_smollm2
 @pytest.mark.parametrize("positions", POSITIONS)
+@pytest.mark.slow
 def test_one_pass_is_the_plain_loop_on_smollm2(smollm2: Decoder, positions: str) -> None:
     readout = readout_of(smollm2.tokenizer)
     items = read_concepts(ROOT / "data" / "concepts" / "sycophancy.jsonl")["sycophancy"].evaluation
@@ -351,3 +353,10 @@ def test_one_pass_is_the_plain_loop_on_smollm2(smollm2: Decoder, positions: str)
     plain = tiny.plain_loop(smollm2, prompts, answers, cells, positions)
     np.testing.assert_allclose(found, plain, atol=1e-4, rtol=0)
     assert (abs(plain[1:] - plain[0]).max(axis=(1, 2)) > 0.01).all()
+
+
+def test_one_of_several_gguf_files_of_a_commit_is_named_beside_it() -> None:
+    commit = "0123456789" * 4
+    assert _Files("me/mine", {"revision": commit}).revision == commit
+    of_file = _Files("me/mine", {"revision": commit, "gguf_file": "q8.gguf"})
+    assert of_file.revision == f"{commit}:q8.gguf"

@@ -16,7 +16,7 @@ import tiny
 import torch
 import xarray as xr
 from builders import STUDY, needs_study
-from children import FORK, write_concepts
+from children import FORK, HANGS, write_concepts
 from tokenizers import normalizers
 
 from steercube import netcdf
@@ -620,11 +620,12 @@ def test_two_ranks_share_the_samples(whole: Path, tmp_path: Path) -> None:
     for process in ranks:
         process.start()
     for process in ranks:
-        process.join(120)
+        process.join(HANGS)
         assert process.exitcode == 0
     assert open_cube(tmp_path / "mine.nc").identical(open_cube(whole))
 
 
+@pytest.mark.slow
 def test_accelerate_launches_two_processes(whole: Path, tmp_path: Path) -> None:
     """The README's command, on a saved model; the result is that of a single process."""
     model = tiny.save("llama", tmp_path / "tiny-llama")
@@ -640,7 +641,7 @@ def test_accelerate_launches_two_processes(whole: Path, tmp_path: Path) -> None:
         [sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_processes", "2",
          "--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no",
          "-m", "steercube", *arguments, str(tmp_path / "two.nc")],
-        capture_output=True, text=True, timeout=300,
+        capture_output=True, text=True, timeout=HANGS,
     )  # fmt: skip
     assert launched.returncode == 0, launched.stderr[-2000:]
     merged = open_cube(tmp_path / "two.nc")

@@ -120,7 +120,7 @@ def test_collecting_with_a_limit_on_files(
         code = finish(
             *(children.commanded, setup.arguments(out), said, children.no_larger_than, limit)
         )
-        text = reading.communicate(timeout=60)[0]
+        text = reading.communicate(timeout=children.HANGS)[0]
         wrong = problems(code, text, cause=LIMIT, within=out.parent)
         made = contents(out.parent)
         for path in out.parent.rglob("*.nc"):

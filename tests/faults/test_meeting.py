@@ -10,7 +10,7 @@ from pathlib import Path
 import children
 import pytest
 import xarray as xr
-from children import CONCEPTS, FORK, Faults, collected, finish, start
+from children import CONCEPTS, FORK, HANGS, Faults, collected, finish, start
 
 from steercube.collect.run import shards_of
 from steercube.collect.shards import held
@@ -26,7 +26,7 @@ def test_the_second_collector_is_told_who_holds_the_folder(tmp_path: Path, fault
     line = fault("two collectors")
     ours, theirs = FORK.Pipe()
     first = start(children.paused, tmp_path, theirs)
-    assert ours.poll(60)
+    assert ours.poll(HANGS)
     ours.recv()
     for attempt in ("at once", "again"):
         before = sorted(p.name for p in tmp_path.rglob("*"))
@@ -36,7 +36,7 @@ def test_the_second_collector_is_told_who_holds_the_folder(tmp_path: Path, fault
         same = before == sorted(p.name for p in tmp_path.rglob("*"))
         line.tried(attempt, lost=not same, silently_wrong=not named)
     ours.send("go on")
-    first.join(60)
+    first.join(HANGS)
     assert first.exitcode == 0
     alone = tmp_path / "alone"
     alone.mkdir()
@@ -49,7 +49,7 @@ def test_two_consolidate_at_once(both: Path, tmp_path: Path, fault: Faults) -> N
     (tmp_path / "mine.nc").unlink()
     pair = [start(children.consolidated, tmp_path / "mine.nc") for _ in range(2)]
     for process in pair:
-        process.join(60)
+        process.join(HANGS)
     ended = [process.exitcode for process in pair]
     same = open_cube(tmp_path / "mine.nc").identical(open_cube(both))
     fault("two collectors").tried(f"consolidate: {ended}", lost=ended != [0, 0] or not same)
@@ -98,7 +98,7 @@ def test_a_reader_sees_the_old_cube_or_the_new_one(tmp_path: Path, fault: Faults
         expected.append(open_cube(path))
     ours, theirs = FORK.Pipe()
     process = start(children.saved_in_turn, path, [1, 2], 30, theirs)
-    assert ours.poll(60)
+    assert ours.poll(HANGS)
     seen = seen_while(process, path, expected)
     process.join()
     assert process.exitcode == 0
@@ -117,7 +117,7 @@ def test_a_reader_of_a_cube_that_is_consolidated(both: Path, tmp_path: Path, fau
     expected = [open_cube(out), open_cube(other)]
     ours, theirs = FORK.Pipe()
     process = start(children.consolidated_in_turn, out, shards_of(other), 5, theirs)
-    assert ours.poll(60)
+    assert ours.poll(HANGS)
     seen = seen_while(process, out, expected)
     process.join()
     assert process.exitcode == 0

@@ -63,13 +63,13 @@ def test_a_real_process(
         text=True,
         preexec_fn=children.heed_interrupts,
     )
-    until = time.monotonic() + 120
+    until = time.monotonic() + children.HANGS
     while not list(out.parent.rglob("samples-*.nc")):
         assert process.poll() is None
         assert time.monotonic() < until
         time.sleep(0.01)
     os.kill(process.pid, number)
-    said = process.communicate(timeout=60)[1]
+    said = process.communicate(timeout=children.HANGS)[1]
     wrong = check(process.returncode, said, number, out)
     assert len(list(out.parent.rglob("samples-*.nc"))) < 8
     same = check_resumed(setup, out)

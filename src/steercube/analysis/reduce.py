@@ -103,7 +103,8 @@ def _require_strengths(cube: xr.Dataset) -> None:
     if lacking:
         raise ValueError(
             f"the cube has the strengths {swept}; effects compare +1 with -1 and it lacks "
-            f"{', '.join(lacking)}. Collect those strengths into the same cube."
+            f"{', '.join(lacking)}. Collect the model again with them among its --strengths, into "
+            "another --out."
         )
 
 

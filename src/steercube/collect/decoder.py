@@ -236,8 +236,10 @@ class _Files:
 
     @property
     def revision(self) -> str:
-        """The hub's commit; of a folder, a hash of its weights, config and tokenizer."""
-        return self.options.get("revision") or self._hash()
+        """The hub's commit, and its GGUF file; of a folder, a hash of weights and tokenizer."""
+        if commit := self.options.get("revision"):
+            return ":".join([commit, *filter(None, [self.options.get("gguf_file")])])
+        return self._hash()
 
     def _hash(self) -> str:
         """Over the GGUF file, or all files that a model or a tokenizer is read from."""

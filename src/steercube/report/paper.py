@@ -23,11 +23,15 @@ def write_papers(paper: str | Path, *, study: str | None = None, report: Report 
     fit each other; the posts that were there are then as they were.
     """
     paper = Path(paper)
+    where = f"{paper} ({paper.resolve()})"
     analysed = sorted(path.parent.name for path in paper.glob("[!.]*/manifest.json"))
     if study is not None and study not in analysed:
-        raise FileNotFoundError(f"{paper} holds no results of {study!r}; it holds {analysed}")
+        raise FileNotFoundError(f"{where} holds no results of {study!r}; it holds {analysed}")
     if not analysed:
-        raise FileNotFoundError(f"{paper} holds no results; run `steercube analyze` first")
+        raise FileNotFoundError(
+            f"{where} holds no results; run `steercube analyze` first, or name their folder with "
+            "--paper"
+        )
     assets, definitions = read_assets(paper), methods()
     for name in [study] if study else analysed:
         results = read_results(paper / name)
