@@ -255,6 +255,17 @@ def test_results_that_were_edited_are_refused(tmp_path: Path) -> None:
     read_results(tmp_path / "qwen3")
 
 
+def test_a_ledger_that_was_edited_since_is_refused(tmp_path: Path) -> None:
+    """Its claims would be printed as they were."""
+    folder = copied(tmp_path)
+    shutil.copy(ROOT / "paper" / "claims.toml", tmp_path)
+    read_results(folder)
+    text = (tmp_path / "claims.toml").read_text()
+    (tmp_path / "claims.toml").write_text(text.replace('published = "', 'published = "1', 1))
+    with pytest.raises(ValueError, match=r"claims\.toml was edited after.*run `steercube analyze`"):
+        read_results(folder)
+
+
 def test_a_name_stays_a_name(assets: Assets, tmp_path: Path) -> None:
     """Whatever CSV readers take it for; and its digits are no number that was typed."""
     models = [

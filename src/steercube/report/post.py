@@ -292,10 +292,24 @@ def read_results(folder: str | Path) -> Results:
     problems = [*_content_problems(results), *_figure_problems(folder / "figures")] or [
         f"{name} is not as it was written"
         for name, sha256 in manifest["outputs"].items()
-        if hashlib.sha256((folder / name).read_bytes()).hexdigest() != sha256
+        if _sha256(folder / name) != sha256
     ]
+    problems += _edited_inputs(folder.parent, manifest.get("inputs", {}))
     raise_if_any([f"{problem}; run `steercube analyze`" for problem in problems], what=str(folder))
     return results
+
+
+def _edited_inputs(paper: Path, inputs: Mapping[str, str]) -> list[str]:
+    """Files beside the results, such as the ledger, that are no longer what they were made from."""
+    return [
+        f"{name} was edited after the results were made from it"
+        for name, sha256 in inputs.items()
+        if (paper / name).is_file() and _sha256(paper / name) != sha256
+    ]
+
+
+def _sha256(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 OF_METHOD = ("method", "takes_as_random", "adjusted")
