@@ -51,7 +51,7 @@ def test_pairs_are_counted_by_the_test_and_by_their_flags() -> None:
     )
     found = counts_of_pairs(table).set_index("statistic")["value"]
     assert found["pairs that steer"] == 2
-    assert found["pairs not tested for steering"] == 1
+    assert found["pairs: not tested for steering"] == 1
     assert found["smallest corrected p of steering"] == 0.01
     assert found["largest corrected p of steering"] == 0.9
     assert found["pairs with an open best layer"] == 2

@@ -87,7 +87,7 @@ def counts_of_pairs(effects: pd.DataFrame) -> pd.DataFrame:
     flags = effects["layer_flag"].str.split(", ").explode()
     found: dict[str, float] = {
         "pairs that steer": int(verdicts.get(YES, 0)),
-        "pairs not tested for steering": int(verdicts.get(UNKNOWN, 0)),
+        "pairs: not tested for steering": int(verdicts.get(UNKNOWN, 0)),
         "smallest corrected p of steering": float(effects["p_steers_holm"].min()),
         "largest corrected p of steering": float(effects["p_steers_holm"].max()),
         "pairs with an open best layer": int(flags.isin(OPEN).groupby(level=0).any().sum()),
