@@ -59,8 +59,16 @@ def test_no_conclusion_is_called_settled() -> None:
 def test_steering_works_in_every_pair_that_was_run() -> None:
     effects = pd.read_csv(ROOT / "paper" / "qwen3" / "tables" / "effects.csv")
     run = effects["cohens_d"].notna()
-    assert (effects.loc[run, "cohens_d_low"] > 0).all()
-    assert f"all {run.sum()} pairs" in TEXT
+    assert set(effects.loc[run, "steers"]) == {"yes"}
+    assert f"by a test over all layers steering works in all {run.sum()} pairs" in TEXT
+
+
+def test_none_of_smollm2s_concepts_steers() -> None:
+    found = json.loads((ROOT / "paper" / "smollm2" / "numbers.json").read_text())
+    assert found["counts/pairs that steer"]["value"] == 0
+    p = found["counts/smallest corrected p of steering"]["value"]
+    text = " ".join((ROOT / "data" / "README.md").read_text().split())
+    assert f"none of the six concepts steers (smallest p, corrected for six: {p:.2g})" in text
 
 
 def test_one_number_is_reached_to_its_last_digit_only() -> None:

@@ -154,6 +154,16 @@ SELECTED_VARIABLES = {
         "1",
         required=False,
     ),
+    "steers_p": Variable(
+        ("model", "concept"),
+        "f",
+        "one-sided p-value of any layer's content shift, by random signs of the items",
+        "1",
+        required=False,
+    ),
+    "steers_other_way_p": Variable(
+        ("model", "concept"), "f", "the same of a shift the other way", "1", required=False
+    ),
 }
 GENERATION_VARIABLES = RATE_VARIABLES | {
     "response_match_rate": Variable(

@@ -3,7 +3,14 @@ import pandas as pd
 import xarray as xr
 
 from steercube.analysis.averages import best_effects
-from steercube.analysis.sweep import about_concepts, about_models, counts, counts_of_claims
+from steercube.analysis.sweep import (
+    about_concepts,
+    about_models,
+    counts,
+    counts_of_claims,
+    counts_of_pairs,
+)
+from steercube.analysis.tables import effects
 
 
 def test_models_stand_in_order_of_size_with_what_was_run(study_cells: xr.Dataset) -> None:
@@ -30,12 +37,37 @@ def test_counts_are_those_of_the_cells(cells: xr.Dataset, study_cells: xr.Datase
     assert (of_study["pairs"], of_study["pairs not run"], of_study["invalid items"]) == (35, 1, 13)
 
 
-def test_pairs_above_zero_are_counted_by_their_interval(cells: xr.Dataset) -> None:
-    def above(part: xr.Dataset) -> float:
-        return counts(part).set_index("statistic")["value"]["pairs with an interval above zero"]
+def test_pairs_are_counted_by_the_test_and_by_their_flags() -> None:
+    table = pd.DataFrame(
+        [
+            ("yes", 0.01, "", ""),
+            ("yes", 0.04, "last swept, beside a gap", ""),
+            ("no", 0.06, "last block", "steers the other way"),
+            ("no", 0.9, "first swept", "moves more the other way"),
+            ("unknown", np.nan, "last block", "moves more the other way"),
+            ("", np.nan, "", ""),
+        ],
+        columns=["steers", "p_steers_holm", "layer_flag", "direction_flag"],
+    )
+    found = counts_of_pairs(table).set_index("statistic")["value"]
+    assert found["pairs that steer"] == 2
+    assert found["pairs: not tested for steering"] == 1
+    assert found["smallest corrected p of steering"] == 0.01
+    assert found["largest corrected p of steering"] == 0.9
+    assert found["pairs with an open best layer"] == 2
+    assert found["pairs: last block"] == 2
+    assert (found["pairs: last swept"], found["pairs: beside a gap"]) == (1, 1)
+    assert found["pairs: steers the other way"] == 1
+    assert found["pairs: moves more the other way"] == 2
 
-    assert above(cells.assign(selected_low=cells["selected_low"] * 0 + 1)) == 6
-    assert above(cells.assign(selected_low=cells["selected_low"] * 0 - 1)) == 0
+
+def test_an_interval_above_zero_is_not_what_steers(cells: xr.Dataset) -> None:
+    """All of these have one, whatever the samples say; the cells hold the samples' test."""
+    above = cells.assign(selected_low=cells["selected_low"] * 0 + 0.001)
+    weak = above.assign(steers_p=above["steers_p"] * 0 + 0.04)
+    assert counts_of_pairs(effects(weak)).set_index("statistic")["value"]["pairs that steer"] == 0
+    strong = above.assign(steers_p=above["steers_p"] * 0 + 0.001)
+    assert counts_of_pairs(effects(strong)).set_index("statistic")["value"]["pairs that steer"] == 6
 
 
 def test_claims_are_counted() -> None:

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import xarray as xr
 from builders import ROOT, make_cube, make_model
 
 from steercube.analysis.reduce import cells as reduce_to_cells
@@ -102,6 +103,39 @@ def test_what_a_cell_shows_is_in_the_tables(html: str) -> None:
     assert (
         cell["cohens_d"] == cell["curve"]["cohens_d"][cell["curve"]["layer"].index(cell["layer"])]
     )
+
+
+def heat_map(cells: xr.Dataset, folder: Path) -> tuple[str, dict[str, dict[str, str]]]:
+    """The heat map of the page of these cells, and what its script knows of each cell."""
+    tables = conclude(cells)
+    settings = {"source": "https://example.org/x at 1", "confidence_level": "0.95"}
+    write_study(folder, tables, draw(cells, tables), inputs={}, settings=settings)
+    results = read_results(folder)
+    post = render(results, read_assets(ROOT / "paper"), methods=methods())
+    html = page(post, results, folder, ROOT / "paper")
+    data = re.search(r'id="data">(.*?)</script>', html)
+    figure = re.search(r'<figure id="effect_size_heatmap">.*?</figure>', html, re.DOTALL)
+    assert data
+    assert figure
+    return figure.group(), json.loads(data.group(1))["cells"]
+
+
+def test_a_cell_that_does_not_steer_is_marked_and_said_to(
+    cells: xr.Dataset, tmp_path: Path
+) -> None:
+    part = cells.sel(model=["large"], model_other=["large"])
+    p = xr.DataArray([[0.5, 0.001]], dims=("model", "concept"))
+    marked, of_cells = heat_map(part.assign(steers_p=p), tmp_path / "a")
+    d = part["selected_estimate"].sel(estimand="cohens_d", model="large")
+    assert f">{float(d.sel(concept='honesty')):.2f} ○</td>" in marked
+    assert f">{float(d.sel(concept='humour')):.2f}</td>" in marked
+    assert '<p class="marks">○ does not steer, by a test over layers</p>' in marked
+    assert of_cells["large|honesty"]["notes"] == "does not steer"
+    assert of_cells["large|humour"]["notes"] == "steers"
+    old, of_old = heat_map(part.drop_vars(["steers_p", "steers_other_way_p"]), tmp_path / "b")
+    assert "○" not in old
+    assert '<p class="marks">' not in old
+    assert of_old["large|honesty"]["notes"] == ""
 
 
 def test_names_cannot_break_the_page(html: str) -> None:

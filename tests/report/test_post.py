@@ -7,7 +7,8 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-from builders import ROOT, make_cube, make_model
+import xarray as xr
+from builders import ROOT, fill, make_cube, make_model
 
 from steercube.analysis.reduce import cells as reduce_to_cells
 from steercube.analysis.tables import conclude
@@ -223,10 +224,105 @@ def test_one_value_of_the_cube_changes_number_interval_and_sentence(
     assert (a["value"], a["low"]) != (b["value"], b["low"])
     assert f"{a['value']:.2f} [{a['low']:.2f}, {a['high']:.2f}]" in before
     assert f"{b['low']:.2f}".replace("-", "−") in after
-    assert "In all 1 pairs that were run the interval" in before
-    assert "In 0 of 1 pairs the interval" in after
+    assert "By that test the only pair of model and concept steers" in before
+    assert "By that test the only pair of model and concept does not steer" in after
     assert "Here steering hardly works" in after
     assert "Here steering hardly works" not in before
+
+
+def small_post(cells: xr.Dataset, assets: Assets, folder: Path) -> str:
+    return " ".join(render(results_of(conclude(cells), folder), assets).markdown.split())
+
+
+@pytest.mark.parametrize(
+    ("p", "says"),
+    [
+        ([0.001, 0.001], "By a test over all layers all 2 pairs of model and concept steer."),
+        ([0.001, 0.2], "By a test over all layers one of 2 pairs of model and concept steers."),
+        ([0.03, 0.2], "By a test over all layers none of 2 pairs of model and concept steers."),
+        ([0.03, np.nan], "one of 2 pairs of model and concept steers; one could not be tested."),
+    ],
+    ids=["both", "one", "none", "one of those tested"],
+)
+def test_the_headline_is_that_of_the_test(
+    p: list[float], says: str, cells: xr.Dataset, assets: Assets, tmp_path: Path
+) -> None:
+    """Every interval of these lies above zero."""
+    part = cells.sel(model=["large"], model_other=["large"])
+    told = part.assign(steers_p=(("model", "concept"), [p]))
+    assert (told["selected_low"].sel(estimand="cohens_d") > 0).all()
+    text = small_post(told, assets, tmp_path / "mine")
+    assert says.replace("concept steer.", "concept that were run steer.") in text
+    smallest = min(np.array(p) * [2, 1] if np.isfinite(p[1]) else p[:1])
+    if "all 2" not in says:
+        assert f"the smallest corrected p is {smallest:.2g}" in text
+
+
+def test_cells_without_the_test_say_that_it_was_not_made(
+    cells: xr.Dataset, assets: Assets, tmp_path: Path
+) -> None:
+    part = cells.sel(model=["large"], model_other=["large"])
+    old = part.drop_vars(["steers_p", "steers_other_way_p"])
+    text = small_post(old, assets, tmp_path / "old")
+    assert "Whether a pair steers was not tested; effects.csv says why." in text
+    assert "test over all layers" not in text
+    assert "hardly works" not in text
+    assert "Whether a pair steers was not tested" not in small_post(part, assets, tmp_path / "new")
+
+
+def one_pair(shift: dict[int, float]) -> xr.Dataset:
+    """Cells of a model of 12 blocks and two concepts: `wit`, whose items move by so much at each
+    layer that was run, and `zeal`, whose items move at the third of them."""
+    concepts = ("wit", "zeal")
+    rng = np.random.default_rng(6)
+    model = make_model("one", n_layers=12)
+    cube = make_cube(rng, models=(model,), n_items=dict.fromkeys(concepts, 40), layers=tuple(shift))
+    for concept in concepts:
+        for at, (layer, moved) in enumerate(shift.items()):
+            by = moved if concept == "wit" else float(at == 2)
+            for strength in (-1.0, 1.0):
+                noise = 0.1 * rng.normal(size=40)
+                fill(cube, "one", concept, layer, strength, strength * by / 2 + noise)
+    return reduce_to_cells(cube, n_resamples=50)
+
+
+SENTENCES = {
+    "open": "nothing was run, so that a larger effect may lie beyond",
+    "last block": "is the network's last block, beyond which there is none",
+    "other way": "away from the matching answer",
+}
+UP, PEAK = [0, 0, 0, 0.1, 0.3, 0.5, 1.0], [0, 0.2, 0.5, 1.0, 0.5, 0.2, 0]
+
+
+@pytest.mark.parametrize(
+    ("layers", "shift", "sentence", "says"),
+    [
+        (range(3, 10), UP[::-1], "open", "first swept: wit."),
+        (range(3, 10), UP, "open", "last swept: wit."),
+        ([2, 3, 4, 5, 9, 10, 11], PEAK, "open", "beside a gap: wit."),
+        (range(5, 12), UP, "last block", "The best layer of wit is"),
+        (
+            range(3, 10),
+            [-0.5, -0.5, -0.5, -1.0, -0.5, 0, -0.5],
+            "other way",
+            "the same test, turned round, says that it is no chance: wit.",
+        ),
+        (range(3, 10), PEAK, "", ""),
+    ],
+    ids=["first", "last", "gap", "last block", "other way", "none of these"],
+)
+def test_best_layers_that_say_less_than_they_seem_to_are_named(
+    layers: list[int],
+    shift: list[float],
+    sentence: str,
+    says: str,
+    assets: Assets,
+    tmp_path: Path,
+) -> None:
+    cells = one_pair(dict(zip(layers, shift, strict=True)))
+    text = small_post(cells, assets, tmp_path / "mine")
+    assert says in text
+    assert {name for name, of in SENTENCES.items() if of in text} == {sentence} - {""}
 
 
 def test_coverage_is_cited_where_it_was_simulated(

@@ -40,6 +40,7 @@ from steercube.analysis.responses import (
     logit_curve,
     split_half_reliability,
 )
+from steercube.analysis.steers import sign_flip_test
 from steercube.cells import (
     CONTROL_VARIABLES,
     COORDINATES,
@@ -170,6 +171,7 @@ def _reduce_concept(
     for model, run in runs.items():
         cell = {"model": model, "concept": concept}
         _record_selected(out, run, selected[model], cell, confidence_level)
+        _record_steering(out, run, cell, seed)
     _record_covariance(out, "selected_covariance", selected, concept)
     _record_depths(out, runs, selected, concept)
     valid = cube["item_valid"].values
@@ -346,6 +348,13 @@ def _record_selected(
     }
     for name, values in fields.items():
         out[name].loc[cell] = values
+
+
+def _record_steering(out: xr.Dataset, run: _Run, cell: Mapping[str, str], seed: int) -> None:
+    rng = stream(f"signs of {cell['model']} on {cell['concept']}", seed=seed)
+    tested = sign_flip_test(run.samples, rng)
+    out["steers_p"].loc[cell] = tested.p
+    out["steers_other_way_p"].loc[cell] = tested.p_other_way
 
 
 def _wilson(share: float, n_items: int, confidence_level: float) -> tuple[float, float]:

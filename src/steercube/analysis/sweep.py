@@ -7,6 +7,8 @@ import pandas as pd
 import xarray as xr
 
 from steercube.analysis.averages import best_effects, swept_models
+from steercube.analysis.selection import LAST_BLOCK, MORE_OTHER_WAY, OPEN, OTHER_WAY
+from steercube.analysis.steers import UNKNOWN, YES
 from steercube.cells import CONTROL_VARIABLES
 
 FACTS = ("family", "training", "architecture", "n_params", "n_active_params", "n_layers")
@@ -45,7 +47,6 @@ def about_concepts(cells: xr.Dataset) -> pd.DataFrame:
 def counts(cells: xr.Dataset) -> pd.DataFrame:
     """How many of what there is, by name: whole numbers that a text needs."""
     d = best_effects(cells, "cohens_d")
-    low = best_effects(cells, "cohens_d", field="selected_low")
     run = cells["estimate"].sel(estimand="delta").notnull()
     training = cells["training"].sel(model=swept_models(cells)).values
     depth = cells["depth"].where(run.any("concept")).sel(model=swept_models(cells))
@@ -54,7 +55,6 @@ def counts(cells: xr.Dataset) -> pd.DataFrame:
         "concepts": int(d.notnull().any("model").sum()),
         "pairs": int(d.notnull().sum()),
         "pairs not run": int(d.isnull().sum()),
-        "pairs with an interval above zero": int((low > 0).sum()),
         "items": int(cells["n_items"].sum()),
         "invalid items": int((cells["n_items"] - cells["n_valid_items"]).sum()),
         "layers swept": int(run.any("concept").sum()),
@@ -75,6 +75,28 @@ def counts(cells: xr.Dataset) -> pd.DataFrame:
     if "n_responses" in cells:
         found["responses"] = int(cells["n_responses"].sum())
     found["control directions"] = sum(name in cells for name in CONTROL_VARIABLES)
+    return pd.DataFrame({"statistic": list(found), "value": list(found.values())})
+
+
+def counts_of_pairs(effects: pd.DataFrame) -> pd.DataFrame:
+    """How many pairs steer, and at how many the sweep may have missed the best layer.
+
+    `effects` is the table of that name.
+    """
+    verdicts = effects["steers"].value_counts()
+    flags = effects["layer_flag"].str.split(", ").explode()
+    found: dict[str, float] = {
+        "pairs that steer": int(verdicts.get(YES, 0)),
+        "pairs: not tested for steering": int(verdicts.get(UNKNOWN, 0)),
+        "smallest corrected p of steering": float(effects["p_steers_holm"].min()),
+        "largest corrected p of steering": float(effects["p_steers_holm"].max()),
+        "pairs with an open best layer": int(flags.isin(OPEN).groupby(level=0).any().sum()),
+    }
+    found |= {f"pairs: {flag}": int((flags == flag).sum()) for flag in (*OPEN, LAST_BLOCK)}
+    found |= {
+        f"pairs: {flag}": int((effects["direction_flag"] == flag).sum())
+        for flag in (OTHER_WAY, MORE_OTHER_WAY)
+    }
     return pd.DataFrame({"statistic": list(found), "value": list(found.values())})
 
 

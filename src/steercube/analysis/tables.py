@@ -78,8 +78,16 @@ from steercube.analysis.predictive import predictive_checks
 from steercube.analysis.questions import difficulty, extraction, model_deviations
 from steercube.analysis.refits import leave_one_out, prior_sensitivity
 from steercube.analysis.scale import SCALED, scale_trends
+from steercube.analysis.selection import direction_flag, largest_effect, layer_flag
 from steercube.analysis.sensitivity import sensitivity
-from steercube.analysis.sweep import about_concepts, about_models, counts, counts_of_claims
+from steercube.analysis.steers import steering
+from steercube.analysis.sweep import (
+    about_concepts,
+    about_models,
+    counts,
+    counts_of_claims,
+    counts_of_pairs,
+)
 from steercube.analysis.training import training_effects
 from steercube.analysis.verdicts import conclusions
 from steercube.cells import (
@@ -170,8 +178,10 @@ def conclude(
 
 
 def _counts(tables: Tables) -> pd.DataFrame:
-    found = counts(tables.cells)
-    return pd.concat([found, counts_of_claims(tables["claims"])]) if tables.claims else found
+    found = [counts(tables.cells), counts_of_pairs(tables["effects"])]
+    if tables.claims:
+        found.append(counts_of_claims(tables["claims"]))
+    return pd.concat(found)
 
 
 def _specifications(tables: Tables) -> pd.DataFrame:
@@ -236,13 +246,18 @@ def effects(cells: xr.Dataset) -> pd.DataFrame:
 
     `optimism`, `corrected`, `se` and `split_half` are Cohen's d's; those of another estimand carry
     its name. Rows that were never run say why and hold no number; the others say which estimands
-    the cells lack.
+    the cells lack. `steers` is the verdict of a test over all layers (`steercube.analysis.steers`),
+    not of the interval at the best one. What is beside that layer is in `layer_flag`;
+    `largest_effect` is Cohen's d where |delta| is largest, with its sign, and `direction_flag` says
+    whether that is the other way.
     """
     rows = []
     lacking = ", ".join(unrecorded_estimands(cells))
+    told = steering(cells)
     for model in swept_models(cells):
         for concept in map(str, cells["concept"].values):
             cell = cells.sel(model=model, concept=concept)
+            of_layers = cell["estimate"]
             cell = cell[[n for n in cell.data_vars if str(n).startswith("selected_")]]
             layer = float(cell["selected_layer"])
             depth = selection_interval(cells, model, concept)
@@ -259,12 +274,33 @@ def effects(cells: xr.Dataset) -> pd.DataFrame:
             }
             for name in ESTIMANDS:
                 row |= _selected_columns(cell.sel(estimand=name), name)
+            row |= _steering_columns(told, model, concept)
+            row |= _selection_columns(of_layers, layer, row["steers_other_way"])
             row["reason"] = _reason_text(cell.sel(estimand="cohens_d")) or (
                 f"not recorded: {lacking}" if lacking else ""
             )
             rows.append(row)
     table = pd.DataFrame(rows)
-    return table.astype({"layer": "Int64"})
+    return table.astype({"layer": "Int64", "largest_effect_layer": "Int64"})
+
+
+def _steering_columns(told: pd.DataFrame, model: str, concept: str) -> dict[str, Any]:
+    """What the test over layers says of a pair; empty where it was never run."""
+    if (model, concept) in told.index:
+        return told.loc[(model, concept)].to_dict()
+    return {name: np.nan if name.startswith("p_") else "" for name in told}
+
+
+def _selection_columns(of_layers: xr.DataArray, best: float, other_way: str) -> dict[str, Any]:
+    delta = of_layers.sel(estimand="delta")
+    largest = largest_effect(delta, of_layers.sel(estimand="cohens_d"))
+    swept = delta["layer"].values[delta.notnull().values]
+    return {
+        "layer_flag": layer_flag(swept, best, int(of_layers["n_layers"])),
+        "largest_effect": largest.effect,
+        "largest_effect_layer": largest.layer,
+        "direction_flag": direction_flag(largest, other_way),
+    }
 
 
 def _selected_columns(cell: xr.Dataset, name: str) -> dict[str, float]:

@@ -3,7 +3,7 @@
 Those of the models of training and scale are in `steercube.report.model_figures`.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -23,6 +23,7 @@ from steercube.analysis.claims import read_printed
 from steercube.analysis.curves import scaled
 from steercube.analysis.generation import generation_delta, is_counted, layer_curves
 from steercube.analysis.tables import R_EVERY_RESPONSE, R_OVER_LAYERS
+from steercube.report.marks import marks, meanings
 from steercube.report.model_figures import draw_models
 from steercube.report.style import (
     GENERATION_COLOUR,
@@ -51,6 +52,8 @@ from steercube.report.style import (
 DEPTH = "layer / number of layers"
 MARKERS = "osD^vPX*<>"
 DASHES = ("-", "--", ":", "-.")
+LINE = 0.16
+"""Inches of a line of a title."""
 NO_BREAK = "\N{NO-BREAK SPACE}"
 
 
@@ -61,7 +64,11 @@ def draw(cells: xr.Dataset, tables: Mapping[str, pd.DataFrame]) -> dict[str, Fig
         figures = {
             "effect_size_heatmap": effect_size_heatmap(tables["effects"], models),
             "best_layer_violins": best_layer_violins(
-                _best_quantiles(cells), models, _missing(tables["effects"])
+                _best_quantiles(cells),
+                models,
+                _missing(tables["effects"]),
+                _marks(tables["effects"]),
+                meanings(tables["effects"]),
             ),
             "depth_by_training": depth_by_training(tables["effects"], tables["depth"], models),
             "layer_curves": logit_layer_curves(tables["layer_effects"], models),
@@ -130,7 +137,9 @@ def effect_size_heatmap(effects: pd.DataFrame, models: ModelLabels) -> Figure:
     cell = effects.set_index(["concept", "model"])
     width = min(WIDTH, max(4.2, 1.4 + 0.95 * len(models)))
     of_cell = (width - 1.4) / len(models)
-    figure, axes = blank_figure(width, 1.9 + (0.55 if of_cell > 0.8 else 0.7) * len(concepts))
+    notes = meanings(effects)
+    height = 1.9 + LINE * len(notes) + (0.55 if of_cell > 0.8 else 0.7) * len(concepts)
+    figure, axes = blank_figure(width, height)
     ax = axes[0, 0]
     finite = table.to_numpy(dtype=float)
     top = np.nanmax(finite) if np.isfinite(finite).any() else 1.0
@@ -149,9 +158,8 @@ def effect_size_heatmap(effects: pd.DataFrame, models: ModelLabels) -> Figure:
     bar.set_label("Cohen's d (pooled sd)")
     bar.ax.tick_params(labelsize=SMALL)
     bar.outline.set_visible(False)
-    title_of(
-        figure, "Effect of steering from −1 to +1 at the best layer,\nwith 95% interval over items"
-    )
+    title = "Effect of steering from −1 to +1 at the best layer,\nwith 95% interval over items"
+    title_of(figure, "\n".join([title, *notes]))
     return figure
 
 
@@ -167,7 +175,8 @@ def _write_cell(ax: Axes, x: int, y: int, row: pd.Series, colour: str, inches: f
         why = wrapped(row["reason"].replace("_", " ") or "–", inches, SMALL)
         ax.text(x, y, why, ha="center", va="center", color=OTHER_COLOUR, fontsize=SMALL)
         return
-    ax.text(x, y, signed(f"{d:.2f}"), ha="center", va="bottom", color=colour, fontsize=TITLE + 1)
+    shown = " ".join([signed(f"{d:.2f}"), marks(row)]).rstrip()
+    ax.text(x, y, shown, ha="center", va="bottom", color=colour, fontsize=TITLE + 1)
     low, high = row["cohens_d_low"], row["cohens_d_high"]
     shown = signed(f"{low:.2f} to {high:.2f}") if np.isfinite(low) else "no interval"
     ax.text(x, y + 0.08, wrapped(shown, inches - 0.06, SMALL), ha="center", va="top",
@@ -200,24 +209,37 @@ def _missing(effects: pd.DataFrame) -> dict[tuple[str, str], str]:
     }
 
 
+def _marks(effects: pd.DataFrame) -> dict[tuple[str, str], str]:
+    """The marks of each (concept, model)."""
+    return {(row["concept"], row["model"]): marks(row) for row in effects.to_dict("records")}
+
+
 def best_layer_violins(
-    quantiles: Quantiles, models: ModelLabels, missing: Mapping[tuple[str, str], str]
+    quantiles: Quantiles,
+    models: ModelLabels,
+    missing: Mapping[tuple[str, str], str],
+    marked: Mapping[tuple[str, str], str],
+    notes: Sequence[str] = (),
 ) -> Figure:
     """Distribution over items at strengths -1 and +1, the two halves of each violin.
 
-    Each half is scaled to its own largest density, so widths compare within a half alone.
+    Each half is scaled to its own largest density, so widths compare within a half alone. `marked`
+    are marks at the right edge, `notes` what they mean.
     """
     columns = min(2, len(quantiles))
     rows = -(-len(quantiles) // columns)
     figure, axes = blank_figure(
         4.2 if columns == 1 else WIDTH,
-        1.1 + (0.55 + 0.32 * len(models)) * rows,
+        1.1 + LINE * len(notes) + (0.55 + 0.32 * len(models)) * rows,
         nrows=rows,
         ncols=columns,
         sharey=True,
     )
     for ax, (concept, by_model) in zip(axes.flat, quantiles.items(), strict=False):
         _draw_violins(ax, by_model, models, {m: missing.get((concept, m), "") for m in models})
+        for y, model in enumerate(models):
+            ax.text(0.99, y - 0.1, marked[concept, model], ha="right", va="bottom", fontsize=SMALL,
+                    transform=ax.get_yaxis_transform())  # fmt: skip
         ax.set_title(name_of(concept), loc="left")
     drop_unused(axes)
     for ax in axes[:, 0]:
@@ -226,7 +248,8 @@ def best_layer_violins(
     figure.supxlabel("logit difference, matching − other (nats)", fontsize=TEXT)
     halves = {1.0: "strength +1 (upper half)", -1.0: "strength −1 (lower half)"}
     patches = [mpl.patches.Patch(color=STRENGTH_COLOURS[s], label=t) for s, t in halves.items()]
-    legend_of(figure, patches, title="Items at the best layer; bars: median and quartiles")
+    title = ["Items at the best layer; bars: median and quartiles", *notes]
+    legend_of(figure, patches, title="\n".join(title))
     return figure
 
 

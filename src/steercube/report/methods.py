@@ -18,6 +18,8 @@ from steercube.analysis import (
     predictive,
     questions,
     resample,
+    selection,
+    steers,
     training,
     verdicts,
 )
@@ -26,7 +28,13 @@ Documented = Callable[..., object] | ModuleType
 
 SECTIONS: dict[str, tuple[Documented, ...]] = {
     "Effects of steering": (effects, *effects.ESTIMANDS.values()),
-    "Intervals and selection": (resample, averages.model_mean, averages.t_over_models),
+    "Does a vector steer": (steers, steers.content_t),
+    "Intervals and selection": (
+        resample,
+        selection,
+        averages.model_mean,
+        averages.t_over_models,
+    ),
     "Training and size": (
         hierarchy,
         training,

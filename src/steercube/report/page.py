@@ -24,6 +24,7 @@ from markdown_it.token import Token
 from mdit_py_plugins.anchors import anchors_plugin
 from mdit_py_plugins.dollarmath import dollarmath_plugin
 
+from steercube.report.marks import marks, meanings
 from steercube.report.post import MARK, Citation, Post, Results, asset, without_marks
 from steercube.report.style import name_of
 from steercube.schema import read_text
@@ -161,10 +162,12 @@ def _heat_map(name: str, alt: str, results: Results, folder: Path) -> str:
         + "</tr>"
         for concept in concepts
     )
+    note = f'<p class="marks">{escape(said)}</p>' if (said := "; ".join(meanings(effects))) else ""
     return (
         f'<div class="scroll" role="region" tabindex="0" aria-label="{alt}">'
         f'<table class="heat"><caption class="unseen">{alt}</caption>'
         f"<thead><tr><td></td>{head}</tr></thead><tbody>{rows}</tbody></table></div>"
+        f"{note}"
         '<div class="cell-detail" aria-live="polite"></div>'
     )
 
@@ -176,7 +179,7 @@ def _heat_cell(row: Mapping[str, Any], limit: float) -> str:
     shade = mpl.colormaps["cividis"](max(0.0, d / limit))
     ink = "#000" if 0.299 * shade[0] + 0.587 * shade[1] + 0.114 * shade[2] > 0.5 else "#fff"
     where = f"{row['model']}|{row['concept']}"
-    shown = f"{d:.2f}".replace("-", "−")
+    shown = " ".join([f"{d:.2f}".replace("-", "−"), marks(row)]).rstrip()
     return (
         f'<td style="background:{mpl.colors.to_hex(shade)};color:{ink}" '
         f'data-cell="{escape(where, quote=True)}">{shown}</td>'
@@ -200,10 +203,19 @@ def _data(results: Results) -> dict[str, Any]:
             cells[where] = {name: _short(row[name]) for name in fields} | {
                 "model": str(row["model"]),
                 "concept": name_of(row["concept"]),
+                "notes": _notes(row),
                 "curve": curves.get(where, {}),
             }
     models = results.tables["about_models"]["model"].astype(str).tolist()
     return {"models": models, "cells": cells, "level": _level(results)}
+
+
+def _notes(row: Mapping[str, Any]) -> str:
+    """What the table says of a cell beside its numbers, as the end of a sentence."""
+    steers = {"yes": "steers", "no": "does not steer"}.get(row.get("steers", ""), "")
+    beside = f"best layer: {row['layer_flag']}" if row.get("layer_flag") else ""
+    said = [steers, beside, row.get("direction_flag", "")]
+    return "; ".join(text for text in said if text)
 
 
 def _level(results: Results) -> str:

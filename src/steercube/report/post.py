@@ -389,6 +389,8 @@ def _figure_problems(folder: Path) -> Iterator[str]:
 
 NAMES = ("model", "concept", "family", "group", "one", "other", "left_out", "name")
 """Columns of names that somebody chose."""
+FLAGS = ("steers", "steers_reason", "layer_flag", "direction_flag")
+"""Columns of texts that may all be empty, which pandas would take for missing numbers."""
 
 
 def read_table(path: Path) -> pd.DataFrame:
@@ -399,7 +401,7 @@ def read_table(path: Path) -> pd.DataFrame:
     try:
         # A name stays one, be it `NA` or `007`; a missing number is an empty cell.
         table = pd.read_csv(
-            path, dtype=dict.fromkeys(NAMES, str), keep_default_na=False, na_values=[""]
+            path, dtype=dict.fromkeys((*NAMES, *FLAGS), str), keep_default_na=False, na_values=[""]
         )
     except pd.errors.EmptyDataError:
         return pd.DataFrame()
@@ -433,7 +435,7 @@ OF_RENDERING = (jinja2.TemplateError, TypeError, ValueError, LookupError, Arithm
 CONTEXT = {
     *("study", "settings", "models", "concepts", "families", "claims", "conclusions"),
     *("conclusions_with", "conclusion", "table", "figure", "cite", "literature", "methods"),
-    *("models_by", "concepts_by", "listed", "words"),
+    *("models_by", "concepts_by", "listed", "words", "flagged"),
 }
 """What a template may use beside its references."""
 
@@ -490,6 +492,7 @@ def _context(results: Results, assets: Assets, sources: Sources, methods: str) -
         "methods": block(methods),
         "listed": listed,
         "words": words,
+        "flagged": lambda column, flag: flagged(results.tables["effects"], column, flag),
         "models_by": _order(sources, "models/{}/{}/every concept it ran"),
         "concepts_by": _order(sources, "concepts/{}/{}/every model that ran it/mean"),
     }
@@ -524,6 +527,15 @@ def _figure(results: Results, name: str, alt: str) -> str:
     if name not in results.figures:
         return ""
     return f"![{' '.join(str(alt).split())}](figures/{name}.png)"
+
+
+def flagged(effects: pd.DataFrame, column: str, flag: str) -> list[str]:
+    """The pairs whose `column` holds the flag, as a sentence names them; a concept of one model
+    by its name alone."""
+    some = effects[effects[column].str.split(", ").map(lambda flags: flag in flags)]
+    pairs = zip(some["concept"].map(words), some["model"].map(str), strict=True)
+    alone = effects["model"].nunique() == 1
+    return [concept if alone else f"{concept} ({model})" for concept, model in pairs]
 
 
 def words(name: object) -> str:

@@ -65,7 +65,7 @@ for (const figure of document.querySelectorAll("figure:has(table.heat)")) {
       name,
       `: d = ${number(cell.cohens_d)} [${number(cell.cohens_d_low)}, ${number(cell.cohens_d_high)}] ` +
         `(${data.level}, over items), n = ${cell.n} items, best layer ${cell.layer} ` +
-        `(${Math.round(100 * cell.depth)}% of the depth).`,
+        `(${Math.round(100 * cell.depth)}% of the depth)${cell.notes ? `; ${cell.notes}` : ""}.`,
     );
     detail.innerHTML = curveOf(cell);
     detail.prepend(said);

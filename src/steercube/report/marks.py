@@ -1,0 +1,39 @@
+"""Small marks beside an effect, and what they mean: in the heat map, its page and the violins.
+
+A mark says what the colour and the number do not: that a test over layers does not find steering,
+that the sweep has an open end beside the best layer, that the vector does more the other way.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+import pandas as pd
+
+from steercube.analysis.selection import MORE_OTHER_WAY, OPEN, OTHER_WAY
+from steercube.analysis.steers import NO
+
+NOT_STEERED, OPEN_END, AWAY = "○", "†", "‡"
+MEANINGS = {
+    NOT_STEERED: "does not steer, by a test over layers",
+    OPEN_END: "best layer at an end of the sweep or beside a gap",
+    AWAY: "largest effect the other way",
+}
+
+
+def marks(row: Mapping[str, Any]) -> str:
+    """The marks of one row of the table of effects, in the order of MEANINGS.
+
+    A table of before these columns has none, and an effect that was not tested is not marked.
+    """
+    holds = {
+        NOT_STEERED: row.get("steers") == NO,
+        OPEN_END: bool(set(str(row.get("layer_flag", "")).split(", ")) & set(OPEN)),
+        AWAY: row.get("direction_flag") in (OTHER_WAY, MORE_OTHER_WAY),
+    }
+    return "".join(mark for mark, applies in holds.items() if applies)
+
+
+def meanings(effects: pd.DataFrame) -> list[str]:
+    """What each of those marks means that any row has, behind the mark."""
+    used = "".join(marks(row) for row in effects.to_dict("records"))
+    return [f"{mark} {said}" for mark, said in MEANINGS.items() if mark in used]
