@@ -21,6 +21,7 @@ from steercube.analysis.effects import (
     Samples,
 )
 from steercube.analysis.generation import MIN_ITEMS, MIN_LAYERS
+from steercube.analysis.readings import distinct_responses, reading_audit
 from steercube.analysis.resample import (
     CONFIDENCE_LEVEL,
     N_RESAMPLES,
@@ -91,6 +92,10 @@ def cells(
     _reduce_generation(
         out, cube, n_resamples=n_resamples, seed=seed, confidence_level=confidence_level
     )
+    audit = reading_audit(
+        cube, n_resamples=n_resamples, seed=seed, confidence_level=confidence_level
+    )
+    out = out.merge(distinct_responses(cube)).merge(audit)
     for name, variable in OF_THE_VECTOR.items():
         if name in cube:
             out[name] = cube[name].transpose(*variable.dims)
