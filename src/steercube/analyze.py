@@ -17,7 +17,7 @@ from steercube.analysis.mixed import item_fits, keep_slow_fits
 from steercube.analysis.nuts import Sampled, sample_cells
 from steercube.analysis.reduce import cells as reduce_to_cells
 from steercube.analysis.tables import conclude
-from steercube.cells import compare_cells, open_cells, save_cells
+from steercube.cells import PROVENANCE, compare_cells, open_cells, save_cells
 from steercube.cube import open_cube
 from steercube.netcdf import aside, digest
 from steercube.report.figures import draw
@@ -31,7 +31,7 @@ NOTHING_TO_DO = (
     "Fetch the published study with `steercube import-study`, or put a cube of your own there."
 )
 
-SETTINGS = ("title", "source", "seed", "n_resamples", "confidence_level")
+SETTINGS = ("title", "source", "seed", "n_resamples", "confidence_level", *PROVENANCE)
 """Attributes of the cells that a manifest repeats."""
 
 
@@ -244,7 +244,7 @@ def write_conclusions(
         tables,
         figures,
         inputs=inputs | ({ledger.name: ledger.sha256} if ledger else {}),
-        settings={name: cells.attrs[name] for name in SETTINGS}
+        settings={name: cells.attrs[name] for name in SETTINGS if name in cells.attrs}
         | {"sampled by NUTS": ", ".join(sampled or {}) or "nothing"},
     )
     report(f"  wrote {folder}")

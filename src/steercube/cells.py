@@ -274,6 +274,9 @@ ATTRIBUTES = {
     "confidence_level": "of every interval",
 }
 
+PROVENANCE = ("history", "layer_convention", "positions_steered", "read_token", "dtype", "versions")
+"""Attributes that the cells repeat from the cube, where it has them."""
+
 
 def check_cells(cells: xr.Dataset, *, what: str = "the cells") -> None:
     """Raise one ValueError that lists every rule of the contract which `cells` breaks."""

@@ -91,7 +91,8 @@ def reading_audit(
         out["n_readings"].loc[cell] = counts.reindex(every, fill_value=0).to_numpy().reshape(shape)
         one = cube.sel(cell).sortby("item_id")
         for reading in READINGS:
-            rng = stream(f"readings of {concept}", seed=seed)
+            # The stream of the curves, so that r read anew has the interval that it has there.
+            rng = stream(f"curves of {concept}", seed=seed)
             results = _results(one, OF_READING[reading], n_resamples, rng, confidence_level)
             for name, value in results.items():
                 out[name].loc[{**cell, "reading": reading}] = value
@@ -152,6 +153,7 @@ def _results(
     if len(layers) < MIN_LAYERS or len(items) < MIN_ITEMS:
         return {}
     ends = ends.isel(sample=items)
+    resamples = resample_weights(len(items), n_resamples, rng)
     answers = _answers(ends, prefix)
     curve = generation_curve(answers, np.ones(len(items)))
     if not np.isfinite(curve).all():
@@ -166,10 +168,7 @@ def _results(
         return found
     values = swept["logit_diff"].transpose("strength", "layer", "sample").values.astype(float)
     agreement = agreement_over_items(
-        _answers(swept, prefix),
-        values[1] - values[0],
-        resample_weights(len(items), n_resamples, rng),
-        level,
+        _answers(swept, prefix), values[1] - values[0], resamples, level
     )
     return found | {
         "reading_r": agreement.r,

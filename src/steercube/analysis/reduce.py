@@ -48,6 +48,7 @@ from steercube.cells import (
     GENERATION_VARIABLES,
     LAYER_VARIABLES,
     OF_THE_VECTOR,
+    PROVENANCE,
     REASONS,
     SCHEMA_VERSION,
     SELECTED_VARIABLES,
@@ -534,8 +535,8 @@ def _provenance(
     return {
         "title": f"Cells of: {cube.attrs['title']}",
         "source": cube.attrs["source"],
+        **{name: cube.attrs[name] for name in PROVENANCE if name in cube.attrs},
         "history": f"{cube.attrs['history']}\nreduced to cells by steercube {__version__}",
-        "layer_convention": cube.attrs["layer_convention"],
         "Conventions": "CF-1.11, ACDD-1.3",
         "cells_version": SCHEMA_VERSION,
         "cube_sha256": netcdf.digest(cube),
