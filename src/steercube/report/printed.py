@@ -8,6 +8,7 @@ import numpy as np
 import pandas as pd
 
 from steercube.analysis.effects import NAMES
+from steercube.analysis.generation import UPPER_BOUND
 
 NONE = "–"
 Tables = Mapping[str, pd.DataFrame]
@@ -144,7 +145,11 @@ def agreement(table: pd.DataFrame) -> pd.DataFrame:
     if not len(table):
         return table
     pooled = table[(table["model"] == "every model") & table["value"].notna()]
-    return _with_interval(pooled, "value [interval]", ["concept", "statistic"])
+    bound = pooled["reason"].fillna("").str.startswith(UPPER_BOUND)
+    named = pooled["statistic"].where(~bound, pooled["statistic"] + " (an upper bound)")
+    return _with_interval(
+        pooled.assign(statistic=named), "value [interval]", ["concept", "statistic"]
+    )
 
 
 def confusion(table: pd.DataFrame) -> pd.DataFrame:
@@ -253,8 +258,20 @@ def _with_interval(
 
 
 def _interval(row: Mapping[str, Any], value: str = "value") -> str:
-    """0.97 [0.54, 1.35]"""
-    return f"{_decimals(row[value])} {_ends(row)}".removesuffix(f" {NONE}")
+    """0.97 [0.54, 1.35], with the corrected value beside one that no interval holds."""
+    shown, corrected = _decimals(row[value]), row.get("corrected", np.nan)
+    if not is_held(row[value], row["low"], row["high"]) and np.isfinite(corrected):
+        shown += f" (corrected {_decimals(corrected)})"
+    return f"{shown} {_ends(row)}".removesuffix(f" {NONE}")
+
+
+def is_held(value: float, low: float, high: float) -> bool:
+    """Whether a value lies in its interval; False where there is none.
+
+    The value of a selected layer may lie outside, because its interval is about the effect less the
+    optimism of the selection.
+    """
+    return bool(low <= value <= high)
 
 
 def _ends(row: Mapping[str, Any]) -> str:
