@@ -120,6 +120,28 @@ def test_several_answers_to_an_item_are_not_one_reading(rng: np.random.Generator
     assert not reading_audit(cube.assign(generation_valid=share), **SETTINGS)
 
 
+def test_a_response_that_stands_for_every_layer_is_read_once(rng: np.random.Generator) -> None:
+    """Two models whose layers begin elsewhere, 24 responses each, all of the misread form."""
+    cube = answered_twice(rng, misread="B").sel(model=["small", "large"])
+    late = cube["layer"] < 3
+    for name in ("generation_valid", "generation_match", "published_valid", "published_match"):
+        cube[name] = cube[name].where(~(late & (cube["model"] == "large")))
+    n = cube.sizes["sample"]
+    told = {
+        "text": ["Answer: (B) No"] * 2 * n,
+        "model": np.repeat(["small", "large"], n),
+        "concept": ["honesty"] * 2 * n,
+        "layer": np.full(2 * n, -1),
+        "strength": np.zeros(2 * n),
+        "sample": np.tile(np.arange(n), 2),
+    }
+    responses = {f"response_{name}": ("response", values) for name, values in told.items()}
+    audit = reading_audit(cube.assign(responses), **SETTINGS)
+    of_form = audit["n_readings"].sel(answer_form="Answer: (X) ...")
+    assert of_form.sum(("read_as", "published_as")).values.ravel().tolist() == [n, n]
+    assert audit["n_readings"].sum() == 2 * n
+
+
 def test_an_unsteered_response_is_counted_once() -> None:
     """It stands for all 20 layers: 40 items, of 6 concepts, at 2 strengths of 20 layers and 0."""
     cube = open_cube(ROOT / "data" / "smollm2.nc")

@@ -3,8 +3,10 @@ r"""Two readings of the same responses: how a study read them, and how `steercub
 A rate of generated answers is only as good as the reader that found the letter in each text. Where
 a cube holds a published reading beside its responses, `reading_audit` counts who read what and says
 what the difference does to the two results that rest on it: the largest change over layers, and its
-correlation with the logits. The other reader is not the truth either; what settles a disagreement
-is the form of the response, which is why misread answers are counted by form.
+correlation with the logits. The largest change is also given as held out: a random fifth of the
+items selects the layer, the change is measured on the others, and the mean of 500 such splits is
+taken. The other reader is not the truth either; what settles a disagreement is the form of the
+response, which is why misread answers are counted by form.
 
 Wrong for: rates that were published without their responses. Nothing can be said of those.
 """
@@ -116,7 +118,10 @@ def _responses_read(cube: xr.Dataset) -> pd.DataFrame:
     texts = _responses(cube)
     if not len(rows):
         return rows
-    texts["layer"] = texts["layer"].where(texts["layer"] != UNSTEERED, rows["layer"].min())
+    # A response that stands for every layer is counted at the first one.
+    first = rows.groupby(["model", "concept"], as_index=False)["layer"].min()
+    first = texts[["model", "concept"]].merge(first, how="left")["layer"]
+    texts["layer"] = texts["layer"].where(texts["layer"] != UNSTEERED, first)
     return texts.merge(rows, on=list(PLACE), how="inner")
 
 
