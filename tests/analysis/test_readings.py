@@ -241,6 +241,6 @@ def test_the_audit_of_the_study_says_what_the_raw_file_says() -> None:
     }
     for (statistic, reading), value in expected.items():
         row = of(table, model="32B", statistic=statistic, reading=reading)
-        assert row["value"] == pytest.approx(value, abs=0.006)
+        assert row["value"] == pytest.approx(value, abs=0.002)
     assert of(table, model="32B", statistic="responses")["value"] == 12_900
     assert int(distinct_responses(cube)["n_distinct_responses"].sum()) == 21_000
