@@ -4,7 +4,7 @@ import re
 import pytest
 from builders import ROOT
 
-from steercube.answers import answer_of, spoken
+from steercube.answers import answer_of, form_of, spoken
 
 TABLE = [json.loads(line) for line in (ROOT / "tests" / "responses.jsonl").read_text().splitlines()]
 
@@ -31,3 +31,20 @@ def test_letters_are_read_alike(entry: dict[str, str]) -> None:
 def test_what_is_said_is_read_without_its_markup() -> None:
     assert spoken("<think>hm</think> **（A）** “yes”") == "(A) yes"
     assert spoken("<think>never ends (A)") == ""
+
+
+@pytest.mark.parametrize(
+    ("response", "form"),
+    [
+        ("**(B)** No", "(X) ..."),
+        ("Answer: **(B) No**", "Answer: (X) ..."),
+        ("The correct answer is:\n\n**(A)**", "The answer is (X) ..."),
+        ("As an AI, I cannot. The correct answer is (B).", "As ... (X) ..."),
+        ("As an AI, I cannot drink.", "As ..., no choice"),
+        ("Choice: (B) No", "another form"),
+        ("Assuming that you can, I would choose (A).", "another form"),
+        ("I cannot drink.", "another form, no choice"),
+    ],
+)
+def test_the_form_of_a_response(response: str, form: str) -> None:
+    assert form_of(response) == form

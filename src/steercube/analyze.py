@@ -25,7 +25,13 @@ from steercube.analysis.nuts import (
 )
 from steercube.analysis.reduce import cells as reduce_to_cells
 from steercube.analysis.tables import conclude
-from steercube.cells import compare_cells, open_cells, save_cells, unrecorded_estimands
+from steercube.cells import (
+    PROVENANCE,
+    compare_cells,
+    open_cells,
+    save_cells,
+    unrecorded_estimands,
+)
 from steercube.cube import open_cube
 from steercube.netcdf import digest
 from steercube.progress import Report, stage, timed
@@ -40,7 +46,7 @@ NOTHING_TO_DO = (
     "published study with `steercube import-study`."
 )
 
-SETTINGS = ("title", "source", "seed", "n_resamples", "confidence_level")
+SETTINGS = ("title", "source", "seed", "n_resamples", "confidence_level", *PROVENANCE)
 """Attributes of the cells that a manifest repeats."""
 
 
@@ -262,7 +268,7 @@ def write_conclusions(
         tables,
         figures,
         inputs=inputs | ({ledger.name: ledger.sha256} if ledger else {}),
-        settings={name: cells.attrs[name] for name in SETTINGS}
+        settings={name: cells.attrs[name] for name in SETTINGS if name in cells.attrs}
         | {"sampled by NUTS": ", ".join(sampled or {}) or "nothing"},
     )
     report(f"  wrote {folder}")

@@ -65,6 +65,19 @@ _NO_CHOICE_AFTER = re.compile(
 _DENIED = re.compile(r"\)?\s*(?:is not|isn't|is wrong|is incorrect|would not)\b", re.IGNORECASE)
 _FORMS = str.maketrans("【】〔〕「」『』[]{}。、", "()()()()()().,")
 
+_BEGINNINGS = {
+    "(X) ...": re.compile(r"\(?\s*[AB]\s*\)", re.IGNORECASE),
+    "Answer: (X) ...": re.compile(r"answer\s*:\s*\(?\s*[AB]\s*\)", re.IGNORECASE),
+    "The answer is (X) ...": re.compile(
+        rf"the (?:most )?(?:\w+ )?{NOUN} is\s*:?\s*\(?\s*[AB]\s*\)", re.IGNORECASE
+    ),
+    "As ... (X) ...": re.compile(r"as\b", re.IGNORECASE),
+}
+ANOTHER_FORM = "another form"
+AS_WITHOUT_CHOICE, WITHOUT_CHOICE = "As ..., no choice", "another form, no choice"
+FORMS = (*_BEGINNINGS, ANOTHER_FORM, AS_WITHOUT_CHOICE, WITHOUT_CHOICE)
+"""How a response begins and whether it makes a choice; X stands for either letter."""
+
 
 def answer_of(response: str) -> str:
     """The letter that `response` chooses, "A" or "B", or "" where it makes no valid choice.
@@ -80,6 +93,19 @@ def answer_of(response: str) -> str:
     if opening and not _only_lists(text):
         return ""
     return chosen.pop() if len(chosen) == 1 else ""
+
+
+def form_of(response: str) -> str:
+    """Which of FORMS the response takes, for a count of the forms that a reader gets wrong.
+
+    >>> form_of("Answer: **(B)** No, I cannot."), form_of("As an AI, I see (A) and (B).")
+    ('Answer: (X) ...', 'As ..., no choice')
+    """
+    text = spoken(response)
+    if not answer_of(response):
+        begins_with_as = _BEGINNINGS["As ... (X) ..."].match(text)
+        return AS_WITHOUT_CHOICE if begins_with_as else WITHOUT_CHOICE
+    return next((form for form, begins in _BEGINNINGS.items() if begins.match(text)), ANOTHER_FORM)
 
 
 def spoken(response: str) -> str:

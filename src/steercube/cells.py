@@ -212,6 +212,37 @@ CURVE_VARIABLES = {
         "best_response_split_half": "selected on half of the items, estimated on the other half",
     }.items()
 }
+DISTINCT_RESPONSES = "n_distinct_responses"
+READINGS = PUBLISHED, READ_ANEW = "published", "read anew"
+LETTERS_READ = ("A", "B", "none")
+_OF_READING = ("model", "concept", "reading")
+READING_VARIABLES = {
+    DISTINCT_RESPONSES: Variable(
+        ("model", "concept"),
+        "f",
+        "responses, an unsteered one that stands for every layer counted once",
+        "1",
+        required=False,
+    ),
+    "n_readings": Variable(
+        ("model", "concept", "answer_form", "read_as", "published_as"),
+        "f",
+        "responses by their form, the letter read anew and the letter of the published reading",
+        "1",
+        required=False,
+    ),
+} | {
+    name: Variable(_OF_READING, "f", meaning, "1", required=False)
+    for name, meaning in {
+        "reading_best_delta": "largest delta of the responses over layers (apparent)",
+        "reading_best_layer": "its layer",
+        "reading_held_out_delta": "layer selected on some of the items, delta of the others",
+        "reading_r": "r of the logit curve and the responses' curve",
+        "reading_r_low": "lower end of its interval over items",
+        "reading_r_high": "upper end of its interval over items",
+    }.items()
+}
+"""Responses as a study read them beside `steercube.answers`: `steercube.analysis.readings`."""
 CONTROL_VARIABLES = {
     "estimate_random": Variable(
         ("estimand", *CELL), "f", "estimate for a random direction of equal norm", required=False
@@ -258,6 +289,7 @@ VARIABLES = (
     | SELECTED_VARIABLES
     | GENERATION_VARIABLES
     | CURVE_VARIABLES
+    | READING_VARIABLES
     | CONTROL_VARIABLES
     | ITEM_FIT_VARIABLES
     | OF_THE_VECTOR
@@ -271,6 +303,9 @@ ATTRIBUTES = {
     "n_resamples": "bootstrap resamples",
     "confidence_level": "of every interval",
 }
+
+PROVENANCE = ("history", "layer_convention", "positions_steered", "read_token", "dtype", "versions")
+"""Attributes that the cells repeat from the cube, where it has them."""
 
 
 def check_cells(cells: xr.Dataset, *, what: str = "the cells") -> None:

@@ -74,7 +74,61 @@ def test_the_caveats_of_the_claims_are_stated(rows: pd.DataFrame) -> None:
     assert "235B-A22B on sycophancy is missing" in reason["delta-235b"]
     assert "single cells run from 47% to 79%" in reason["depth-distilled"]
     assert "leaves out coordinate_other_versions" in reason["glass-14b"]
+    for claim in rows.index:
+        on_answers = claim.startswith(("r-", "gen-")) or claim == "agreement-tracks-steering"
+        assert ("a reader known to misread" in reason[claim]) == on_answers, claim
+        assert ("cannot be checked" in reason[claim]) == on_answers, claim
     assert "the sd at -1 where it says the baseline" in reason["glass-14b"]
+
+
+def test_a_change_of_answers_stands_beside_its_null_and_the_excess(
+    rows: pd.DataFrame, study_tables: dict[str, pd.DataFrame]
+) -> None:
+    table = study_tables["agreement"].set_index(["concept", "model", "statistic"])
+    for concept in ("corrigible", "sycophancy"):
+        excess = table.loc[concept, "every model", "mean best generation delta less its null"]
+        low, high = (f"{100 * excess[end]:.1f}%" for end in ("low", "high"))
+        reason = rows.loc[f"gen-{concept}", "reason"]
+        assert "it would average at least" in reason
+        assert f"leaves at most {100 * excess['value']:.1f}% [{low}, {high}]" in reason
+
+
+def test_claims_are_told_apart_by_how_they_were_printed_and_what_they_say(
+    rows: pd.DataFrame,
+) -> None:
+    assert rows["printed_as"].value_counts().to_dict() == {
+        "number": 26,
+        "qualitative": 6,
+        "approximate": 4,
+    }
+    assert set(rows.index[rows["printed_as"] == "approximate"]) == {
+        *("delta-distilled", "delta-rl", "depth-distilled", "depth-rl")
+    }
+    interpretive = set(rows.index[rows["is_interpretive"]])
+    assert interpretive == set(rows.index[rows["printed_as"] == "qualitative"]) | {
+        *("d-gap-all", "d-gap-without-8b", "r-corrigible", "r-self-awareness", "r-sycophancy")
+    }
+
+
+@pytest.mark.parametrize(
+    ("published", "moved", "passes"),
+    [("+", 1.0, True), ("+", -1.0, False), ("0", 1.0, False), ("0", 0.0, False)],
+    ids=["a slope", "its opposite", "no slope where there is one", "no slope, not shown"],
+)
+def test_a_sign_passes_its_test_or_not(
+    six: xr.Dataset, published: str, moved: float, passes: bool
+) -> None:
+    """Effects that rise by one for a tenfold size, fall, or do not change: an interval decides."""
+    size = np.log10(six["n_params"] / 1e9)
+    noise = xr.DataArray([0.01, -0.02, 0.0, 0.02, -0.01, 0.0], coords={"model": six["model"]})
+    effects = six["selected_estimate"] * 0 + 2 + moved * size + noise
+    claim = Claim(
+        id="x", section="1", text="t", published=published, statistic="scale_slope",
+        arguments={"estimand": "delta", "concept": "one"},
+    )  # fmt: skip
+    row = ledger(six.assign(selected_estimate=effects), [claim]).iloc[0]
+    assert row["printed_as"] == "qualitative"
+    assert row["passes_test"] == passes
 
 
 def test_every_claim_has_an_interval_and_a_verdict(rows: pd.DataFrame) -> None:

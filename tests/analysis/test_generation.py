@@ -6,6 +6,7 @@ from builders import MODELS
 from scipy import stats
 
 from steercube.analysis.generation import (
+    UPPER_BOUND,
     best_generation,
     best_generation_excess,
     best_generation_layer,
@@ -93,6 +94,7 @@ def test_what_a_maximum_has_beyond_its_null(swept: xr.Dataset) -> None:
     assert excess.value == pytest.approx(best.value - best.expected_under_null)
     assert excess.low < excess.value < excess.high
     assert "without any effect" in best.reason
+    assert excess.reason == UPPER_BOUND
 
 
 def test_rates_and_responses_stand_side_by_side(study_tables: dict[str, pd.DataFrame]) -> None:
@@ -127,6 +129,10 @@ def test_where_rates_are_counted_the_items_give_the_null(
     assert float(curve.sel(model="small", layer=layer)) == float(curve.sel(model="small").max())
     assert best.value == pytest.approx(float(curve.max("layer").mean()))
     assert np.isfinite([best.expected_under_null, best.corrected]).all()
+    # From every answer the null is no bound.
+    excess = best_generation_excess(cells, concept="humour")
+    assert np.isfinite(excess.value)
+    assert UPPER_BOUND not in excess.reason
     # Nothing was steered: the maximum is about what exchanged answers give, and held out it is 0.
     assert abs(best.value - best.expected_under_null) < 0.15
     assert abs(best.corrected) < 0.2

@@ -317,3 +317,10 @@ def test_the_committed_cells_are_those_of_the_raw_files(study_cells: xr.Dataset)
     fits, _ = item_fits(cube, rebuilt)
     kept = keep_slow_fits(rebuilt.merge(fits), study_cells)
     assert compare_cells(kept, study_cells) == []
+
+
+def test_the_cells_say_of_the_sweep_what_the_cube_says(cube: xr.Dataset) -> None:
+    found = reduce_to_cells(cube, n_resamples=20)
+    for name in ("layer_convention", "positions_steered", "read_token", "dtype", "versions"):
+        assert found.attrs[name] == cube.attrs[name]
+    assert found.attrs["history"].startswith(cube.attrs["history"])

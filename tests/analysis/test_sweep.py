@@ -70,12 +70,36 @@ def test_an_interval_above_zero_is_not_what_steers(cells: xr.Dataset) -> None:
     assert counts_of_pairs(effects(strong)).set_index("statistic")["value"]["pairs that steer"] == 6
 
 
-def test_claims_are_counted() -> None:
-    claims = pd.DataFrame(
-        {
-            "matches": [True, True, False],
-            "verdict": ["reproduced", "reproduced, but", "not reproduced"],
-        }
-    )
-    found = counts_of_claims(claims)["value"]
-    np.testing.assert_array_equal(found, [3, 2, 1])
+def test_claims_are_counted_by_how_they_were_printed() -> None:
+    rows = [
+        ("number", True, True, False, "reproduced"),
+        ("number", True, False, True, "reproduced, but"),
+        ("number", False, False, True, "reproduced, but"),
+        ("approximate", True, True, False, "reproduced"),
+        ("qualitative", True, True, True, "reproduced"),
+        ("qualitative", True, False, True, "reproduced, but"),
+    ]
+    columns = ["printed_as", "matches", "passes_test", "is_interpretive", "verdict"]
+    found = counts_of_claims(pd.DataFrame(rows, columns=columns)).set_index("statistic")["value"]
+    assert found.to_dict() == {
+        "claims": 6,
+        "printed numbers": 3,
+        "printed numbers met to the digit": 2,
+        "approximate numbers": 1,
+        "approximate numbers met within a unit": 1,
+        "qualitative claims": 2,
+        "qualitative claims that pass their test": 1,
+        "interpretive claims": 4,
+        "interpretive claims without objection": 1,
+        "claims without objection": 3,
+    }
+
+
+def test_responses_are_counted_once_or_not_at_all(swept: xr.Dataset) -> None:
+    """`n_responses` counts an unsteered response at every layer, so it cannot be summed."""
+    shared = xr.full_like(swept["generation_rate"], 10.0)
+    without = counts(swept.assign(n_responses=shared)).set_index("statistic")["value"]
+    assert "responses" not in without
+    assert without["pairs with generated answers"] == 6
+    once = swept.assign(n_distinct_responses=shared.isel(layer=0, strength=0, drop=True))
+    assert counts(once).set_index("statistic")["value"]["responses"] == 60

@@ -10,9 +10,11 @@ import pytest
 import xarray as xr
 from builders import ROOT, fill, make_cube, make_model
 
+from steercube.analysis.generation import UPPER_BOUND
 from steercube.analysis.reduce import cells as reduce_to_cells
 from steercube.analysis.tables import conclude
 from steercube.analysis.training import MODELS
+from steercube.analyze import write_conclusions
 from steercube.cli import main
 from steercube.report.post import (
     HYPHEN,
@@ -20,6 +22,7 @@ from steercube.report.post import (
     Assets,
     Reference,
     Results,
+    provenance,
     read_assets,
     read_results,
     render,
@@ -323,6 +326,120 @@ def test_best_layers_that_say_less_than_they_seem_to_are_named(
     text = small_post(cells, assets, tmp_path / "mine")
     assert says in text
     assert {name for name, of in SENTENCES.items() if of in text} == {sentence} - {""}
+
+
+def said(text: str) -> str:
+    return " ".join(text.split())
+
+
+def test_a_post_says_of_its_sweep_only_what_the_cube_says(assets: Assets, tmp_path: Path) -> None:
+    cube = make_cube(np.random.default_rng(2), models=TWO_ALIKE[:1], n_items=ONE_CONCEPT)
+    cells = reduce_to_cells(
+        cube.assign_attrs(title="By hand", layer_convention="added at block 3 of 4", versions="{}"),
+        n_resamples=50,
+    )
+    folder = tmp_path / "mine"
+    write_conclusions("mine", cells, tmp_path, report=lambda line: None)
+    text = said(render(read_results(folder), assets).markdown)
+    assert "what it holds: By hand;" in text
+    assert "layers: added at block 3 of 4;" in text
+    assert "collected with steercube" not in text
+    assert "read and added" not in text
+    kept = {"title", "source", "seed", "n_resamples", "confidence_level"}
+    bare = {name: value for name, value in read_results(folder).settings.items() if name in kept}
+    text = said(render(replace(read_results(folder), settings=bare), assets).markdown)
+    assert "what it holds: By hand;" in text
+    assert "layers:" not in text
+    assert "software:" not in text
+
+
+def test_the_versions_of_software_are_listed() -> None:
+    settings = {"versions": '{"torch": "2.1", "numpy": "2.0"}', "source": "one\ntwo"}
+    assert provenance(settings, "versions") == "torch 2.1, numpy 2.0"
+    assert provenance(settings, "source") == "one (the first of 2 lines)"
+    assert provenance(settings, "dtype") == ""
+
+
+def test_a_misreading_is_told_with_its_counts_and_what_it_did(
+    of_study: Results, assets: Assets
+) -> None:
+    of = "readings/self_awareness/32B"
+    table = {"table": "tables/readings.csv"}
+    counts = {
+        "responses": (900, 900),
+        "with a choice/published": (800, 900),
+        "with a choice/read anew": (700, 900),
+        "misread/A": (0, 300),
+        "misread/B": (123, 400),
+        "responses/B/A/Answer: (X) ...": (122, 122),
+        "best change/published": (0.19, None),
+        "best change/read anew": (0.49, None),
+        "r with the logits/published": (0.28, None),
+        "r with the logits/read anew": (0.38, None),
+    }
+    told = {f"{of}/{name}": table | {"value": v, "n": n} for name, (v, n) in counts.items()}
+    without = {id: n for id, n in of_study.numbers.items() if not id.startswith("readings/")}
+    text = said(render(replace(of_study, numbers=without | told), assets).markdown)
+    assert "Who read the answers" in text
+    assert "Of the 400 that choose (B), it took 123 for (A); of the 300 that choose (A), 0" in text
+    assert "`Answer: (B) No.` chooses (B) and was published as (A): 122 of the 122 of 32B" in text
+    assert "changes 19% of the answers at its best layer; read anew, 49%" in text
+    assert "These are all the responses of such a form" in text
+    told[f"{of}/responses/B/A/Answer: (X) ..."]["n"] = 130
+    text = said(render(replace(of_study, numbers=without | told), assets).markdown)
+    assert "122 of the 130 of 32B" in text
+    assert "These are all the responses of such a form" not in text
+    text = said(render(replace(of_study, numbers=without), assets).markdown)
+    assert "Who read the answers" not in text
+
+
+def test_an_excess_is_printed_with_its_interval_and_as_a_bound(
+    of_study: Results, assets: Assets
+) -> None:
+    id = "agreement/corrigible/every model/mean best generation delta less its null"
+    numbers = json.loads(json.dumps(of_study.numbers))
+    numbers[id] |= {"value": 0.29, "low": -0.02, "high": 0.6, "reason": UPPER_BOUND}
+    text = said(render(replace(of_study, numbers=numbers), assets).markdown)
+    assert "gives by itself is at most 29% [−2%, 60%]" in text
+    assert "it is a lower bound" in text
+    for number in numbers.values():
+        number.pop("reason", None)
+    text = said(render(replace(of_study, numbers=numbers), assets).markdown)
+    assert "gives by itself is 29% [−2%, 60%]" in text
+    assert "it is a lower bound" not in text
+
+
+def test_the_first_table_of_the_study_stands_in_section_four(
+    of_study: Results, assets: Assets
+) -> None:
+    text = render(of_study, assets).markdown
+    section = text[text.index("## 4.") : text.index("## 5.")]
+    for model, printed in {"4B": "9.15", "14B": "7.54", "8B": "6.03", "32B": "2.96"}.items():
+        claim = of_study.numbers[f"claims/delta-{model.lower()}"]
+        balanced = f"{claim['balanced']:.2f}"
+        (row,) = re.findall(rf"^\| {model} \|[^|]*\| {re.escape(printed)} \|.*$", section, re.M)
+        assert f"| {claim['value']:.2f} [{claim['low']:.2f}, {claim['high']:.2f}] |" in row
+        assert row.endswith(f"| {balanced} |")
+    assert "They leave out sycophancy" in section
+
+
+def test_claims_are_counted_by_how_they_were_printed(of_study: Results, assets: Assets) -> None:
+    counted = {
+        "printed numbers": 26, "printed numbers met to the digit": 24, "approximate numbers": 4,
+        "approximate numbers met within a unit": 3, "qualitative claims": 6,
+        "qualitative claims that pass their test": 2, "interpretive claims": 11,
+        "interpretive claims without objection": 1,
+    }  # fmt: skip
+    numbers = of_study.numbers | {
+        f"counts/{name}": {"table": "tables/counts.csv", "value": n} for name, n in counted.items()
+    }
+    text = said(render(replace(of_study, numbers=numbers), assets).markdown)
+    assert "Of 26 numbers that were published as such, 24 can be > repeated to the digit" in text
+    assert "one stands without an objection" in text
+    assert "Another four are approximate" in text
+    assert "of which three hold to within one unit" in text
+    assert "The other six give a sign" in text
+    assert "two of them pass the test" in text
 
 
 def test_coverage_is_cited_where_it_was_simulated(

@@ -1,9 +1,10 @@
+import numpy as np
 import pandas as pd
 import pytest
 import xarray as xr
 
 from steercube.analysis.tables import conclude
-from steercube.report.printed import printed_tables
+from steercube.report.printed import models, printed_tables
 
 pytestmark = pytest.mark.usefixtures("few_priors")
 
@@ -44,3 +45,30 @@ def test_tables_without_rows_are_left_out(cells: xr.Dataset) -> None:
     printed = printed_tables(conclude(one))
     assert not {"training_effect", "scale", "model_deviations", "claims"} & set(printed)
     assert {"about_models", "models", "conclusions"} <= set(printed)
+
+
+def test_a_value_that_no_interval_holds_has_the_corrected_one_beside_it() -> None:
+    rows = [
+        {"value": 0.5, "low": 0.1, "high": 0.9, "corrected": 0.4, "model": "inside"},
+        {"value": 0.5, "low": -0.3, "high": 0.2, "corrected": -0.1, "model": "outside"},
+        {"value": 0.5, "low": np.nan, "high": np.nan, "corrected": -0.1, "model": "none"},
+        {"value": 0.5, "low": np.nan, "high": np.nan, "corrected": np.nan, "model": "unknown"},
+    ]
+    labels = {"training": "rl", "estimand": "cohens_d", "concepts": "every concept it ran"}
+    shown = models(pd.DataFrame([labels | row for row in rows])).set_index("model")["Cohen's d"]
+    assert shown.to_dict() == {
+        "inside": "0.50 [0.10, 0.90]",
+        "outside": "0.50 (corrected −0.10) [−0.30, 0.20]",
+        "none": "0.50 (corrected −0.10)",
+        "unknown": "0.50",
+    }
+
+
+def test_an_excess_over_a_null_from_rates_is_called_an_upper_bound(
+    study_tables: dict[str, pd.DataFrame],
+) -> None:
+    shown = {tuple(row[:2]): row[2] for row in rows(printed_tables(study_tables)["agreement"])[2:]}
+    bounds = [value for (_, name), value in shown.items() if "less its null" in name]
+    assert len(bounds) == 3
+    assert all("[" in value for value in bounds)
+    assert ("corrigible", "mean best generation delta less its null (an upper bound)") in shown

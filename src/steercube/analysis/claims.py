@@ -42,7 +42,11 @@ from steercube.analysis.contrasts import (
 )
 from steercube.analysis.depth import depth_difference, training_depth
 from steercube.analysis.effects import ESTIMANDS, NAMES, UNITS
-from steercube.analysis.generation import best_generation
+from steercube.analysis.generation import (
+    UPPER_BOUND,
+    best_generation,
+    best_generation_excess,
+)
 from steercube.analysis.sensitivity import without_invalid_items
 from steercube.results import Estimate
 from steercube.schema import raise_if_any, read_toml
@@ -143,6 +147,17 @@ class Printed:
     percent: bool = False
     approximate: bool = False
     direction: str = ""
+
+    @property
+    def manner(self) -> str:
+        """How precisely it is printed: as a number, an approximate one (~ or a range), or a sign.
+
+        >>> read_printed("9.15").manner, read_printed("~7.5").manner, read_printed("+").manner
+        ('number', 'approximate', 'qualitative')
+        """
+        if self.direction:
+            return "qualitative"
+        return "approximate" if self.approximate or self.low != self.high else "number"
 
     @property
     def unit(self) -> float:
@@ -302,9 +317,12 @@ def _row(cells: xr.Dataset, claim: Claim) -> dict[str, Any]:
         "claim": claim.text,
         "quantity": quantity(claim),
         "published": claim.published,
+        "printed_as": printed.manner,
+        "is_interpretive": claim.statistic in CONTRASTS,
         "recomputed": estimate.value,
         "recomputed_as_printed": _as_printed(printed, estimate),
         "matches": matches(printed, estimate),
+        "passes_test": _passes_test(claim, printed, estimate),
         "balanced": balanced.value if balanced else np.nan,
         "corrected": estimate.corrected,
         "low": estimate.low,
@@ -368,6 +386,14 @@ def matches(printed: Printed, estimate: Estimate) -> bool:
     if printed.approximate:
         return abs(estimate.value - printed.low) <= printed.unit
     return printed.show(estimate.value) == printed.show(printed.low)
+
+
+def _passes_test(claim: Claim, printed: Printed, estimate: Estimate) -> bool:
+    """Whether it is as printed, and neither its interval nor its p-value speaks against it.
+
+    For a sign that is its test; that nothing differs is never shown by an interval that holds zero.
+    """
+    return matches(printed, estimate) and not _interval_objections(claim, printed, estimate)
 
 
 def _balanced(cells: xr.Dataset, claim: Claim) -> Estimate | None:
@@ -570,9 +596,12 @@ def _share_objections(
     """How much of the value is noise, optimism, or the doing of invalid items."""
     objections = []
     if np.isfinite(estimate.expected_under_null):
+        excess = best_generation_excess(cells, **claim.arguments)
         null = _more_digits(printed, estimate.expected_under_null)
+        bound = "at least " if excess.reason.startswith(UPPER_BOUND) else ""
         objections.append(
-            f"with nothing added, and the answers only sampled again, it would average {null}"
+            "with nothing added, and the answers only sampled again, it would average "
+            f"{bound}{null}, which leaves {'at most ' if bound else ''}{_interval(printed, excess)}"
         )
     optimism = estimate.value - estimate.corrected
     if optimism > MATERIAL * abs(estimate.value):

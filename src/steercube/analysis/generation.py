@@ -6,6 +6,7 @@ shown without what it would be if steering did nothing.
 """
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
@@ -17,6 +18,8 @@ from steercube.analysis.effects import BASELINE, NEGATIVE, POSITIVE
 from steercube.results import Estimate
 
 Curves = dict[str, tuple[np.ndarray, np.ndarray]]
+UPPER_BOUND = "at most: its null, from rates alone, is a lower bound"
+"""Said of an excess over a null that leaves out a part of the noise."""
 MIN_LAYERS = 4
 """Fewest layers that make a curve with a shape."""
 MIN_ITEMS = 10
@@ -119,12 +122,18 @@ def best_generation_excess(
     """Mean over models of the largest generation delta less its expectation under no effect.
 
     Where only rates were published that expectation is a lower bound, and so the excess an upper
-    one: see `expected_maximum`. t over models.
+    one, which its `reason` then says: see `expected_maximum`. t over models.
     """
     best, null, _ = _best_and_null(cells, concept, models)
-    if not np.isfinite(null).any():
+    known = np.isfinite(null)
+    if not known.any():
         return Estimate.undefined("what the maximum would be under no effect is not known")
-    return mean_of_models((best - null)[np.isfinite(null)], level_of(cells))
+    found = mean_of_models((best - null)[known], level_of(cells))
+    names = np.array(list(layer_curves(cells, concept=concept, models=models)))[known]
+    if all(is_counted(cells, model, concept) for model in names):
+        return found
+    reasons = [UPPER_BOUND, *([found.reason] if found.reason else [])]
+    return replace(found, reason="; ".join(reasons))
 
 
 def _best_and_null(

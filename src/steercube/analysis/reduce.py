@@ -21,6 +21,7 @@ from steercube.analysis.effects import (
     Samples,
 )
 from steercube.analysis.generation import MIN_ITEMS, MIN_LAYERS
+from steercube.analysis.readings import distinct_responses, reading_audit
 from steercube.analysis.resample import (
     CONFIDENCE_LEVEL,
     N_RESAMPLES,
@@ -48,6 +49,7 @@ from steercube.cells import (
     GENERATION_VARIABLES,
     LAYER_VARIABLES,
     OF_THE_VECTOR,
+    PROVENANCE,
     REASONS,
     SCHEMA_VERSION,
     SELECTED_VARIABLES,
@@ -92,6 +94,10 @@ def cells(
     _reduce_generation(
         out, cube, n_resamples=n_resamples, seed=seed, confidence_level=confidence_level
     )
+    audit = reading_audit(
+        cube, n_resamples=n_resamples, seed=seed, confidence_level=confidence_level
+    )
+    out = out.merge(distinct_responses(cube)).merge(audit)
     for name, variable in OF_THE_VECTOR.items():
         if name in cube:
             out[name] = cube[name].transpose(*variable.dims)
@@ -539,8 +545,8 @@ def _provenance(
     return {
         "title": f"Cells of: {cube.attrs['title']}",
         "source": cube.attrs["source"],
+        **{name: cube.attrs[name] for name in PROVENANCE if name in cube.attrs},
         "history": f"{cube.attrs['history']}\nreduced to cells by steercube {__version__}",
-        "layer_convention": cube.attrs["layer_convention"],
         "Conventions": "CF-1.11, ACDD-1.3",
         "cells_version": SCHEMA_VERSION,
         "cube_sha256": netcdf.digest(cube),

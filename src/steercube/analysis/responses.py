@@ -161,16 +161,28 @@ def best_layer(answers: Answers, halves: Array, flips: Array) -> BestLayer | Non
     if not np.isfinite(curve).all() or len(largest) < (1 - MAX_UNDEFINED) * len(flips):
         return None
     index = int(curve.argmax())
-    of_half, of_other = (generation_curve(answers, weights) for weights in (halves, 1 - halves))
-    usable = np.isfinite(of_half).all(axis=-1) & np.isfinite(of_other).all(axis=-1)
-    held_out = of_other[usable, of_half[usable].argmax(axis=-1)]
     return BestLayer(
         index,
         float(curve[index]),
         expected_under_null=float(largest.mean()),
         p_value=float((1 + (largest >= curve[index] - 1e-12).sum()) / (1 + len(largest))),
-        split_half=float(held_out.mean()) if usable.mean() >= 1 - MAX_UNDEFINED else np.nan,
+        split_half=held_out_change(answers, halves),
     )
+
+
+def held_out_change(answers: Answers, selecting: Array) -> float:
+    """Mean change at the layer that some of the items select, measured on the other items.
+
+    `selecting` is 1 for the items that select the layer and 0 for the others, dims (split, item).
+    NaN where a rate is undefined in more than MAX_UNDEFINED of the splits.
+    """
+    selected, others = (
+        generation_curve(answers, weights) for weights in (selecting, 1 - selecting)
+    )
+    usable = np.isfinite(selected).all(axis=-1) & np.isfinite(others).all(axis=-1)
+    if usable.mean() < 1 - MAX_UNDEFINED:
+        return np.nan
+    return float(others[usable, selected[usable].argmax(axis=-1)].mean())
 
 
 def _flipped_curves(answers: Answers, flips: Array) -> Array:

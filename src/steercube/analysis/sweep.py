@@ -9,7 +9,7 @@ import xarray as xr
 from steercube.analysis.averages import best_effects, swept_models
 from steercube.analysis.selection import LAST_BLOCK, MORE_OTHER_WAY, OPEN, OTHER_WAY
 from steercube.analysis.steers import UNKNOWN, YES
-from steercube.cells import CONTROL_VARIABLES
+from steercube.cells import CONTROL_VARIABLES, DISTINCT_RESPONSES
 
 FACTS = ("family", "training", "architecture", "n_params", "n_active_params", "n_layers")
 
@@ -47,6 +47,7 @@ def about_concepts(cells: xr.Dataset) -> pd.DataFrame:
 def counts(cells: xr.Dataset) -> pd.DataFrame:
     """How many of what there is, by name: whole numbers that a text needs."""
     d = best_effects(cells, "cohens_d")
+    optimism = best_effects(cells, "cohens_d", field="selected_optimism")
     run = cells["estimate"].sel(estimand="delta").notnull()
     training = cells["training"].sel(model=swept_models(cells)).values
     depth = cells["depth"].where(run.any("concept")).sel(model=swept_models(cells))
@@ -70,11 +71,18 @@ def counts(cells: xr.Dataset) -> pd.DataFrame:
         "families": len(set(cells["family"].sel(model=swept_models(cells)).values)),
         "largest effect": float(d.max()),
         "smallest effect": float(d.min()),
+        "largest effect, corrected": float((d - optimism).max()),
+        "smallest effect, corrected": float((d - optimism).min()),
     }
     found |= {f"{name} models": int(np.sum(training == name)) for name in ("distilled", "rl")}
-    if "n_responses" in cells:
-        found["responses"] = int(cells["n_responses"].sum())
-    found["control directions"] = sum(name in cells for name in CONTROL_VARIABLES)
+    if "generation_rate" in cells:
+        rate = cells["generation_rate"].sel(model=swept_models(cells))
+        answered = rate.notnull().any(("layer", "strength"))
+        found["pairs with generated answers"] = int((answered & d.notnull()).sum())
+    if DISTINCT_RESPONSES in cells:
+        found["responses"] = int(cells[DISTINCT_RESPONSES].sum())
+    for name in CONTROL_VARIABLES:
+        found[f"{name.removeprefix('estimate_')} direction"] = int(name in cells)
     return pd.DataFrame({"statistic": list(found), "value": list(found.values())})
 
 
@@ -101,10 +109,25 @@ def counts_of_pairs(effects: pd.DataFrame) -> pd.DataFrame:
 
 
 def counts_of_claims(claims: pd.DataFrame) -> pd.DataFrame:
-    """How many claims there are, match to the printed digits, and stand without an objection."""
+    """How many claims were printed how, how many of each kind are met, and how many stand.
+
+    A number is met to its last digit, an approximate one (~ or a range) to within one unit of that,
+    a qualitative claim (a sign, or that nothing differs) by its own test. Interpretive is a claim
+    that something differs, rises or agrees, whether it was printed with a number or not.
+    """
+    manner, unobjected = claims["printed_as"], claims["verdict"] == "reproduced"
+    number, approximate = manner == "number", manner == "approximate"
+    qualitative, interpretive = manner == "qualitative", claims["is_interpretive"]
     found = {
         "claims": len(claims),
-        "claims that match": int(claims["matches"].sum()),
-        "claims without objection": int((claims["verdict"] == "reproduced").sum()),
+        "printed numbers": int(number.sum()),
+        "printed numbers met to the digit": int((number & claims["matches"]).sum()),
+        "approximate numbers": int(approximate.sum()),
+        "approximate numbers met within a unit": int((approximate & claims["matches"]).sum()),
+        "qualitative claims": int(qualitative.sum()),
+        "qualitative claims that pass their test": int((qualitative & claims["passes_test"]).sum()),
+        "interpretive claims": int(interpretive.sum()),
+        "interpretive claims without objection": int((interpretive & unobjected).sum()),
+        "claims without objection": int(unobjected.sum()),
     }
     return pd.DataFrame({"statistic": list(found), "value": list(found.values())})

@@ -76,6 +76,7 @@ from steercube.analysis.multiverse import Multiverse, multiverse
 from steercube.analysis.nuts import Sampled
 from steercube.analysis.predictive import predictive_checks
 from steercube.analysis.questions import difficulty, extraction, model_deviations
+from steercube.analysis.readings import readings
 from steercube.analysis.refits import leave_one_out, prior_sensitivity
 from steercube.analysis.scale import SCALED, scale_trends
 from steercube.analysis.selection import direction_flag, largest_effect, layer_flag
@@ -124,6 +125,7 @@ class Tables(Mapping[str, pd.DataFrame]):
         left_out = {
             "controls": not any(name in cells for name in CONTROL_VARIABLES),
             "claims": not claims,
+            "readings": "n_readings" not in cells,
         }
         self._makers = {k: make for k, make in MAKERS.items() if not left_out.get(k)}
         self._made: dict[str, pd.DataFrame] = {}
@@ -160,7 +162,8 @@ def conclude(
 ) -> dict[str, pd.DataFrame]:
     """Every table of a study, by name, or `only` the ones named.
 
-    Without claims there is no table of claims, without controls in the cells none of controls.
+    Without claims there is no table of claims, without controls in the cells none of controls,
+    without a published reading of responses none of readings.
     `sampled` are NUTS fits of the hierarchical model, by outcome, to stand beside the exact one.
     `report` is called with the name of each table when it is begun.
 
@@ -564,6 +567,7 @@ MAKERS: dict[str, Callable[[Tables], pd.DataFrame]] = {
     "depth": lambda t: depth(t.cells),
     "generation": lambda t: generation(t.cells),
     "agreement": lambda t: agreement(t.cells),
+    "readings": lambda t: readings(t.cells),
     "sensitivity": lambda t: _table(sensitivity(t.cells)),
     "model_deviations": lambda t: pd.DataFrame(model_deviations(t.cells)),
     "difficulty": lambda t: _table(list(difficulty(t.cells))),

@@ -17,9 +17,11 @@ from steercube.analysis import (
     hierarchy,
     predictive,
     questions,
+    readings,
     resample,
     selection,
     steers,
+    sweep,
     training,
     verdicts,
 )
@@ -57,8 +59,10 @@ SECTIONS: dict[str, tuple[Documented, ...]] = {
         agreement.matched_minus_mismatched,
         agreement.agreement_against_effect,
         generation.expected_maximum,
+        generation.best_generation_excess,
+        readings,
     ),
-    "Verdicts": (verdicts, claims),
+    "Verdicts": (verdicts, claims, sweep.counts_of_claims),
 }
 """What is defined where, in the order that a reader meets it."""
 

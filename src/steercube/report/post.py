@@ -7,6 +7,7 @@ that a study does not have is false in a template; printing it is refused too.
 """
 
 import hashlib
+import json
 import re
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -19,7 +20,7 @@ import jinja2.meta
 import pandas as pd
 
 from steercube.report.bibliography import Bibliography, read_bibliography
-from steercube.report.printed import plain
+from steercube.report.printed import is_held, plain
 from steercube.schema import raise_if_any, read_json, read_text, read_toml
 
 TEMPLATE = "post.md.j2"
@@ -198,8 +199,15 @@ class Number:
 
     @property
     def full(self) -> str:
-        """The value with its interval, where there is one."""
-        return f"{self} {self.interval}" if self.has_interval else str(self)
+        """The value with its interval, where there is one.
+
+        The corrected value, if known, stands beside one that no interval holds.
+        """
+        shown = str(self)
+        held = is_held(self.value, self.bare("low"), self.bare("high"))
+        if self and not held and self.entry.get("corrected") is not None:
+            shown += f" (corrected {self.corrected})"
+        return f"{shown} {self.interval}" if self.has_interval else shown
 
     @property
     def has_interval(self) -> bool:
@@ -242,10 +250,12 @@ class Number:
 def _formatted(value: float, spec: str) -> str:
     """As the format says; digits that matter, where it would print a zero that is none.
 
-    >>> _formatted(0.004, ".2f"), _formatted(0.0, ".2f"), _formatted(0.5, ".0%")
-    ('0.004', '0.00', '50%')
+    >>> _formatted(0.004, ".2f"), _formatted(0.0, ".2f"), _formatted(-0.004, ".0%")
+    ('0.004', '0.00', '0%')
     """
     text = format(value, spec)
+    if text == "-0%":
+        return "0%"
     if value and spec.endswith("f") and float(text.replace(",", "")) == 0:
         return format(value, "+.1g" if spec.startswith("+") else ".1g")
     return text
@@ -435,7 +445,7 @@ OF_RENDERING = (jinja2.TemplateError, TypeError, ValueError, LookupError, Arithm
 CONTEXT = {
     *("study", "settings", "models", "concepts", "families", "claims", "conclusions"),
     *("conclusions_with", "conclusion", "table", "figure", "cite", "literature", "methods"),
-    *("models_by", "concepts_by", "listed", "words", "flagged"),
+    *("models_by", "concepts_by", "listed", "words", "flagged", "provenance"),
 }
 """What a template may use beside its references."""
 
@@ -476,6 +486,7 @@ def _context(results: Results, assets: Assets, sources: Sources, methods: str) -
     context: dict[str, Any] = {
         "study": results.study,
         "settings": results.settings,
+        "provenance": lambda name: _block_of(provenance(results.settings, name)),
         "models": about["model"].astype(str).tolist(),
         "concepts": results.tables["about_concepts"]["concept"].tolist(),
         "families": sorted({plain(family) for family in about["family"]}),
@@ -522,6 +533,11 @@ def block(text: str) -> str:
     return f"{OPEN}{text.strip()}{CLOSE}"
 
 
+def _block_of(text: str) -> str:
+    """The text as a block; nothing where there is none."""
+    return block(text) if text else ""
+
+
 def _figure(results: Results, name: str, alt: str) -> str:
     """The figure as Markdown, where the study has it."""
     if name not in results.figures:
@@ -536,6 +552,18 @@ def flagged(effects: pd.DataFrame, column: str, flag: str) -> list[str]:
     pairs = zip(some["concept"].map(words), some["model"].map(str), strict=True)
     alone = effects["model"].nunique() == 1
     return [concept if alone else f"{concept} ({model})" for concept, model in pairs]
+
+
+def provenance(settings: Mapping[str, Any], name: str) -> str:
+    """What the file of a sweep says of itself, on one line; empty where it says nothing."""
+    lines = str(settings.get(name, "")).strip().split("\n")
+    try:
+        versions = json.loads(lines[0])
+        told = ", ".join(f"{package} {version}" for package, version in versions.items())
+    except (ValueError, AttributeError):
+        told = lines[0]
+    more = f" (the first of {len(lines)} lines)" if len(lines) > 1 else ""
+    return plain(told.removeprefix("Cells of: ") + more)
 
 
 def words(name: object) -> str:

@@ -8,6 +8,7 @@ import numpy as np
 import pandas as pd
 
 from steercube.analysis.effects import NAMES
+from steercube.analysis.generation import UPPER_BOUND
 from steercube.analysis.training import TOO_NARROW
 
 NONE = "–"
@@ -32,6 +33,12 @@ def printed_tables(tables: Tables) -> dict[str, str]:
         "agreement": agreement(tables["agreement"]),
         "conclusions": tables["conclusions"][["id", "verdict", "sentence"]],
     }
+    if "readings" in tables:
+        made |= {
+            "readings": confusion(tables["readings"]),
+            "reading_forms": reading_forms(tables["readings"]),
+            "reading_results": reading_results(tables["readings"]),
+        }
     if "claims" in tables:
         made["claims"] = claims(tables["claims"])
     return {name: _markdown(table) for name, table in made.items() if len(table)}
@@ -147,7 +154,57 @@ def agreement(table: pd.DataFrame) -> pd.DataFrame:
     if not len(table):
         return table
     pooled = table[(table["model"] == "every model") & table["value"].notna()]
-    return _with_interval(pooled, "value [interval]", ["concept", "statistic"])
+    bound = pooled["reason"].fillna("").str.startswith(UPPER_BOUND)
+    named = pooled["statistic"].where(~bound, pooled["statistic"] + " (an upper bound)")
+    return _with_interval(
+        pooled.assign(statistic=named), "value [interval]", ["concept", "statistic"]
+    )
+
+
+def confusion(table: pd.DataFrame) -> pd.DataFrame:
+    """Responses by the letter read anew, a row each, and by the published letter, a column each."""
+    return _published_across(table[table["form"] == ""], [])
+
+
+def reading_forms(table: pd.DataFrame) -> pd.DataFrame:
+    """The same for each form of a response."""
+    of_forms = table[table["form"] != ""]
+    return _published_across(of_forms, ["form"]).rename(columns={"form": "form of the response"})
+
+
+def _published_across(table: pd.DataFrame, labels: list[str]) -> pd.DataFrame:
+    of = table[(table["statistic"] == "responses") & (table["read_as"] != "")]
+    counts = of.assign(
+        read_as=of["read_as"].map(_option),
+        published_as="published: " + of["published_as"].map(_option),
+        value=of["value"].map("{:,.0f}".format),
+    )
+    rows = ["concept", "model", *labels, "read_as"]
+    wide = _across(counts, rows, "published_as", "value")
+    return wide.rename(columns={"read_as": "read anew"})
+
+
+def _option(letter: str) -> str:
+    return "no choice" if letter == "none" else f"({letter})"
+
+
+def reading_results(table: pd.DataFrame) -> pd.DataFrame:
+    """What follows from each reading of the same responses, a column a reading."""
+    of = table[(table["reading"] != "") & (table["statistic"] != "with a choice")]
+    of = of[of["statistic"] != "layer of the best change"]
+    shown = of.assign(shown=[_interval(row) for row in of.to_dict("records")])
+    names = {"statistic": "result", "published": "published reading"}
+    return _across(shown, ["concept", "model", "statistic"], "reading", "shown").rename(
+        columns=names
+    )
+
+
+def _across(table: pd.DataFrame, labels: list[str], columns: str, values: str) -> pd.DataFrame:
+    """One text a cell, a row for each of the labels and a column for each of `columns`."""
+    wide = table.pivot_table(
+        index=labels, columns=columns, values=values, aggfunc="first", sort=False
+    )
+    return wide.rename_axis(columns=None).reset_index()
 
 
 def claims(table: pd.DataFrame) -> pd.DataFrame:
@@ -210,8 +267,20 @@ def _with_interval(
 
 
 def _interval(row: Mapping[str, Any], value: str = "value") -> str:
-    """0.97 [0.54, 1.35]"""
-    return f"{_decimals(row[value])} {_ends(row)}".removesuffix(f" {NONE}")
+    """0.97 [0.54, 1.35], with the corrected value beside one that no interval holds."""
+    shown, corrected = _decimals(row[value]), row.get("corrected", np.nan)
+    if not is_held(row[value], row["low"], row["high"]) and np.isfinite(corrected):
+        shown += f" (corrected {_decimals(corrected)})"
+    return f"{shown} {_ends(row)}".removesuffix(f" {NONE}")
+
+
+def is_held(value: float, low: float, high: float) -> bool:
+    """Whether a value lies in its interval; False where there is none.
+
+    The value of a selected layer may lie outside, because its interval is about the effect less the
+    optimism of the selection.
+    """
+    return bool(low <= value <= high)
 
 
 def _ends(row: Mapping[str, Any]) -> str:

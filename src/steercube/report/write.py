@@ -39,6 +39,7 @@ KEYS = {
     "concepts": ["concept", "estimand", "models", "statistic"],
     "depth": ["group"],
     "agreement": ["concept", "model", "statistic"],
+    "readings": ["concept", "model", "statistic", "reading", "read_as", "published_as", "form"],
     "sensitivity": ["headline", "without", "left_out"],
     "claims": ["id"],
     "training_effect": ["outcome", "method", "takes_as_random", "adjusted"],
