@@ -378,17 +378,23 @@ def test_a_misreading_is_told_with_its_counts_and_what_it_did(
         "r with the logits/read anew": (0.38, None),
     }
     told = {f"{of}/{name}": table | {"value": v, "n": n} for name, (v, n) in counts.items()}
+    told[f"{of}/misread/B"]["share"] = 123 / 400
     without = {id: n for id, n in of_study.numbers.items() if not id.startswith("readings/")}
     text = said(render(replace(of_study, numbers=without | told), assets).markdown)
     assert "Who read the answers" in text
     assert "Of the 400 that choose (B), it took 123 for (A); of the 300 that choose (A), 0" in text
     assert "`Answer: (B) No.` chooses (B) and was published as (A): 122 of the 122 of 32B" in text
     assert "changes 19% of the answers at its best layer; read anew, 49%" in text
+    assert "The answers of 32B were misread: 123 of the 400 that choose (B)" in text
+    assert "changes 49% of its answers where the > published reading has 19%" in text
     assert "These are all the responses of such a form" in text
     told[f"{of}/responses/B/A/Answer: (X) ..."]["n"] = 130
     text = said(render(replace(of_study, numbers=without | told), assets).markdown)
     assert "122 of the 130 of 32B" in text
+    told[f"{of}/misread/B"]["share"] = 0.01
     assert "These are all the responses of such a form" not in text
+    text = said(render(replace(of_study, numbers=without | told), assets).markdown)
+    assert "The answers of 32B were misread" not in text
     text = said(render(replace(of_study, numbers=without), assets).markdown)
     assert "Who read the answers" not in text
 

@@ -3,8 +3,9 @@ import pandas as pd
 import pytest
 import xarray as xr
 
+from steercube.analysis.generation import UPPER_BOUND
 from steercube.analysis.tables import conclude
-from steercube.report.printed import models, printed_tables
+from steercube.report.printed import agreement, models, printed_tables
 
 pytestmark = pytest.mark.usefixtures("few_priors")
 
@@ -64,11 +65,18 @@ def test_a_value_that_no_interval_holds_has_the_corrected_one_beside_it() -> Non
     }
 
 
+@pytest.mark.parametrize(
+    ("reason", "said"), [(UPPER_BOUND, " (an upper bound)"), ("", "")], ids=["a bound", "none"]
+)
 def test_an_excess_over_a_null_from_rates_is_called_an_upper_bound(
-    study_tables: dict[str, pd.DataFrame],
+    study_tables: dict[str, pd.DataFrame], reason: str, said: str
 ) -> None:
-    shown = {tuple(row[:2]): row[2] for row in rows(printed_tables(study_tables)["agreement"])[2:]}
-    bounds = [value for (_, name), value in shown.items() if "less its null" in name]
-    assert len(bounds) == 3
-    assert all("[" in value for value in bounds)
-    assert ("corrigible", "mean best generation delta less its null (an upper bound)") in shown
+    name = "mean best generation delta less its null"
+    table = study_tables["agreement"]
+    table = table.assign(reason=table["reason"].where(table["statistic"] != name, reason))
+    shown = agreement(table).set_index(["concept", "statistic"])["value [interval]"]
+    of_excess = shown[shown.index.get_level_values("statistic") == name + said]
+    assert of_excess.index.get_level_values("concept").tolist() == [
+        *("corrigible", "self_awareness", "sycophancy")
+    ]
+    assert of_excess.str.fullmatch(r"\S+ \[\S+, \S+\]").all()
