@@ -41,11 +41,14 @@ from steercube.analysis.averages import (
 )
 from steercube.analysis.claims import Claim, ledger
 from steercube.analysis.components import variance_components
-from steercube.analysis.contrasts import (
-    concept_concordance,
+from steercube.analysis.concordance import (
+    concept_share,
+    concept_share_of_all,
+    concordance_of_ranks,
     pairwise_concordance,
-    scale_slope,
+    rank_agreement,
 )
+from steercube.analysis.contrasts import scale_slope
 from steercube.analysis.depth import (
     depth_difference,
     model_depth,
@@ -185,15 +188,23 @@ def multiverse_summary(every: Multiverse) -> pd.DataFrame:
 
 
 def concordance(cells: xr.Dataset) -> pd.DataFrame:
-    """Do models rank the concepts alike: Kendall's W over all, tau of every pair."""
+    """Do models rank the concepts alike: the share they have in common, W, and single models."""
     rows: list[tuple[Labels, Estimate]] = []
+    every = {"model": "every model", "model_other": "every model"}
     for estimand in SCALED:
-        labels = {"estimand": estimand, "statistic": "Kendall's W"}
-        of_all = {"model": "every model", "model_other": "every model"}
-        rows.append((labels | of_all, concept_concordance(cells, estimand=estimand)))
-        for (one, other), tau in pairwise_concordance(cells, estimand=estimand):
-            pair = {"statistic": "Kendall's tau", "model": one, "model_other": other}
-            rows.append((labels | pair, tau))
+        of_all = {
+            "share of variance common to models": concept_share(cells, estimand=estimand),
+            "share of variance between concepts": concept_share_of_all(cells, estimand=estimand),
+            "Kendall's W": concordance_of_ranks(cells, estimand=estimand),
+        }
+        for statistic, found in of_all.items():
+            rows.append(({"estimand": estimand, "statistic": statistic} | every, found))
+        labels = {"estimand": estimand, "statistic": "rank correlation with the others"}
+        for model, found in rank_agreement(cells, estimand=estimand):
+            rows.append((labels | {"model": model, "model_other": "the others"}, found))
+        labels = {"estimand": estimand, "statistic": "Kendall's tau"}
+        for (one, other), found in pairwise_concordance(cells, estimand=estimand):
+            rows.append((labels | {"model": one, "model_other": other}, found))
     return _table(rows)
 
 
