@@ -6,12 +6,15 @@ import statsmodels.api as sm
 import xarray as xr
 from scipy import stats
 
+from steercube.analysis.averages import HIGH, LOW
 from steercube.analysis.contrasts import (
     architecture_difference,
     permutation_p,
     scale_slope,
     training_gap,
 )
+from steercube.analysis.depth import depth_difference
+from steercube.analysis.hierarchy import predictors_of
 
 
 def with_effects(cells: xr.Dataset, table: np.ndarray, estimand: str = "cohens_d") -> xr.Dataset:
@@ -27,6 +30,20 @@ def test_the_gap_is_the_ratio_of_averages(six: xr.Dataset) -> None:
     assert estimate.value == pytest.approx(1 - 0.8 / 1.0)
     assert estimate.low < 0.2 < estimate.high
     assert estimate.n == 6
+
+
+def test_every_contrast_is_of_high_against_low(six: xr.Dataset) -> None:
+    """The gap, the depth and b_training: what HIGH has less of, or LOW, has one sign in all."""
+    is_high = np.array([0, 0, 0, 0, 1, 1.0])
+    cells = with_effects(six, np.repeat((2 - is_high)[:, None] * 1.0, 3, axis=1))
+    names = {"low": LOW, "high": HIGH}
+    swapped = {"low": HIGH, "high": LOW}
+    assert training_gap(cells, estimand="cohens_d", **names).value == pytest.approx(0.5)
+    assert training_gap(cells, estimand="cohens_d", **swapped).value == pytest.approx(-1.0)
+    one, other = (depth_difference(six, **n).value for n in (names, swapped))
+    assert one == depth_difference(six).value == -other
+    coded = predictors_of(six, ["a", "b", "c", "d", "e", "f"])["training"]
+    assert (coded > 0).tolist() == (six["training"].values == HIGH).tolist()
 
 
 def test_the_gaps_interval_is_near_fiellers(six: xr.Dataset) -> None:

@@ -18,6 +18,10 @@ from scipy import stats
 
 from steercube.results import Estimate
 
+LOW, HIGH = "distilled", "rl"
+"""The trainings compared: every contrast is HIGH minus LOW, or the share by which HIGH is lower. A
+predictor codes LOW, the reference, as 0 and HIGH as 1."""
+
 
 def swept_models(cells: xr.Dataset) -> list[str]:
     """Models with a logit sweep, in order of size."""

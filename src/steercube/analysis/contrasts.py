@@ -13,6 +13,8 @@ import xarray as xr
 from scipy import stats
 
 from steercube.analysis.averages import (
+    HIGH,
+    LOW,
     level_of,
     model_means,
     pooled_sd,
@@ -28,22 +30,22 @@ def training_gap(
     cells: xr.Dataset,
     *,
     estimand: str,
-    low: str = "rl",
-    high: str = "distilled",
+    low: str = LOW,
+    high: str = HIGH,
     concepts: Sequence[str] | None = None,
     models: Sequence[str] | None = None,
     from_rounded: int | None = None,
 ) -> Estimate:
-    r"""The share by which training `low` falls below `high`: 1 - mean_low / mean_high.
+    r"""The share by which training `high` falls below `low`: 1 - mean_high / mean_low.
 
     Interval: t on the log of the ratio with n_models - 2 degrees of freedom, delta method,
-    $Var = s^2 (1 / (n_l \bar y_l^2) + 1 / (n_h \bar y_h^2))$, s pooled between models. `p_value`
+    $Var = s^2 (1 / (n_h \bar y_h^2) + 1 / (n_l \bar y_l^2))$, s pooled between models. `p_value`
     is exact, over every assignment of the labels to the models. `from_rounded` rounds both
     averages to so many digits first, as a reader of printed averages does.
     """
     means = model_means(cells, estimand=estimand, concepts=concepts, models=models).value
     labels = cells["training"].sel(model=means["model"]).values
-    a, b = means.values[labels == low], means.values[labels == high]
+    a, b = means.values[labels == high], means.values[labels == low]
     if not len(a) or not len(b):
         return Estimate.undefined(f"needs models of both trainings, {low!r} and {high!r}")
     y, reference = float(a.mean()), float(b.mean())
@@ -119,7 +121,7 @@ def architecture_difference(
     """
     means = model_means(cells, estimand=estimand, concepts=concepts).value
     moe = (cells["architecture"].sel(model=means["model"]).values == "moe").astype(float)
-    rl = (cells["training"].sel(model=means["model"]).values == "rl").astype(float)
+    rl = (cells["training"].sel(model=means["model"]).values == HIGH).astype(float)
     design = np.stack([np.ones_like(moe), moe, rl], axis=1)
     df = len(means) - design.shape[1]
     if df < 1 or np.linalg.matrix_rank(design) < design.shape[1]:

@@ -22,12 +22,9 @@ import numpy as np
 import xarray as xr
 from scipy import interpolate, optimize, special, stats
 
-from steercube.analysis.averages import best_effects, swept_models
+from steercube.analysis.averages import HIGH, LOW, best_effects, swept_models
 from steercube.analysis.depth import best_depths, depth_centroids
 from steercube.analysis.effects import ESTIMANDS
-
-LOW, HIGH = "distilled", "rl"
-"""The trainings compared: b_training is that of HIGH minus that of LOW."""
 
 TERMS = ("training", "scale")
 SDS = ("sd_model", "sd_concept", "sd_cell")

@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 import xarray as xr
 
-from steercube.analysis.averages import best_effects, swept_models
+from steercube.analysis.averages import HIGH, LOW, best_effects, swept_models
 from steercube.cells import CONTROL_VARIABLES
 
 FACTS = ("family", "training", "architecture", "n_params", "n_active_params", "n_layers")
@@ -71,7 +71,7 @@ def counts(cells: xr.Dataset) -> pd.DataFrame:
         "largest effect": float(d.max()),
         "smallest effect": float(d.min()),
     }
-    found |= {f"{name} models": int(np.sum(training == name)) for name in ("distilled", "rl")}
+    found |= {f"{name} models": int(np.sum(training == name)) for name in (LOW, HIGH)}
     if "n_responses" in cells:
         found["responses"] = int(cells["n_responses"].sum())
     found["control directions"] = sum(name in cells for name in CONTROL_VARIABLES)

@@ -30,6 +30,8 @@ from steercube.analysis.agreement import (
     shift_test,
 )
 from steercube.analysis.averages import (
+    HIGH,
+    LOW,
     best_effects,
     complete_concepts,
     complete_models,
@@ -412,8 +414,8 @@ def depth(cells: xr.Dataset) -> pd.DataFrame:
     for training in sorted(set(training_of.values())):
         labels = {"group": f"{training} models", "training": training}
         rows.append((labels, training_depth(cells, training=training)))
-    if {"rl", "distilled"} <= set(training_of.values()):
-        rows.append(({"group": "rl minus distilled", "training": ""}, depth_difference(cells)))
+    if {LOW, HIGH} <= set(training_of.values()):
+        rows.append(({"group": f"{HIGH} minus {LOW}", "training": ""}, depth_difference(cells)))
     return _table(rows)
 
 
