@@ -2,14 +2,16 @@
 
 import hashlib
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 
+import pandas as pd
 import xarray as xr
 
 from steercube.analysis.averages import level_of, swept_models
+from steercube.analysis.calibration import PARTS
 from steercube.analysis.calibration import calibrate as simulate_and_fit
 from steercube.analysis.claims import Claim, read_claims
 from steercube.analysis.hierarchy import TERMS, cell_effects, primary_terms, why_not
@@ -21,7 +23,7 @@ from steercube.cells import compare_cells, open_cells, save_cells
 from steercube.cube import open_cube
 from steercube.netcdf import aside, digest
 from steercube.report.figures import draw
-from steercube.report.model_figures import draw_calibration
+from steercube.report.model_figures import draw_calibrations
 from steercube.report.write import write_calibration, write_study
 
 Report = Callable[[str], None]
@@ -262,9 +264,12 @@ def calibrate(
     *,
     n_simulations: int,
     n_workers: int,
+    only: Collection[str] = PARTS,
     report: Report = print,
 ) -> None:
     """Coverage of the intervals for sweeps of a study's shape, to `paper`/<study>/calibration/.
+
+    `only` some parts of it, and the tables of the others stay as they are.
 
     Raises FileNotFoundError where there are no cells, ValueError where they compare no trainings
     or no simulation is asked for.
@@ -274,8 +279,11 @@ def calibrate(
         raise ValueError(f"{study} gives calibration no shape: {reason}")
     if n_simulations < 1 or n_workers < 1:
         raise ValueError("calibration needs at least one simulation and one worker")
-    found = simulate_and_fit(cells, n_simulations=n_simulations, n_workers=n_workers, report=report)
+    found = simulate_and_fit(
+        cells, n_simulations=n_simulations, n_workers=n_workers, only=only, report=report
+    )
     folder = Path(paper) / study / "calibration"
     folder.parent.mkdir(parents=True, exist_ok=True)
-    write_calibration(folder, found, draw_calibration(found))
+    kept = {path.stem: pd.read_csv(path) for path in sorted(folder.glob("*.csv"))}
+    write_calibration(folder, found, draw_calibrations(kept | found))
     report(f"wrote {folder}")

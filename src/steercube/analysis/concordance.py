@@ -171,17 +171,35 @@ def concept_test(
     $2 (\max_{sd_{concept}, sd_{cell}} \ell - \max_{sd_{cell}} \ell_0)$, each model's level
     projected out, so that neither sd_model nor any slope over models matters. The null is a
     parametric bootstrap: cells of the same models and concepts, those that were never run still
-    missing, drawn from the restricted fit with sd_concept = 0 and from S, the sampling covariance
-    of the items that models share, which the likelihood holds as well.
+    missing, drawn from the restricted fit with sd_concept = 0, with errors that models share as S,
+    the covariance over the items, has it (`_errors`); the likelihood holds S as well.
     """
     likelihood = _Likelihood.of(effects)
-    z = likelihood.basis.T @ effects.value
-    found, sd_cell = likelihood.ratio(z[None])
-    variance = effects.covariance + sd_cell[0] ** 2 * np.eye(len(z) + len(effects.models))
-    drawn = rng.standard_normal((n_draws, len(variance))) @ root_of(variance).T
+    found, sd_cell = likelihood.ratio((effects.value @ likelihood.basis)[None])
+    drawn = sd_cell[0] * rng.standard_normal((n_draws, len(effects.value)))
+    drawn += _errors(effects, n_draws, rng)
     null, _ = likelihood.ratio(drawn @ likelihood.basis)
     p = (1 + np.sum(null >= found[0] - TIED)) / (1 + n_draws)
     return ConceptTest(float(found[0]), float(p), float(sd_cell[0]), drawn)
+
+
+def _errors(effects: CellEffects, n_draws: int, rng: np.random.Generator) -> np.ndarray:
+    r"""Errors of the cells over the items, dims (draw, cell).
+
+    S was estimated from n items, and from a few dozen not well. Averaged over the inverse Wishart
+    distribution that n items leave for it, the errors of one concept's m models are multivariate t
+    with n - m degrees of freedom and scale (n - 1) / (n - m) S. They are normal where S is known.
+    """
+    drawn = np.empty((n_draws, len(effects.value)))
+    for at in np.unique(effects.concept):
+        cells = np.flatnonzero(effects.concept == at)
+        root = root_of(effects.covariance[np.ix_(cells, cells)])
+        drawn[:, cells] = rng.standard_normal((n_draws, len(cells))) @ root.T
+        if effects.n_items:
+            n = effects.n_items[at]
+            df = max(n - len(cells), 1)
+            drawn[:, cells] *= np.sqrt((n - 1) / rng.chisquare(df, (n_draws, 1)))
+    return drawn
 
 
 class _Likelihood(NamedTuple):

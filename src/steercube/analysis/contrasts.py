@@ -149,15 +149,20 @@ def scale_slope(
     """
     effects = model_means(cells, estimand=estimand, models=models, concepts=[concept]).value
     log_size = np.log10(cells[size].sel(model=effects["model"]).values)
-    if len(effects) < 3 or np.ptp(log_size) == 0:
+    return slope_over_models(log_size, effects.values, level_of(cells))
+
+
+def slope_over_models(log_size: np.ndarray, values: np.ndarray, level: float) -> Estimate:
+    """Least-squares slope of one value a model, t with n_models - 2 degrees of freedom."""
+    if len(values) < 3 or np.ptp(log_size) == 0:
         return Estimate.undefined("a slope with an interval needs three models of unlike size")
-    fit = stats.linregress(log_size, effects.values)
-    t = t_quantile(level_of(cells), len(effects) - 2)
+    fit = stats.linregress(log_size, values)
+    t = t_quantile(level, len(values) - 2)
     return Estimate(
         float(fit.slope),
         low=float(fit.slope - t * fit.stderr),
         high=float(fit.slope + t * fit.stderr),
         over="models",
-        n=len(effects),
+        n=len(values),
         p_value=float(fit.pvalue),
     )

@@ -120,7 +120,8 @@ class CellEffects:
     `value` (n,) less its optimism, `covariance` (n, n) over items, `model` and `concept` (n,)
     indices into `models` and `concepts`; `predictors` (model,) by term, centred over models.
     `unit` is the size that priors are scaled by; `left_out` names cells that were run without a
-    usable effect or error.
+    usable effect or error. `n_items` (concept,) is how many items the covariance was estimated
+    from; empty where it is known.
     """
 
     outcome: str
@@ -133,6 +134,7 @@ class CellEffects:
     predictors: dict[str, np.ndarray]
     unit: float = 1.0
     left_out: tuple[str, ...] = ()
+    n_items: tuple[int, ...] = ()
 
     @property
     def negligible(self) -> float:
@@ -195,6 +197,7 @@ def cell_effects(
         predictors=predictors_of(cells, names, scale),
         unit=unit or 1.0,
         left_out=left_out,
+        n_items=tuple(int(n) for n in cells["n_items"].sel(concept=held).values),
     )
 
 

@@ -136,12 +136,15 @@ def _json(value: Any) -> str:
     return json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
 
 
-def write_calibration(folder: Path, tables: Mapping[str, pd.DataFrame], figure: Figure) -> None:
-    """The tables of a calibration and its figure, each written whole or not at all."""
+def write_calibration(
+    folder: Path, tables: Mapping[str, pd.DataFrame], figures: Mapping[str, Figure]
+) -> None:
+    """The tables of a calibration and its figures, each written whole or not at all."""
     with _aside(folder) as made:
         for name, table in tables.items():
             table.to_csv(made / f"{name}.csv", index=False, float_format=NUMBER)
-        figure.savefig(made / "calibration.png", dpi=DPI, metadata={"Software": None})
+        for name, figure in figures.items():
+            figure.savefig(made / f"{name}.png", dpi=DPI, metadata={"Software": None})
         folder.mkdir(exist_ok=True)
         for name in _files(made):
             (made / name).replace(folder / name)
