@@ -1,3 +1,4 @@
+import numpy as np
 import pandas as pd
 import pytest
 import xarray as xr
@@ -44,3 +45,15 @@ def test_tables_without_rows_are_left_out(cells: xr.Dataset) -> None:
     printed = printed_tables(conclude(one))
     assert not {"training_effect", "scale", "model_deviations", "claims"} & set(printed)
     assert {"about_models", "models", "conclusions"} <= set(printed)
+
+
+def test_a_p_stands_beside_the_one_for_its_family(study_tables: dict[str, pd.DataFrame]) -> None:
+    table = study_tables["conclusions"]
+    shown = rows(printed_tables(study_tables)["conclusions"])
+    ranking = table.set_index("id").loc["ranking"]
+    expected = f"{ranking['p_value']:.3f} ({ranking['p_holm']:.2f})"
+    assert next(row for row in shown if row[0] == "ranking")[-1] == expected
+    untested = table["p_value"].isna()
+    assert [row[-1] == "–" for row in shown[2:]] == untested.tolist()
+    none = study_tables | {"conclusions": table.assign(p_value=np.nan)}
+    assert "Holm" not in printed_tables(none)["conclusions"]

@@ -77,6 +77,7 @@ from steercube.analysis.hierarchy import (
     primary_terms,
     usable_effects,
 )
+from steercube.analysis.multiplicity import families, with_holm
 from steercube.analysis.multiverse import Multiverse, multiverse
 from steercube.analysis.nuts import Sampled
 from steercube.analysis.predictive import predictive_checks
@@ -536,7 +537,7 @@ MAKERS: dict[str, Callable[[Tables], pd.DataFrame]] = {
     "extraction": lambda t: _table(list(extraction(t.cells))),
     "controls": lambda t: controls(t.cells),
     "training_effect": lambda t: pd.DataFrame(training_effects(t.cells, sampled=t.sampled)),
-    "scale_trends": lambda t: _table(scale_trends(t.cells)),
+    "scale_trends": lambda t: with_holm(_table(scale_trends(t.cells)), "method"),
     "variance_components": lambda t: pd.DataFrame(variance_components(t.cells, sampled=t.sampled)),
     "concordance": lambda t: concordance(t.cells),
     "multiverse": _specifications,
@@ -545,7 +546,8 @@ MAKERS: dict[str, Callable[[Tables], pd.DataFrame]] = {
     "leave_one_out": lambda t: pd.DataFrame(leave_one_out(t.cells)),
     "prior_sensitivity": lambda t: pd.DataFrame(prior_sensitivity(t.cells)),
     "predictive_checks": lambda t: checks(t.cells),
-    "conclusions": lambda t: conclusions(t.cells, t, t.claims),
-    "claims": lambda t: ledger(t.cells, t.claims),
+    "conclusions": lambda t: with_holm(conclusions(t.cells, t, t.claims)),
+    "claims": lambda t: with_holm(ledger(t.cells, t.claims)),
+    "multiplicity": families,
 }
 """Every table of a study and how it is made, in the order of the analysis."""

@@ -16,6 +16,7 @@ from steercube.analysis import (
     effects,
     generation,
     hierarchy,
+    multiplicity,
     predictive,
     questions,
     resample,
@@ -54,7 +55,7 @@ SECTIONS: dict[str, tuple[Documented, ...]] = {
         agreement.agreement_against_effect,
         generation.expected_maximum,
     ),
-    "Verdicts": (verdicts, claims),
+    "Verdicts": (verdicts, claims, multiplicity),
 }
 """What is defined where, in the order that a reader meets it."""
 

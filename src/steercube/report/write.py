@@ -53,6 +53,7 @@ KEYS = {
     "predictive_checks": ["outcome", "statistic"],
     "design": ["outcome", "effect_is", "kind", "adjusted"],
     "conclusions": ["id"],
+    "multiplicity": ["family"],
 }
 """Columns that name a row of each table whose numbers a text may cite."""
 
@@ -216,9 +217,19 @@ def _said(value: Any) -> bool:
 VALUES = {"claims": "recomputed", "predictive_checks": "found", "about_concepts": "n_items"}
 ENDS = {"predictive_checks": ("posterior_low", "posterior_high")}
 EXTRA = (
-    *("corrected", "balanced", "p_value", "least_p", "expected_under_null", "smallest", "largest"),
+    *(
+        "corrected",
+        "balanced",
+        "p_value",
+        "p_holm",
+        "least_p",
+        "expected_under_null",
+        "smallest",
+        "largest",
+    ),
     *("probability_negative", "probability_negligible", "bayes_factor", "share", "mc_error"),
     *("gain", "gain_standard_error", "effect", "type_s", "type_m", "n_valid_items"),
+    *("level", "uncorrected"),
 )
 """What else a text may say of a number, where its table has it."""
 TEXTS = ("published", "verdict", "sentence", "statement", "also", "units", "agrees", "reason")
