@@ -117,7 +117,7 @@ def browser(session: nox.Session) -> None:
 
 @nox.session
 def calibrate(session: nox.Session) -> None:
-    """What the intervals cover, on 6,000 simulated sweeps (about 25 min on two cores, no GPU)."""
+    """What intervals cover and tests reject, 25,000 simulations (40 min on two cores, no GPU)."""
     install(session)
     one_thread = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
     session.run("steercube", "calibrate", *session.posargs, env=one_thread)

@@ -460,11 +460,29 @@ def test_nuts_stands_beside_the_exact_fit_and_keeps_its_draws(
 
 @pytest.mark.slow
 def test_calibration_is_written_beside_the_study(here: Path, study_cells: xr.Dataset) -> None:
+    """Part by part: what was made before stays, and a figure is drawn where its tables are."""
     save_cells(study_cells, here / "data" / "qwen3.cells.nc")
-    assert main(["calibrate", "--simulations", "2", "--workers", "1"]) == 0
-    made = {path.name for path in (here / "paper" / "qwen3" / "calibration").iterdir()}
-    assert made == {"coverage.csv", "recovery.csv", "sbc.csv", "calibration.png"}
+    folder = here / "paper" / "qwen3" / "calibration"
+    small = ["calibrate", "--simulations", "1", "--workers", "1"]
+    assert main([*small, "--only", "operating"]) == 0
+    assert {path.name for path in folder.iterdir()} == {"operating.csv", "operating.png"}
+    made = (folder / "operating.csv").read_bytes()
+    assert main([*small, "--only", "coverage", "--only", "sbc"]) == 0
+    of_training = {"coverage.csv", "recovery.csv", "sbc.csv", "calibration.png"}
+    assert {path.name for path in folder.iterdir()} == of_training | {
+        "operating.csv",
+        "operating.png",
+    }
+    assert (folder / "operating.csv").read_bytes() == made
     assert main(["calibrate", "--simulations", "0"]) == 2
+
+
+def test_a_part_of_calibration_that_is_none_is_one_message(
+    here: Path, study_cells: xr.Dataset, capsys: pytest.CaptureFixture[str]
+) -> None:
+    save_cells(study_cells, here / "data" / "qwen3.cells.nc")
+    assert main(["calibrate", "--only", "everything"]) == 2
+    assert "not among the parts, coverage, sbc, operating" in capsys.readouterr().err
 
 
 def test_calibration_of_one_training_is_one_message(

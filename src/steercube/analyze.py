@@ -2,13 +2,15 @@
 
 import hashlib
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import pandas as pd
 import xarray as xr
 
 from steercube.analysis.averages import level_of, swept_models
+from steercube.analysis.calibration import PARTS
 from steercube.analysis.calibration import calibrate as simulate_and_fit
 from steercube.analysis.claims import Claim, read_claims
 from steercube.analysis.hierarchy import TERMS, cell_effects, primary_terms, why_not
@@ -36,7 +38,7 @@ from steercube.cube import open_cube
 from steercube.netcdf import digest
 from steercube.progress import Report, stage, timed
 from steercube.report.figures import draw
-from steercube.report.model_figures import draw_calibration
+from steercube.report.model_figures import draw_calibrations
 from steercube.report.write import write_calibration, write_study
 from steercube.words import did_you_mean
 
@@ -286,9 +288,12 @@ def calibrate(
     *,
     n_simulations: int,
     n_workers: int,
+    only: Collection[str] = PARTS,
     report: Report = print,
 ) -> None:
     """Coverage of the intervals for sweeps of a study's shape, to `paper`/<study>/calibration/.
+
+    `only` some parts of it, and the tables of the others stay as they are.
 
     Raises FileNotFoundError where there are no cells, ValueError where they compare no trainings
     or no simulation is asked for.
@@ -307,9 +312,14 @@ def calibrate(
     if n_simulations < 1 or n_workers < 1:
         raise ValueError("calibration needs at least one simulation and one worker")
     found = simulate_and_fit(
-        cells, n_simulations=n_simulations, n_workers=n_workers, report=timed(report)
+        cells,
+        n_simulations=n_simulations,
+        n_workers=n_workers,
+        only=only,
+        report=timed(report),
     )
     folder = Path(paper) / study / "calibration"
     folder.parent.mkdir(parents=True, exist_ok=True)
-    write_calibration(folder, found, draw_calibration(found))
+    kept = {path.stem: pd.read_csv(path) for path in sorted(folder.glob("*.csv"))}
+    write_calibration(folder, found, draw_calibrations(kept | found))
     report(f"wrote {folder}")

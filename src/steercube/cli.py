@@ -201,6 +201,13 @@ def _parsers() -> tuple[argparse.ArgumentParser, Mapping[str, argparse.ArgumentP
     calibrated.add_argument("--paper", default="paper", help="folder of results")
     calibrated.add_argument("--simulations", type=int, default=1000, help="sweeps a scenario")
     calibrated.add_argument("--workers", type=int, default=os.cpu_count() or 1)
+    calibrated.add_argument(
+        "--only",
+        metavar="PART",
+        action="append",
+        help="coverage (of the training effect), sbc (ranks in the posterior) or operating (every "
+        "other statistic); may be given more than once (default: all)",
+    )
     calibrated.set_defaults(run=_calibrate)
 
     imported = commands.add_parser(
@@ -360,6 +367,7 @@ def _calibrate(options: argparse.Namespace) -> None:
         options.paper,
         n_simulations=options.simulations,
         n_workers=options.workers,
+        **({"only": options.only} if options.only else {}),
     )
 
 

@@ -165,6 +165,20 @@ def test_a_changed_cell_changes_the_number_the_interval_and_the_verdict(
     assert (before["verdict"], after["verdict"]) == ("reproduced", "not reproduced")
 
 
+def test_a_ranking_without_a_part_in_common_gets_an_objection(six: xr.Dataset) -> None:
+    """Effects that rank alike in every model have none, also without any of the parts."""
+    claim = Claim("c", "6", "alike", "+", "concept_share", {"estimand": "cohens_d"})
+    noise = np.random.default_rng(2).normal(size=(6, 3))
+    reasons = []
+    for slope in (0.0, 20.0):
+        effects = six["selected_estimate"].transpose("estimand", "model", "concept").copy(deep=True)
+        effects.loc["cohens_d"] = noise + slope * np.arange(3)
+        reasons.append(ledger(six.assign(selected_estimate=effects), [claim])["reason"].item())
+    assert "models with no ranking in common agree as well (p = " in reasons[0]
+    assert "without a models with no ranking" in reasons[0]
+    assert reasons[1] == "in direction"
+
+
 def test_what_the_cells_do_not_hold_cannot_be_tested(cells: xr.Dataset) -> None:
     claim = Claim(
         id="x",

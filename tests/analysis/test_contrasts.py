@@ -6,14 +6,15 @@ import statsmodels.api as sm
 import xarray as xr
 from scipy import stats
 
+from steercube.analysis.averages import HIGH, LOW
 from steercube.analysis.contrasts import (
     architecture_difference,
-    concept_concordance,
-    kendalls_w,
     permutation_p,
     scale_slope,
     training_gap,
 )
+from steercube.analysis.depth import depth_difference
+from steercube.analysis.hierarchy import predictors_of
 
 
 def with_effects(cells: xr.Dataset, table: np.ndarray, estimand: str = "cohens_d") -> xr.Dataset:
@@ -29,6 +30,20 @@ def test_the_gap_is_the_ratio_of_averages(six: xr.Dataset) -> None:
     assert estimate.value == pytest.approx(1 - 0.8 / 1.0)
     assert estimate.low < 0.2 < estimate.high
     assert estimate.n == 6
+
+
+def test_every_contrast_is_of_high_against_low(six: xr.Dataset) -> None:
+    """The gap, the depth and b_training: what HIGH has less of, or LOW, has one sign in all."""
+    is_high = np.array([0, 0, 0, 0, 1, 1.0])
+    cells = with_effects(six, np.repeat((2 - is_high)[:, None] * 1.0, 3, axis=1))
+    names = {"low": LOW, "high": HIGH}
+    swapped = {"low": HIGH, "high": LOW}
+    assert training_gap(cells, estimand="cohens_d", **names).value == pytest.approx(0.5)
+    assert training_gap(cells, estimand="cohens_d", **swapped).value == pytest.approx(-1.0)
+    one, other = (depth_difference(six, **n).value for n in (names, swapped))
+    assert one == depth_difference(six).value == -other
+    coded = predictors_of(six, ["a", "b", "c", "d", "e", "f"])["training"]
+    assert (coded > 0).tolist() == (six["training"].values == HIGH).tolist()
 
 
 def test_the_gaps_interval_is_near_fiellers(six: xr.Dataset) -> None:
@@ -129,54 +144,3 @@ def test_the_scale_slope_on_active_parameters(six: xr.Dataset) -> None:
 
 def test_a_slope_needs_three_sizes(six: xr.Dataset) -> None:
     assert np.isnan(scale_slope(six, estimand="delta", concept="two", models=["a", "b"]).value)
-
-
-def test_kendalls_w_is_friedmans_chi_square() -> None:
-    table = np.random.default_rng(0).normal(size=(5, 4))
-    chi2 = stats.friedmanchisquare(*table.T).statistic
-    assert float(kendalls_w(table)) == pytest.approx(chi2 / (5 * 3))
-
-
-def test_w_of_one_ranking_is_one_and_of_opposite_rankings_zero() -> None:
-    up = np.arange(4.0)
-    assert kendalls_w(np.stack([up, up * 2, up - 9])) == pytest.approx(1)
-    assert kendalls_w(np.stack([up, -up])) == pytest.approx(0)
-
-
-def quiet(cells: xr.Dataset) -> xr.Dataset:
-    """The cells with hardly any sampling error."""
-    return cells.assign(selected_covariance=cells["selected_covariance"] * 1e-6)
-
-
-def test_concordance_of_models_that_rank_alike(six: xr.Dataset) -> None:
-    table = np.arange(3.0) + np.random.default_rng(0).normal(scale=0.05, size=(6, 3))
-    estimate = concept_concordance(quiet(with_effects(six, table)), estimand="cohens_d")
-    assert estimate.value == pytest.approx(1)
-    assert estimate.p_value < 0.01
-
-
-def test_concordance_of_models_that_do_not(six: xr.Dataset) -> None:
-    """p is uniform without agreement: 60 tables, mean 0.5 with a standard error of 0.04."""
-    rng = np.random.default_rng(1)
-    p_values = [
-        concept_concordance(
-            quiet(with_effects(six, rng.normal(size=(6, 3)))), estimand="cohens_d"
-        ).p_value
-        for _ in range(60)
-    ]
-    assert np.mean(p_values) == pytest.approx(0.5, abs=0.15)
-
-
-def test_agreement_in_error_alone_is_no_agreement(six: xr.Dataset) -> None:
-    """Equal effects whose item error all models share rank alike by chance: p must not be small.
-
-    The same table with little error is the control.
-    """
-    order = np.tile([0.0, 0.1, 0.2], (6, 1)) + 1e-3 * np.random.default_rng(0).normal(size=(6, 3))
-    cells = with_effects(six, order)
-    shared = xr.full_like(cells["selected_covariance"], 1.0) + 1e-6 * (
-        cells["model"] == cells["model_other"]
-    )
-    estimate = concept_concordance(cells.assign(selected_covariance=shared), estimand="cohens_d")
-    assert estimate.p_value > 0.05
-    assert concept_concordance(quiet(cells), estimand="cohens_d").p_value < 0.01

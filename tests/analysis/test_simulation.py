@@ -70,7 +70,7 @@ def test_a_simulated_sweep_has_the_shape_and_truth_of_its_scenario(
     study_cells: xr.Dataset,
 ) -> None:
     scenario = Scenario(training=-2.0, sd_model=0.01, sd_concept=0.01, sd_cell=0.01, intercept=3.0)
-    effects = simulate(study_cells, scenario, np.random.default_rng(1))
+    effects = simulate(study_cells, scenario, np.random.default_rng(1)).effects
     real = cell_effects(study_cells)
     assert (effects.model == real.model).all()
     assert (effects.concept == real.concept).all()
@@ -91,10 +91,10 @@ def test_models_of_a_training_may_vary_more(study_cells: xr.Dataset) -> None:
                 study_cells,
                 replace(still, sd_model=0.5, uneven=uneven),
                 np.random.default_rng(seed),
-            )
+            ).effects
             for uneven in (1.0, 3.0)
         )
-        base = simulate(study_cells, still, np.random.default_rng(seed))
+        base = simulate(study_cells, still, np.random.default_rng(seed)).effects
         for m, rl in enumerate(is_rl):
             cells = base.model == m
             apart = [float((e.value - base.value)[cells].mean()) for e in (one, two)]

@@ -27,7 +27,7 @@ PLAIN = {
     *("generation", "agreement", "sensitivity"),
     *("training_effect", "scale_trends", "variance_components", "concordance", "multiverse"),
     *("multiverse_summary", "design", "leave_one_out", "prior_sensitivity"),
-    *("predictive_checks", "conclusions"),
+    *("predictive_checks", "conclusions", "multiplicity"),
     *("about_models", "about_concepts", "counts", "model_deviations", "difficulty", "extraction"),
 }
 

@@ -182,3 +182,35 @@ def test_few_models_are_not_asked_what_they_cannot_say(
     of_training = table[table["id"].str.startswith("training")]
     assert (of_training["verdict"] == UNASKED).all()
     assert of_training["reason"].str.len().min() > 10
+
+
+def of_ranking(cells: xr.Dataset, tables: dict[str, pd.DataFrame]) -> pd.Series:
+    return conclusions(cells, tables).set_index("id").loc["ranking"]
+
+
+def test_a_ranking_is_shown_by_its_test_with_every_part_left_out(
+    study_cells: xr.Dataset, study_tables: dict[str, pd.DataFrame]
+) -> None:
+    row = of_ranking(study_cells, study_tables)
+    assert row["verdict"] == REPRODUCED
+    assert row["interval_over"] == "items, concepts, models"
+    assert row["p_value"] < 0.01
+
+
+@pytest.mark.parametrize(
+    ("left_out", "said"),
+    [
+        ("", "models with no ranking in common agree as well (p = 0.200)"),
+        ("8B", "without 8B (p = 0.200) models with no ranking in common agree as well"),
+        ("corrigible", "without corrigible (p = 0.200) models with no"),
+    ],
+)
+def test_a_ranking_that_one_part_carries_is_not_shown(
+    study_cells: xr.Dataset, study_tables: dict[str, pd.DataFrame], left_out: str, said: str
+) -> None:
+    table = study_tables["sensitivity"].copy()
+    of_part = (table["headline"] == "concept share in cohens_d") & (table["left_out"] == left_out)
+    table.loc[of_part & (table["without"] != "invalid items"), "p_value"] = 0.2
+    row = of_ranking(study_cells, study_tables | {"sensitivity": table})
+    assert row["verdict"] == INCONCLUSIVE
+    assert said in row["reason"]

@@ -8,7 +8,9 @@ from steercube.analysis.multiverse import CHOICES
 from steercube.report.model_figures import (
     design,
     draw_calibration,
+    draw_calibrations,
     draw_models,
+    draw_operating,
     posterior_checks,
     specification_curve,
     training_effect,
@@ -71,6 +73,34 @@ def test_one_training_has_fewer_figures(study_tables: dict[str, pd.DataFrame]) -
         "predictive_checks": study_tables["predictive_checks"],
     }
     assert set(draw_models(unfit)) == {"posterior_checks"}
+
+
+OPERATING = pd.DataFrame(
+    [
+        {"statistic": s, "scenario": f"sd {sd}", "measure": m, "nominal": n, "achieved": a,
+         "standard_error": 0.01, "n_simulations": 500}
+        for s, m, n, a in (
+            ("common ranking", "false alarms", 0.05, 0.06),
+            ("common ranking", "power", np.nan, 0.8),
+            ("slope", "coverage", 0.95, 0.9),
+        )
+        for sd in (0.1, 0.2)
+    ]
+)  # fmt: skip
+
+
+def test_every_statistic_and_scenario_has_a_line() -> None:
+    figure = draw_operating(OPERATING)
+    figure.canvas.draw()
+    labels = [t.get_text() for t in figure.axes[0].get_yticklabels()]
+    assert labels == ["common ranking", *["sd 0.1", "sd 0.2"] * 2, "slope", "sd 0.1", "sd 0.2"]
+    shown = sorted(float(line.get_xdata()[0]) for line in figure.axes[0].lines)
+    assert shown == sorted(100 * OPERATING["achieved"])
+
+
+def test_only_figures_with_their_tables_are_drawn() -> None:
+    assert set(draw_calibrations({"operating": OPERATING})) == {"operating"}
+    assert draw_calibrations({"coverage": pd.DataFrame()}) == {}
 
 
 def test_calibration_shows_every_method_without_overlaps() -> None:

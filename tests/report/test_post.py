@@ -462,6 +462,34 @@ def test_coverage_is_cited_where_it_was_simulated(
     assert "How often does an interval hold the truth" not in render(of_study, assets).markdown
 
 
+OPERATING = "statistic,scenario,measure,nominal,achieved,standard_error,n_simulations\n"
+
+
+def test_what_a_simulation_does_not_keep_is_said_where_it_is_used(
+    assets: Assets, tmp_path: Path
+) -> None:
+    """Shares within two points of the promised are not worth a sentence, nor is power."""
+    path = copied(tmp_path) / "calibration" / "operating.csv"
+    rows = {
+        "deviation of a model,sd_model 0.3,coverage,0.95,{},0.01,400": ("0.912", "0.931"),
+        "excess of generation,a useless one,false alarms,0.05,{},0.01,400": ("0.081", "0.069"),
+        "deviation of a model,sd_model 9,power,,{},0.01,400": ("0.412", "0.412"),
+    }
+    texts = []
+    for at in (0, 1):
+        path.write_text(OPERATING + "".join(f"{row.format(v[at])}\n" for row, v in rows.items()))
+        texts.append(" ".join(render(read_results(tmp_path / "qwen3"), assets).markdown.split()))
+    said = "of 400 simulated sweeps of this shape in each scenario, the interval of the deviation "
+    assert said + "of a model held the truth in 91% instead of 95% (sd_model 0.3)." in texts[0]
+    alarm = "the excess of generation was found, where there was none, in 8% instead of 5% (a"
+    assert alarm in texts[0]
+    assert "41%" not in texts[0]
+    assert "How far to trust" not in texts[1]
+    path.write_text("statistic,scenario,measure,nominal\n")
+    with pytest.raises(ValueError, match="has no column 'achieved'"):
+        read_results(tmp_path / "qwen3")
+
+
 def test_results_that_were_edited_are_refused(tmp_path: Path) -> None:
     copied(tmp_path)
     for name in ("numbers.json", "tables/models.md", "tables/effects.csv"):

@@ -20,6 +20,10 @@ from scipy import stats
 from steercube.cells import REASONS
 from steercube.results import Estimate
 
+LOW, HIGH = "distilled", "rl"
+"""The trainings compared: every contrast is HIGH minus LOW, or the share by which HIGH is lower. A
+predictor codes LOW, the reference, as 0 and HIGH as 1."""
+
 P = ParamSpec("P")
 
 

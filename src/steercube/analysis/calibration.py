@@ -4,10 +4,10 @@ Sweeps of the study's shape are simulated with a known training effect, variance
 preference and selection of layers, go through stage one, and every method of
 `steercube.analysis.training` gives its interval. Simulation-based calibration (Talts et al. 2018,
 arXiv:1804.06788) checks the exact posterior itself: truths drawn from its prior must have ranks
-that are uniform.
+that are uniform. What other statistics achieve is in `steercube.analysis.operating`.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from concurrent.futures import ProcessPoolExecutor
 from functools import partial
 from typing import Any
@@ -19,6 +19,7 @@ from scipy import stats
 
 from steercube.analysis.averages import level_of
 from steercube.analysis.hierarchy import PRIOR, TERMS, CellEffects, cell_effects, fit
+from steercube.analysis.operating import operating_characteristics
 from steercube.analysis.simulation import Scenario, prior_cells, simulate
 from steercube.analysis.training import by_method
 from steercube.streams import stream
@@ -39,6 +40,8 @@ N_RESAMPLES = 1_000
 SIGNIFICANT = 0.05
 METHOD = ["method", "takes_as_random", "adjusted"]
 TRUTH = ["training", "sd_model", "scale", "uneven"]
+PARTS = ("coverage", "sbc", "operating")
+"""What can be simulated by itself; `coverage` makes the table `recovery` too."""
 
 Row = dict[str, Any]
 
@@ -48,27 +51,51 @@ def calibrate(
     *,
     n_simulations: int = N_SIMULATIONS,
     n_workers: int = 2,
+    only: Collection[str] = PARTS,
     report: Callable[[str], None] = print,
 ) -> dict[str, pd.DataFrame]:
-    """Tables `coverage`, `recovery` and `sbc`; the same whatever the number of workers."""
+    """Tables `coverage`, `recovery`, `sbc` and `operating`, or those of the PARTS named in `only`.
+
+    They are the same whatever the number of workers. Raises ValueError for a name that is no part.
+    """
+    if unknown := sorted(set(only) - set(PARTS)):
+        raise ValueError(f"only = {unknown}: not among the parts, {', '.join(PARTS)}")
+    tables: dict[str, pd.DataFrame] = {}
+    with ProcessPoolExecutor(n_workers) as pool:
+        in_chunks = partial(pool.map, chunksize=5)
+        if "coverage" in only:
+            tables |= _training_effects(cells, n_simulations, in_chunks, report)
+        if "sbc" in only:
+            report(f"{n_simulations} truths from the prior")
+            one_rank = partial(_ranks, cell_effects(cells), int(cells.attrs["seed"]))
+            ranks = list(in_chunks(one_rank, range(n_simulations)))
+            tables["sbc"] = uniformity(pd.DataFrame(ranks))
+        if "operating" in only:
+            tables["operating"] = operating_characteristics(
+                cells, n_simulations=n_simulations, map_numbers=in_chunks, report=report
+            )
+    return tables
+
+
+def _training_effects(
+    cells: xr.Dataset,
+    n_simulations: int,
+    map_numbers: Callable[..., Any],
+    report: Callable[[str], None],
+) -> dict[str, pd.DataFrame]:
+    """Tables `coverage` and `recovery`: the training effect, by every method and scenario."""
     intervals: list[Row] = []
     sds: list[Row] = []
-    seed = int(cells.attrs["seed"])
-    with ProcessPoolExecutor(n_workers) as pool:
-        for number, scenario in enumerate(SCENARIOS):
-            n_sweeps = n_simulations if number < N_INTENDED else -(-n_simulations // 2)
-            report(f"{n_sweeps} sweeps of {scenario}")
-            one = partial(_one_sweep, cells, scenario, seed)
-            for of_effect, of_sds in pool.map(one, range(n_sweeps), chunksize=5):
-                intervals += of_effect
-                sds += of_sds
-        report(f"{n_simulations} truths from the prior")
-        one_rank = partial(_ranks, cell_effects(cells), seed)
-        ranks = list(pool.map(one_rank, range(n_simulations), chunksize=5))
+    for number, scenario in enumerate(SCENARIOS):
+        n_sweeps = n_simulations if number < N_INTENDED else -(-n_simulations // 2)
+        report(f"{n_sweeps} sweeps of {scenario}")
+        one = partial(_one_sweep, cells, scenario, int(cells.attrs["seed"]))
+        for of_effect, of_sds in map_numbers(one, range(n_sweeps)):
+            intervals += of_effect
+            sds += of_sds
     return {
         "coverage": coverage(pd.DataFrame(intervals)),
         "recovery": recovery(pd.DataFrame(sds)),
-        "sbc": uniformity(pd.DataFrame(ranks)),
     }
 
 
@@ -76,7 +103,8 @@ def _one_sweep(
     cells: xr.Dataset, scenario: Scenario, seed: int, number: int
 ) -> tuple[list[Row], list[Row]]:
     """Every method's interval of b_training, and the sds of the primary fit, in one sweep."""
-    effects = simulate(cells, scenario, stream(f"sweep {number} of {scenario}", seed=seed))
+    rng = stream(f"sweep {number} of {scenario}", seed=seed)
+    effects = simulate(cells, scenario, rng).effects
     level = level_of(cells)
     truth = {name: getattr(scenario, name) for name in TRUTH}
     intervals = [

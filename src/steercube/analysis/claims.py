@@ -34,12 +34,8 @@ from steercube.analysis.averages import (
     model_mean,
     swept_models,
 )
-from steercube.analysis.contrasts import (
-    architecture_difference,
-    concept_concordance,
-    scale_slope,
-    training_gap,
-)
+from steercube.analysis.concordance import concept_share
+from steercube.analysis.contrasts import architecture_difference, scale_slope, training_gap
 from steercube.analysis.depth import depth_difference, training_depth
 from steercube.analysis.effects import ESTIMANDS, NAMES, UNITS
 from steercube.analysis.generation import (
@@ -47,7 +43,7 @@ from steercube.analysis.generation import (
     best_generation,
     best_generation_excess,
 )
-from steercube.analysis.sensitivity import without_invalid_items
+from steercube.analysis.sensitivity import without, without_invalid_items
 from steercube.results import Estimate
 from steercube.schema import raise_if_any, read_toml
 
@@ -58,8 +54,8 @@ STATISTICS: dict[str, Statistic] = {
         agreement_against_effect,
         architecture_difference,
         best_generation,
-        concept_concordance,
         concept_mean,
+        concept_share,
         depth_difference,
         mean_over_models,
         model_mean,
@@ -78,7 +74,7 @@ OVER_MODELS = {"concept_mean", "scale_slope"}
 CONTRASTS = {
     "agreement_against_effect",
     "architecture_difference",
-    "concept_concordance",
+    "concept_share",
     "depth_difference",
     "pooled_agreement",
     "scale_slope",
@@ -93,8 +89,8 @@ QUANTITIES = {
     "agreement_against_effect": "change of r per unit of effect",
     "architecture_difference": "MoE minus dense, {}",
     "best_generation": "share of generated answers changed",
-    "concept_concordance": "Kendall's W",
     "concept_mean": "{} of a concept",
+    "concept_share": "share of the variance over concepts that models share, {}",
     "depth_difference": "difference of depth (fraction)",
     "mean_over_models": "average {}",
     "model_mean": "average {}",
@@ -485,9 +481,8 @@ def _interval_objections(claim: Claim, printed: Printed, estimate: Estimate) -> 
     if not np.isfinite(estimate.low):
         return [f"it has no interval: {estimate.reason}"] if estimate.reason else []
     low, high = (_more_digits(printed, end) for end in (estimate.low, estimate.high))
-    if claim.statistic == "concept_concordance":
-        chance = estimate.p_value > SIGNIFICANT
-        return [f"random rankings agree as well (p = {estimate.p_value:.2f})"] if chance else []
+    if claim.statistic == "concept_share":
+        return _no_common_part(estimate)
     if claim.statistic in CONTRASTS:
         if printed.direction == "0" or claim.asserts == "none":
             return [
@@ -518,7 +513,7 @@ def _influence_objections(
     """The one model, or concept of a concordance, without which little is left of a difference."""
     if claim.statistic not in CONTRASTS or claim.asserts == "none" or printed.direction == "0":
         return []
-    if claim.statistic == "concept_concordance":
+    if claim.statistic == "concept_share":
         return _influence_on_concordance(cells, claim)
     if not estimate.excludes_zero:
         return []
@@ -537,16 +532,20 @@ def _influence_objections(
 
 
 def _influence_on_concordance(cells: xr.Dataset, claim: Claim) -> list[str]:
-    concepts = cells["concept"].values.tolist()
-    rest = {
-        c: _compute(cells.sel(concept=[x for x in concepts if x != c]), claim) for c in concepts
-    }
-    return [
-        f"without {concept} it is {other.value:.2f}, which random rankings reach (p = "
-        f"{other.p_value:.2f})"
-        for concept, other in rest.items()
-        if other.p_value > SIGNIFICANT
-    ]
+    """The models and concepts without which no common ranking of the concepts is shown."""
+    found = []
+    for kind, left_out, rest in without(cells):
+        if kind in ("model", "concept"):
+            objections = _no_common_part(_compute(rest, claim))
+            found += [f"without {left_out} {objection}" for objection in objections]
+    return found
+
+
+def _no_common_part(estimate: Estimate) -> list[str]:
+    """The objection that models with nothing in common would agree as well."""
+    if not estimate.p_value > SIGNIFICANT:
+        return []
+    return [f"models with no ranking in common agree as well (p = {estimate.p_value:.2f})"]
 
 
 def _coverage_objections(

@@ -1,4 +1,4 @@
-r"""Comparisons of models: training, architecture, scale, and whether they rank concepts alike.
+r"""Comparisons of models: training, architecture and scale.
 
 The unit is the model. With two full-RL models of six, no number of items narrows these intervals,
 and a permutation of the labels cannot give a p-value under 1/15.
@@ -13,19 +13,17 @@ import xarray as xr
 from scipy import stats
 
 from steercube.analysis.averages import (
-    best_effects,
+    HIGH,
+    LOW,
     level_of,
     model_means,
     pooled_sd,
-    root_of,
     t_quantile,
     where_recorded,
-    why_not_recorded,
 )
 from steercube.results import Estimate
 from steercube.streams import stream
 
-N_REDRAWS = 4_000
 MAX_CHOICES = 20_000
 
 
@@ -34,22 +32,22 @@ def training_gap(
     cells: xr.Dataset,
     *,
     estimand: str,
-    low: str = "rl",
-    high: str = "distilled",
+    low: str = LOW,
+    high: str = HIGH,
     concepts: Sequence[str] | None = None,
     models: Sequence[str] | None = None,
     from_rounded: int | None = None,
 ) -> Estimate:
-    r"""The share by which training `low` falls below `high`: 1 - mean_low / mean_high.
+    r"""The share by which training `high` falls below `low`: 1 - mean_high / mean_low.
 
     Interval: t on the log of the ratio with n_models - 2 degrees of freedom, delta method,
-    $Var = s^2 (1 / (n_l \bar y_l^2) + 1 / (n_h \bar y_h^2))$, s pooled between models. `p_value`
+    $Var = s^2 (1 / (n_h \bar y_h^2) + 1 / (n_l \bar y_l^2))$, s pooled between models. `p_value`
     is exact, over every assignment of the labels to the models. `from_rounded` rounds both
     averages to so many digits first, as a reader of printed averages does.
     """
     means = model_means(cells, estimand=estimand, concepts=concepts, models=models).value
     labels = cells["training"].sel(model=means["model"]).values
-    a, b = means.values[labels == low], means.values[labels == high]
+    a, b = means.values[labels == high], means.values[labels == low]
     if not len(a) or not len(b):
         return Estimate.undefined(f"needs models of both trainings, {low!r} and {high!r}")
     y, reference = float(a.mean()), float(b.mean())
@@ -126,7 +124,7 @@ def architecture_difference(
     """
     means = model_means(cells, estimand=estimand, concepts=concepts).value
     moe = (cells["architecture"].sel(model=means["model"]).values == "moe").astype(float)
-    rl = (cells["training"].sel(model=means["model"]).values == "rl").astype(float)
+    rl = (cells["training"].sel(model=means["model"]).values == HIGH).astype(float)
     design = np.stack([np.ones_like(moe), moe, rl], axis=1)
     df = len(means) - design.shape[1]
     if df < 1 or np.linalg.matrix_rank(design) < design.shape[1]:
@@ -155,134 +153,20 @@ def scale_slope(
     """
     effects = model_means(cells, estimand=estimand, models=models, concepts=[concept]).value
     log_size = np.log10(cells[size].sel(model=effects["model"]).values)
-    if len(effects) < 3 or np.ptp(log_size) == 0:
+    return slope_over_models(log_size, effects.values, level_of(cells))
+
+
+def slope_over_models(log_size: np.ndarray, values: np.ndarray, level: float) -> Estimate:
+    """Least-squares slope of one value a model, t with n_models - 2 degrees of freedom."""
+    if len(values) < 3 or np.ptp(log_size) == 0:
         return Estimate.undefined("a slope with an interval needs three models of unlike size")
-    fit = stats.linregress(log_size, effects.values)
-    t = t_quantile(level_of(cells), len(effects) - 2)
+    fit = stats.linregress(log_size, values)
+    t = t_quantile(level, len(values) - 2)
     return Estimate(
         float(fit.slope),
         low=float(fit.slope - t * fit.stderr),
         high=float(fit.slope + t * fit.stderr),
         over="models",
-        n=len(effects),
+        n=len(values),
         p_value=float(fit.pvalue),
     )
-
-
-@where_recorded
-def concept_concordance(
-    cells: xr.Dataset, *, estimand: str, concepts: Sequence[str] | None = None
-) -> Estimate:
-    """Kendall's W: do models rank the concepts alike? 0 is no agreement, 1 is one ranking.
-
-    Over the models and concepts that form a complete table. Effects redrawn around those found,
-    with their sampling covariance, have a larger W, because models err alike on the items they
-    share; so W itself is too large, and the interval over items is the basic one, reflected:
-    2 W - quantiles, within [0, 1]. `p_value`: each model's ranking permuted at random and its
-    effects redrawn likewise, so that agreement in error alone does not count as agreement.
-    """
-    effects = best_effects(cells, estimand, concepts=concepts)
-    effects = effects.isel(concept=np.flatnonzero(effects.notnull().all("model")))
-    if effects.sizes["model"] < 2 or effects.sizes["concept"] < 3:
-        return Estimate.undefined("needs two models that ran the same three concepts")
-    table = effects.transpose("model", "concept").values
-    value = float(kendalls_w(table))
-    rng = stream(f"concordance of {estimand}", seed=cells.attrs["seed"])
-    errors = _sampling_errors(cells, effects, estimand, rng)
-    if not len(errors):
-        return Estimate(value, n=len(table), reason="the items' covariance is not known")
-    shuffled = kendalls_w(rng.permuted(np.tile(table, (N_REDRAWS, 1, 1)), axis=-1) + errors)
-    tail = (1 - level_of(cells)) / 2
-    low, high = np.quantile(kendalls_w(table + errors), [tail, 1 - tail])
-    return Estimate(
-        value,
-        low=float(np.clip(2 * value - high, 0, 1)),
-        high=float(np.clip(2 * value - low, 0, 1)),
-        over="items",
-        n=int(cells["n_items"].sel(concept=effects["concept"]).sum()),
-        p_value=float((1 + np.sum(shuffled >= value - 1e-12)) / (1 + N_REDRAWS)),
-    )
-
-
-def pairwise_concordance(
-    cells: xr.Dataset, *, estimand: str, concepts: Sequence[str] | None = None
-) -> list[tuple[tuple[str, str], Estimate]]:
-    """Kendall's tau of the concepts' effects for each pair of models, then their mean.
-
-    The mean's pair is named ("every model", "every model"). Models and concepts, and the basic
-    interval over items, are those of `concept_concordance`.
-    """
-    effects = best_effects(cells, estimand, concepts=concepts)
-    effects = effects.isel(concept=np.flatnonzero(effects.notnull().all("model")))
-    every = ("every model", "every model")
-    if reason := why_not_recorded(cells, estimand):
-        return [(every, Estimate.undefined(reason))]
-    if effects.sizes["model"] < 2 or effects.sizes["concept"] < 3:
-        reason = "needs two models that ran the same three concepts"
-        return [(every, Estimate.undefined(reason))]
-    table = effects.transpose("model", "concept").values
-    errors = _sampling_errors(
-        cells, effects, estimand, stream(f"pairs of {estimand}", seed=cells.attrs["seed"])
-    )
-    names = [str(m) for m in effects["model"].values]
-    pairs = list(combinations(range(len(names)), 2))
-    value = kendalls_tau(table, pairs)
-    drawn = kendalls_tau(table + errors, pairs) if len(errors) else np.full((1, len(pairs)), np.nan)
-    tail = (1 - level_of(cells)) / 2
-    n = int(cells["n_items"].sel(concept=effects["concept"]).sum())
-    labelled = {(names[i], names[j]): at for at, (i, j) in enumerate(pairs)}
-    rows = []
-    for pair, tau, of in [
-        *((pair, value[at], drawn[:, at]) for pair, at in labelled.items()),
-        (every, value.mean(), drawn.mean(axis=1)),
-    ]:
-        low, high = np.quantile(of, [tail, 1 - tail])
-        ends = np.clip([2 * tau - high, 2 * tau - low], -1, 1)
-        found = Estimate(float(tau), float(ends[0]), float(ends[1]), over="items", n=n)
-        if not ends[0] < ends[1]:
-            reason = "at the limit of tau, or the items' covariance is not known"
-            found = Estimate(float(tau), n=n, reason=reason)
-        rows.append((pair, found))
-    return rows
-
-
-def kendalls_tau(table: np.ndarray, pairs: Sequence[tuple[int, int]]) -> np.ndarray:
-    """Kendall's tau of pairs of rows over columns without ties, dims (..., pair).
-
-    >>> float(kendalls_tau(np.array([[1.0, 2.0, 3.0], [1.0, 3.0, 2.0]]), [(0, 1)])[0])
-    0.3333333333333333
-    """
-    one, other = np.triu_indices(table.shape[-1], 1)
-    order = np.sign(table[..., one] - table[..., other])
-    return np.stack([(order[..., i, :] * order[..., j, :]).mean(-1) for i, j in pairs], axis=-1)
-
-
-def _sampling_errors(
-    cells: xr.Dataset, effects: xr.DataArray, estimand: str, rng: np.random.Generator
-) -> np.ndarray:
-    """Sampling errors of the effects, (redraw, model, concept); none if a covariance is unknown."""
-    models = effects["model"].values
-    columns = []
-    for concept in effects["concept"].values:
-        covariance = cells["selected_covariance"].sel(
-            estimand=estimand, concept=concept, model=models, model_other=models
-        )
-        if covariance.isnull().any():
-            return np.empty((0, *effects.shape))
-        draws = rng.standard_normal((N_REDRAWS, len(models)))
-        columns.append(draws @ root_of(covariance.values).T)
-    return np.stack(columns, axis=-1)
-
-
-def kendalls_w(table: np.ndarray) -> np.ndarray:
-    r"""Kendall's coefficient of concordance of m rows that rank k columns.
-
-    $W = 12 S / (m^2 (k^3 - k))$, S the sum of squares of the columns' rank totals around their
-    mean. Dims: `table` (..., row, column), result (...).
-
-    >>> float(kendalls_w(np.array([[1.0, 2.0, 3.0], [10.0, 20.0, 30.0]])))
-    1.0
-    """
-    ranks = stats.rankdata(table, axis=-1)
-    m, k = ranks.shape[-2:]
-    return 12 * k * ranks.sum(axis=-2).var(axis=-1) / (m**2 * (k**3 - k))

@@ -11,6 +11,8 @@ import xarray as xr
 from scipy import stats
 
 from steercube.analysis.averages import (
+    HIGH,
+    LOW,
     level_of,
     swept_models,
     t_over_models,
@@ -114,7 +116,7 @@ def training_depth(cells: xr.Dataset, *, training: str) -> Estimate:
     return replace(estimate, reason=f"{spread}; {estimate.reason}".rstrip("; "))
 
 
-def depth_difference(cells: xr.Dataset, *, low: str = "distilled", high: str = "rl") -> Estimate:
+def depth_difference(cells: xr.Dataset, *, low: str = LOW, high: str = HIGH) -> Estimate:
     """Typical best depth of training `high` minus that of `low`, fraction of depth.
 
     Two-sample t over models with one sd for both trainings, n_models - 2 degrees of freedom (two

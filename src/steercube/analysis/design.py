@@ -27,9 +27,8 @@ import xarray as xr
 from scipy import stats
 from scipy.special import ndtr
 
-from steercube.analysis.averages import level_of
+from steercube.analysis.averages import HIGH, level_of
 from steercube.analysis.hierarchy import (
-    HIGH,
     OUTCOMES,
     TERMS,
     CellEffects,

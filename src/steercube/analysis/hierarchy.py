@@ -22,12 +22,15 @@ import numpy as np
 import xarray as xr
 from scipy import interpolate, optimize, special, stats
 
-from steercube.analysis.averages import best_effects, swept_models, why_not_recorded
+from steercube.analysis.averages import (
+    HIGH,
+    LOW,
+    best_effects,
+    swept_models,
+    why_not_recorded,
+)
 from steercube.analysis.depth import best_depths, depth_centroids
 from steercube.analysis.effects import ESTIMANDS
-
-LOW, HIGH = "distilled", "rl"
-"""The trainings compared: b_training is that of HIGH minus that of LOW."""
 
 TERMS = ("training", "scale")
 SDS = ("sd_model", "sd_concept", "sd_cell")
@@ -123,7 +126,8 @@ class CellEffects:
     `value` (n,) less its optimism, `covariance` (n, n) over items, `model` and `concept` (n,)
     indices into `models` and `concepts`; `predictors` (model,) by term, centred over models.
     `unit` is the size that priors are scaled by; `left_out` names cells that were run without a
-    usable effect or error.
+    usable effect or error. `n_items` (concept,) is how many items the covariance was estimated
+    from; empty where it is known.
     """
 
     outcome: str
@@ -136,6 +140,7 @@ class CellEffects:
     predictors: dict[str, np.ndarray]
     unit: float = 1.0
     left_out: tuple[str, ...] = ()
+    n_items: tuple[int, ...] = ()
 
     @property
     def negligible(self) -> float:
@@ -198,6 +203,7 @@ def cell_effects(
         predictors=predictors_of(cells, names, scale),
         unit=unit or 1.0,
         left_out=left_out,
+        n_items=tuple(int(n) for n in cells["n_items"].sel(concept=held).values),
     )
 
 

@@ -26,9 +26,9 @@ import numpy as np
 import pandas as pd
 import xarray as xr
 
-from steercube.analysis.averages import best_effects, complete_concepts
+from steercube.analysis.averages import HIGH, LOW, best_effects, complete_concepts
 from steercube.analysis.depth import best_depths
-from steercube.analysis.hierarchy import HIGH, LOW, compared_models, predictors_of
+from steercube.analysis.hierarchy import compared_models, predictors_of
 from steercube.streams import stream
 
 DENOMINATORS = (

@@ -26,7 +26,7 @@ from steercube.analysis.averages import (
     swept_models,
     why_not_recorded,
 )
-from steercube.analysis.hierarchy import fit, primary_terms, usable_effects
+from steercube.analysis.hierarchy import Posterior, fit, primary_terms, usable_effects
 from steercube.results import Estimate
 from steercube.streams import stream
 
@@ -53,11 +53,9 @@ def model_deviations(cells: xr.Dataset) -> list[dict[str, Any]]:
     except ValueError as error:
         return [{"model": "every model", "reason": str(error)}]
     posterior = fit(effects, terms=primary_terms(effects))
-    tail = (1 - level_of(cells)) / 2
     rows = []
     for model in effects.models:
-        u = f"u of {model}"
-        low, middle, high = (posterior.quantile(u, share) for share in (tail, 0.5, 1 - tail))
+        low, middle, high = deviation(posterior, model, level_of(cells))
         rows.append(
             {
                 "model": model,
@@ -65,7 +63,7 @@ def model_deviations(cells: xr.Dataset) -> list[dict[str, Any]]:
                 "estimate": middle,
                 "low": low,
                 "high": high,
-                "probability_negative": posterior.cdf(u, 0.0),
+                "probability_negative": posterior.cdf(f"u of {model}", 0.0),
                 "n": len(effects.models),
                 "interval_over": "items, concepts, models",
                 "reason": "",
@@ -80,6 +78,15 @@ NEEDED_OF_OWN = {
     ANTI_STEERED: ("anti_steerable_share",),
 }
 """Estimands behind what a concept says of itself."""
+
+
+def deviation(posterior: Posterior, model: str, level: float) -> tuple[float, float, float]:
+    """Lower end, median and upper end of a model's u."""
+    tail = (1 - level) / 2
+    low, middle, high = (
+        posterior.quantile(f"u of {model}", share) for share in (tail, 0.5, 1 - tail)
+    )
+    return low, middle, high
 
 
 def difficulty(cells: xr.Dataset) -> Rows:

@@ -10,16 +10,14 @@ from itertools import combinations
 
 import numpy as np
 import xarray as xr
-from scipy import stats
 
 from steercube.analysis.averages import (
     best_effects,
     level_of,
     swept_models,
-    t_quantile,
     why_not_recorded,
 )
-from steercube.analysis.contrasts import scale_slope
+from steercube.analysis.contrasts import scale_slope, slope_over_models
 from steercube.analysis.hierarchy import cell_effects, fit, why_not
 from steercube.results import Estimate
 
@@ -85,16 +83,4 @@ def slope_difference(
     table = best_effects(cells, outcome, concepts=[one, other], models=swept_models(cells))
     apart = (table.sel(concept=one) - table.sel(concept=other)).dropna("model")
     log_size = np.log10(cells[size].sel(model=apart["model"]).values)
-    if len(apart) < 3 or np.ptp(log_size) == 0:
-        return Estimate.undefined("a slope with an interval needs three models of unlike size")
-    found = stats.linregress(log_size, apart.values)
-    half = t_quantile(level_of(cells), len(apart) - 2) * found.stderr
-    slope = float(found.slope)
-    return Estimate(
-        slope,
-        low=slope - half,
-        high=slope + half,
-        over="models",
-        n=len(apart),
-        p_value=float(found.pvalue),
-    )
+    return slope_over_models(log_size, apart.values, level_of(cells))

@@ -8,11 +8,8 @@ import xarray as xr
 
 from steercube.analysis.agreement import model_agreement
 from steercube.analysis.averages import concept_mean, mean_over_models, swept_models
-from steercube.analysis.contrasts import (
-    concept_concordance,
-    scale_slope,
-    training_gap,
-)
+from steercube.analysis.concordance import concept_share
+from steercube.analysis.contrasts import scale_slope, training_gap
 from steercube.analysis.depth import depth_difference
 from steercube.analysis.generation import layer_curves
 from steercube.results import Estimate
@@ -28,7 +25,7 @@ def headlines(cells: xr.Dataset) -> dict[str, Headline]:
         "training gap in within_letter_d": partial(training_gap, estimand="within_letter_d"),
         "training gap in delta": partial(training_gap, estimand="delta"),
         "depth difference": depth_difference,
-        "concordance of concepts": partial(concept_concordance, estimand="cohens_d"),
+        "concept share in cohens_d": partial(concept_share, estimand="cohens_d"),
     }
 
 

@@ -5,6 +5,7 @@ by the models of the concept, as items are hard for all of them, and strongly co
 neighbouring layers, as in the published study.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
@@ -106,8 +107,20 @@ class Scenario:
     """How many times as much models of HIGH vary."""
 
 
-def simulate(cells: xr.Dataset, scenario: Scenario, rng: np.random.Generator) -> CellEffects:
-    """Effects of one simulated sweep in the shape of `cells`, by the pipeline's own stage one.
+class Sweep(NamedTuple):
+    """A simulated sweep: its effects, and what is true of it.
+
+    `apparent` (cell,) are the effects with their optimism, `deviation` (model,) is what each model
+    truly lies above its expectation.
+    """
+
+    effects: CellEffects
+    apparent: np.ndarray
+    deviation: np.ndarray
+
+
+def simulate(cells: xr.Dataset, scenario: Scenario, rng: np.random.Generator) -> Sweep:
+    """One simulated sweep in the shape of `cells`, by the pipeline's own stage one.
 
     The shape is which models ran which concepts, on how many items, and the models' trainings and
     sizes. Each cell's d peaks at a layer of its own; the layer is selected by delta on the same
@@ -117,33 +130,44 @@ def simulate(cells: xr.Dataset, scenario: Scenario, rng: np.random.Generator) ->
     predictors = predictors_of(cells, models)
     ran = best_effects(cells, "cohens_d", models=models).notnull().values
     spread = scenario.sd_model * np.where(predictors["training"] > 0, scenario.uneven, 1.0)
-    true = scenario.intercept + spread * rng.normal(size=len(models))
+    deviation = spread * rng.normal(size=len(models))
+    true = scenario.intercept + deviation
     for term, values in predictors.items():
         true = true + getattr(scenario, term) * values
-    value, blocks, model, concept = [], [], [], []
+    value, apparent, blocks = [], [], []
+    model: list[int] = []
+    concept: list[int] = []
     for c, n_items in enumerate(cells["n_items"].values):
         ids = np.flatnonzero(ran[:, c])
         v = scenario.sd_concept * rng.normal()
         d = true[ids] + v + scenario.sd_cell * rng.normal(size=len(ids))
         truths = {models[m]: _curve(x, scenario, rng) for m, x in zip(ids, d, strict=True)}
-        found, covariance = _stage_one(draw(truths, int(n_items), rng), rng)
-        value += found
+        found, optimism, covariance = _stage_one(draw(truths, int(n_items), rng), rng)
+        value += [x - y for x, y in zip(found, optimism, strict=True)]
+        apparent += found
         blocks.append(covariance)
         model += ids.tolist()
         concept += [c] * len(ids)
-    same = np.equal.outer(concept, concept)
-    covariance = np.zeros(same.shape)
-    covariance[same] = np.concatenate([block.ravel() for block in blocks])
-    return CellEffects(
+    effects = CellEffects(
         outcome="cohens_d",
         value=np.array(value),
-        covariance=covariance,
+        covariance=between_cells(concept, blocks),
         model=np.array(model),
         concept=np.array(concept),
         models=tuple(models),
         concepts=tuple(str(name) for name in cells["concept"].values),
         predictors=predictors,
+        n_items=tuple(int(n) for n in cells["n_items"].values),
     )
+    return Sweep(effects, np.array(apparent), deviation)
+
+
+def between_cells(concept: Sequence[int], blocks: Sequence[np.ndarray]) -> np.ndarray:
+    """Covariance (cell, cell) from that between the models of each concept; concepts share none."""
+    same = np.equal.outer(concept, concept)
+    covariance = np.zeros(same.shape)
+    covariance[same] = np.concatenate([block.ravel() for block in blocks])
+    return covariance
 
 
 def _curve(d: float, scenario: Scenario, rng: np.random.Generator) -> Truth:
@@ -163,8 +187,8 @@ def _curve(d: float, scenario: Scenario, rng: np.random.Generator) -> Truth:
 
 def _stage_one(
     samples: dict[str, Samples], rng: np.random.Generator
-) -> tuple[list[float], np.ndarray]:
-    """Cohen's d at each model's selected layer less its optimism, and their covariance."""
+) -> tuple[list[float], list[float], np.ndarray]:
+    """Cohen's d at each model's selected layer, their optimism, and their covariance."""
     n_items = len(next(iter(samples.values())).letter)
     resamples = resample_weights(n_items, N_RESAMPLES, rng)
     halves = half_weights(n_items, 2, rng)
@@ -174,8 +198,8 @@ def _stage_one(
         ).effects["cohens_d"]
         for of_model in samples.values()
     ]
-    found = [effect.apparent - effect.optimism for effect in effects]
-    return found, error_covariance([effect.error for effect in effects])
+    found, optimism = ([getattr(e, name) for e in effects] for name in ("apparent", "optimism"))
+    return found, optimism, error_covariance([effect.error for effect in effects])
 
 
 def prior_cells(

@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 import xarray as xr
 
-from steercube.analysis.averages import best_effects, swept_models
+from steercube.analysis.averages import HIGH, LOW, best_effects, swept_models
 from steercube.analysis.selection import LAST_BLOCK, MORE_OTHER_WAY, OPEN, OTHER_WAY
 from steercube.analysis.steers import UNKNOWN, YES
 from steercube.cells import CONTROL_VARIABLES, DISTINCT_RESPONSES
@@ -74,7 +74,7 @@ def counts(cells: xr.Dataset) -> pd.DataFrame:
         "largest effect, corrected": float((d - optimism).max()),
         "smallest effect, corrected": float((d - optimism).min()),
     }
-    found |= {f"{name} models": int(np.sum(training == name)) for name in ("distilled", "rl")}
+    found |= {f"{name} models": int(np.sum(training == name)) for name in (LOW, HIGH)}
     if "generation_rate" in cells:
         rate = cells["generation_rate"].sel(model=swept_models(cells))
         answered = rate.notnull().any(("layer", "strength"))

@@ -30,6 +30,8 @@ from steercube.analysis.agreement import (
     shift_test,
 )
 from steercube.analysis.averages import (
+    HIGH,
+    LOW,
     best_effects,
     complete_concepts,
     complete_models,
@@ -41,11 +43,14 @@ from steercube.analysis.averages import (
 )
 from steercube.analysis.claims import Claim, ledger
 from steercube.analysis.components import variance_components
-from steercube.analysis.contrasts import (
-    concept_concordance,
+from steercube.analysis.concordance import (
+    concept_share,
+    concept_share_of_all,
+    concordance_of_ranks,
     pairwise_concordance,
-    scale_slope,
+    rank_agreement,
 )
+from steercube.analysis.contrasts import scale_slope
 from steercube.analysis.depth import (
     depth_difference,
     model_depth,
@@ -72,6 +77,7 @@ from steercube.analysis.hierarchy import (
     primary_terms,
     usable_effects,
 )
+from steercube.analysis.multiplicity import families, with_holm
 from steercube.analysis.multiverse import Multiverse, multiverse
 from steercube.analysis.nuts import Sampled
 from steercube.analysis.predictive import predictive_checks
@@ -205,15 +211,23 @@ def multiverse_summary(every: Multiverse) -> pd.DataFrame:
 
 
 def concordance(cells: xr.Dataset) -> pd.DataFrame:
-    """Do models rank the concepts alike: Kendall's W over all, tau of every pair."""
+    """Do models rank the concepts alike: the share they have in common, W, and single models."""
     rows: list[tuple[Labels, Estimate]] = []
+    every = {"model": "every model", "model_other": "every model"}
     for estimand in SCALED:
-        labels = {"estimand": estimand, "statistic": "Kendall's W"}
-        of_all = {"model": "every model", "model_other": "every model"}
-        rows.append((labels | of_all, concept_concordance(cells, estimand=estimand)))
-        for (one, other), tau in pairwise_concordance(cells, estimand=estimand):
-            pair = {"statistic": "Kendall's tau", "model": one, "model_other": other}
-            rows.append((labels | pair, tau))
+        of_all = {
+            "share of variance common to models": concept_share(cells, estimand=estimand),
+            "share of variance between concepts": concept_share_of_all(cells, estimand=estimand),
+            "Kendall's W": concordance_of_ranks(cells, estimand=estimand),
+        }
+        for statistic, found in of_all.items():
+            rows.append(({"estimand": estimand, "statistic": statistic} | every, found))
+        labels = {"estimand": estimand, "statistic": "rank correlation with the others"}
+        for model, found in rank_agreement(cells, estimand=estimand):
+            rows.append((labels | {"model": model, "model_other": "the others"}, found))
+        labels = {"estimand": estimand, "statistic": "Kendall's tau"}
+        for (one, other), found in pairwise_concordance(cells, estimand=estimand):
+            rows.append((labels | {"model": one, "model_other": other}, found))
     return _table(rows)
 
 
@@ -451,8 +465,8 @@ def depth(cells: xr.Dataset) -> pd.DataFrame:
     for training in sorted(set(training_of.values())):
         labels = {"group": f"{training} models", "training": training}
         rows.append((labels, training_depth(cells, training=training)))
-    if {"rl", "distilled"} <= set(training_of.values()):
-        rows.append(({"group": "rl minus distilled", "training": ""}, depth_difference(cells)))
+    if {LOW, HIGH} <= set(training_of.values()):
+        rows.append(({"group": f"{HIGH} minus {LOW}", "training": ""}, depth_difference(cells)))
     return _table(rows)
 
 
@@ -574,7 +588,7 @@ MAKERS: dict[str, Callable[[Tables], pd.DataFrame]] = {
     "extraction": lambda t: _table(list(extraction(t.cells))),
     "controls": lambda t: controls(t.cells),
     "training_effect": lambda t: pd.DataFrame(training_effects(t.cells, sampled=t.sampled)),
-    "scale_trends": lambda t: _table(scale_trends(t.cells)),
+    "scale_trends": lambda t: with_holm(_table(scale_trends(t.cells)), "method"),
     "variance_components": lambda t: pd.DataFrame(variance_components(t.cells, sampled=t.sampled)),
     "concordance": lambda t: concordance(t.cells),
     "multiverse": _specifications,
@@ -583,7 +597,8 @@ MAKERS: dict[str, Callable[[Tables], pd.DataFrame]] = {
     "leave_one_out": lambda t: pd.DataFrame(leave_one_out(t.cells)),
     "prior_sensitivity": lambda t: pd.DataFrame(prior_sensitivity(t.cells)),
     "predictive_checks": lambda t: checks(t.cells),
-    "conclusions": lambda t: conclusions(t.cells, t, t.claims),
-    "claims": lambda t: ledger(t.cells, t.claims),
+    "conclusions": lambda t: with_holm(conclusions(t.cells, t, t.claims)),
+    "claims": lambda t: with_holm(ledger(t.cells, t.claims)),
+    "multiplicity": families,
 }
 """Every table of a study and how it is made, in the order of the analysis."""

@@ -16,12 +16,10 @@ import numpy as np
 import xarray as xr
 from scipy import stats
 
-from steercube.analysis.averages import level_of, root_of, t_quantile
+from steercube.analysis.averages import HIGH, LOW, level_of, root_of, t_quantile
 from steercube.analysis.contrasts import two_sample_t
 from steercube.analysis.effects import ESTIMANDS
 from steercube.analysis.hierarchy import (
-    HIGH,
-    LOW,
     OUTCOMES,
     PRIOR,
     TERMS,

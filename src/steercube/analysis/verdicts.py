@@ -273,23 +273,26 @@ def _of_scale(tables: Tables, claims: Sequence[Claim]) -> Iterator[Question]:
 
 
 def _of_ranking(tables: Tables) -> Question:
-    """Kendall's W: its test, and its test without each concept."""
+    """The share of variance that models have in common: its test, also without each part."""
     rows = tables["sensitivity"]
-    rows = rows[rows["headline"] == "concordance of concepts"]
+    rows = rows[rows["headline"] == "concept share in cohens_d"]
     whole = rows[rows["without"] == "nothing"].iloc[0]
     parts = rows[rows["without"].isin(["model", "concept"])]
     objections = []
     if not whole["p_value"] <= SIGNIFICANT:
-        objections.append(f"rankings at random agree as well (p = {whole['p_value']:.3f})")
+        objections.append(
+            f"models with no ranking in common agree as well (p = {whole['p_value']:.3f})"
+        )
     carried = parts[~(parts["p_value"] <= SIGNIFICANT)]
     if len(carried):
         listed = " or ".join(
             f"{r['left_out']} (p = {r['p_value']:.3f})" for _, r in carried.iterrows()
         )
-        objections.append(f"without {listed} rankings at random agree as well")
+        objections.append(f"without {listed} models with no ranking in common agree as well")
     return Question(
         id="ranking",
-        statement="models rank the concepts alike (Kendall's W of Cohen's d)",
+        statement="models rank the concepts alike (the share of the variance over concepts, in "
+        "Cohen's d, that models have in common)",
         claimed=1,
         value=float(whole["value"]),
         low=float(whole["low"]),

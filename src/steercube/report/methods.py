@@ -9,12 +9,14 @@ from steercube.analysis import (
     agreement,
     averages,
     claims,
+    concordance,
     contrasts,
     curves,
     depth,
     effects,
     generation,
     hierarchy,
+    multiplicity,
     predictive,
     questions,
     readings,
@@ -46,7 +48,10 @@ SECTIONS: dict[str, tuple[Documented, ...]] = {
         predictive,
     ),
     "Concepts and models": (
-        contrasts.concept_concordance,
+        concordance.concept_share,
+        concordance.concept_test,
+        concordance.kendalls_w,
+        concordance.rank_agreement,
         questions.model_deviations,
         questions.difficulty,
         questions.relative_to_others,
@@ -62,7 +67,7 @@ SECTIONS: dict[str, tuple[Documented, ...]] = {
         generation.best_generation_excess,
         readings,
     ),
-    "Verdicts": (verdicts, claims, sweep.counts_of_claims),
+    "Verdicts": (verdicts, claims, multiplicity, sweep.counts_of_claims),
 }
 """What is defined where, in the order that a reader meets it."""
 

@@ -13,6 +13,8 @@ from steercube.analysis.design import POWER
 from steercube.analysis.effects import NAMES
 from steercube.analysis.hierarchy import OUTCOMES
 from steercube.analysis.multiverse import CHOICES, DISTINCT
+from steercube.analysis.operating import COVERAGE, FALSE_ALARMS
+from steercube.analysis.operating import POWER as POWER_OF_A_TEST
 from steercube.analysis.training import (
     ALONE,
     BOTH,
@@ -324,6 +326,53 @@ def _draw_checks(ax: Axes, outcome: str, of: pd.DataFrame, statistics: Sequence[
     ax.set_xlim(low - 0.25 * (high - low), high + 0.25 * (high - low))
     ax.set_title(outcome_name(outcome), loc="left")
     ax.set_xlabel(_units_of(outcome), fontsize=SMALL)
+
+
+def draw_calibrations(tables: Tables) -> dict[str, Figure]:
+    """The figures of a calibration whose tables there are, by file name."""
+    figures = {}
+    if {"coverage", "sbc"} <= set(tables):
+        figures["calibration"] = draw_calibration(tables)
+    if "operating" in tables:
+        figures["operating"] = draw_operating(tables["operating"])
+    return figures
+
+
+OPERATING_MARKS = {
+    COVERAGE: ("coverage (should be 95)", "o", "#0072B2"),
+    FALSE_ALARMS: ("false alarms (should be 5)", "s", "#D55E00"),
+    POWER_OF_A_TEST: ("power", "^", OTHER_COLOUR),
+}
+
+
+def draw_operating(table: pd.DataFrame) -> Figure:
+    """What each statistic's interval covers, or its test rejects, a line a scenario."""
+    statistics = list(dict.fromkeys(table["statistic"]))
+    labels: list[str] = []
+    marks = {}
+    with mpl.rc_context(STYLE):
+        figure, axes = blank_figure(WIDTH, 1.2 + 0.21 * (len(table) + len(statistics)))
+        ax = axes[0, 0]
+        for band in ((3, 7), (93, 97)):
+            ax.axvspan(*band, color="#DDDDDD", linewidth=0, zorder=0)
+        for statistic in statistics:
+            labels.append(statistic)
+            for _, row in table[table["statistic"] == statistic].iterrows():
+                label, mark, colour = OPERATING_MARKS[row["measure"]]
+                marks[label] = ax.errorbar(
+                    100 * row["achieved"], len(labels), xerr=196 * row["standard_error"],
+                    fmt=mark, color=colour, markersize=3.5, linewidth=1, label=label)  # fmt: skip
+                labels.append(signed(str(row["scenario"])))
+        ax.set_yticks(range(len(labels)), labels, fontsize=SMALL)
+        for text in ax.get_yticklabels():
+            if text.get_text() in statistics:
+                text.set_fontweight("bold")
+        ax.tick_params(axis="y", length=0)
+        ax.set_ylim(len(labels) - 0.4, -0.6)
+        ax.set_xlim(-3, 103)
+        ax.set_xlabel("of simulations, %, with twice the Monte Carlo error")
+        legend_of(figure, list(marks.values()))
+    return figure
 
 
 def draw_calibration(tables: Tables) -> Figure:

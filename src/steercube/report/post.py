@@ -293,7 +293,9 @@ def read_results(folder: str | Path) -> Results:
         raise ValueError(f"{folder / 'numbers.json'}: is no object of numbers by their ids")
     results = Results(
         study=folder.name,
-        numbers=numbers | _coverage(folder / "calibration" / "coverage.csv"),
+        numbers=numbers
+        | _coverage(folder / "calibration" / "coverage.csv")
+        | _operating(folder / "calibration" / "operating.csv"),
         tables={p.stem: read_table(p) for p in sorted((folder / "tables").glob("*.csv"))},
         printed={p.stem: read_text(p) for p in sorted((folder / "tables").glob("*.md"))},
         figures=tuple(p.stem for p in sorted((folder / "figures").glob("*.png"))),
@@ -328,18 +330,64 @@ TRUTH = ("training", "sd_model", "scale", "uneven")
 
 def _coverage(path: Path) -> dict[str, dict[str, Any]]:
     """Shares of intervals that held the truth, by method and truth, where `calibrate` ran."""
+    rows = _rows_of_calibration(path, OF_METHOD, (*TRUTH, "coverage", "n_simulations"))
+    return dict(map(_covered, rows))
+
+
+def _rows_of_calibration(
+    path: Path, texts: Sequence[str], shares: Sequence[str]
+) -> list[dict[str, Any]]:
+    """The rows of a table of `calibrate` with these columns of text and of numbers; none without.
+
+    Raises ValueError that names each column which is missing or holds text instead of numbers.
+    """
     if not path.is_file():
-        return {}
+        return []
     table = read_table(path)
-    shares = (*TRUTH, "coverage", "n_simulations")
-    lacking = {*OF_METHOD, *shares} - set(table)
+    lacking = {*texts, *shares} - set(table)
     problems = [f"has no column {name!r}" for name in sorted(lacking)] or [
         f"holds text in {name!r}, where numbers belong"
         for name in shares
         if not pd.api.types.is_numeric_dtype(table[name])
     ]
     raise_if_any([f"{problem}; run `steercube calibrate`" for problem in problems], what=str(path))
-    return dict(_covered(row) for row in table.to_dict("records"))
+    return table.to_dict("records")
+
+
+OF_SIMULATION = ("statistic", "scenario", "measure")
+TOLERANCE = 0.02
+"""How far a share may be from its nominal one before a text says so."""
+
+
+def _operating(path: Path) -> dict[str, dict[str, Any]]:
+    """What intervals cover and tests reject in simulations, by statistic, scenario and measure."""
+    rows = _rows_of_calibration(path, OF_SIMULATION, ("nominal", "achieved", "n_simulations"))
+    return {
+        "/".join(["operating", *(row[name] for name in OF_SIMULATION)]): {
+            **{name: row[name] for name in OF_SIMULATION},
+            "value": None if pd.isna(row["achieved"]) else row["achieved"],
+            "nominal": None if pd.isna(row["nominal"]) else row["nominal"],
+            "n": row["n_simulations"],
+            "table": "calibration/operating.csv",
+        }
+        for row in rows
+    }
+
+
+def _off_nominal(sources: Sources) -> Callable[..., list["Number"]]:
+    """Shares of simulations of some statistics that are not what the interval or test promises."""
+
+    def off_nominal(*statistics: str) -> list[Number]:
+        return [
+            Number(sources, id, ".0%")
+            for id, entry in sources.numbers.items()
+            if id.startswith("operating/")
+            and entry["statistic"] in statistics
+            and None not in (entry["value"], entry["nominal"])
+            and round(abs(entry["value"] - entry["nominal"]), 9) > TOLERANCE
+        ]
+
+    return off_nominal
 
 
 def _covered(row: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
@@ -445,7 +493,7 @@ OF_RENDERING = (jinja2.TemplateError, TypeError, ValueError, LookupError, Arithm
 CONTEXT = {
     *("study", "settings", "models", "concepts", "families", "claims", "conclusions"),
     *("conclusions_with", "conclusion", "table", "figure", "cite", "literature", "methods"),
-    *("models_by", "concepts_by", "listed", "words", "flagged", "provenance"),
+    *("models_by", "concepts_by", "listed", "words", "flagged", "provenance", "off_nominal"),
 }
 """What a template may use beside its references."""
 
@@ -504,6 +552,7 @@ def _context(results: Results, assets: Assets, sources: Sources, methods: str) -
         "listed": listed,
         "words": words,
         "flagged": lambda column, flag: flagged(results.tables["effects"], column, flag),
+        "off_nominal": _off_nominal(sources),
         "models_by": _order(sources, "models/{}/{}/every concept it ran"),
         "concepts_by": _order(sources, "concepts/{}/{}/every model that ran it/mean"),
     }

@@ -31,7 +31,7 @@ def printed_tables(tables: Tables) -> dict[str, str]:
         "difficulty": difficulty(tables["difficulty"]),
         "extraction": extraction(tables["extraction"]),
         "agreement": agreement(tables["agreement"]),
-        "conclusions": tables["conclusions"][["id", "verdict", "sentence"]],
+        "conclusions": conclusions(tables["conclusions"]),
     }
     if "readings" in tables:
         made |= {
@@ -219,10 +219,24 @@ def claims(table: pd.DataFrame) -> pd.DataFrame:
             "balanced": [_as_published(row, "balanced") for row in rows],
             "interval": [_interval_as_published(row) for row in rows],
             "over": table["interval_over"],
+            **_p_column(table),
             "verdict": table["verdict"],
             "reason": table["reason"],
         }
     )
+
+
+def conclusions(table: pd.DataFrame) -> pd.DataFrame:
+    """Every question with its verdict, its sentence, and its p where it has a test."""
+    return table[["id", "verdict", "sentence"]].assign(**_p_column(table))
+
+
+def _p_column(table: pd.DataFrame) -> dict[str, list[str]]:
+    """The p-values with Holm's within their family, 0.067 (0.80); no column without a test."""
+    pairs = list(zip(table["p_value"], table["p_holm"], strict=True))
+    if not any(np.isfinite(p) for p, _ in pairs):
+        return {}
+    return {"p (Holm)": [f"{p:.3f} ({holm:.2f})" if np.isfinite(p) else NONE for p, holm in pairs]}
 
 
 def _as_published(row: Mapping[str, Any], name: str) -> str:

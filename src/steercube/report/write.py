@@ -54,6 +54,7 @@ KEYS = {
     "predictive_checks": ["outcome", "statistic"],
     "design": ["outcome", "effect_is", "kind", "adjusted"],
     "conclusions": ["id"],
+    "multiplicity": ["family"],
 }
 """Columns that name a row of each table whose numbers a text may cite."""
 
@@ -137,12 +138,15 @@ def _json(value: Any) -> str:
     return json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
 
 
-def write_calibration(folder: Path, tables: Mapping[str, pd.DataFrame], figure: Figure) -> None:
-    """The tables of a calibration and its figure, each written whole or not at all."""
+def write_calibration(
+    folder: Path, tables: Mapping[str, pd.DataFrame], figures: Mapping[str, Figure]
+) -> None:
+    """The tables of a calibration and its figures, each written whole or not at all."""
     with _aside(folder) as made:
         for name, table in tables.items():
             table.to_csv(made / f"{name}.csv", index=False, float_format=NUMBER)
-        figure.savefig(made / "calibration.png", dpi=DPI, metadata={"Software": None})
+        for name, figure in figures.items():
+            figure.savefig(made / f"{name}.png", dpi=DPI, metadata={"Software": None})
         folder.mkdir(exist_ok=True)
         for name in _files(made):
             (made / name).replace(folder / name)
@@ -214,9 +218,19 @@ def _said(value: Any) -> bool:
 VALUES = {"claims": "recomputed", "predictive_checks": "found", "about_concepts": "n_items"}
 ENDS = {"predictive_checks": ("posterior_low", "posterior_high")}
 EXTRA = (
-    *("corrected", "balanced", "p_value", "least_p", "expected_under_null", "smallest", "largest"),
+    *(
+        "corrected",
+        "balanced",
+        "p_value",
+        "p_holm",
+        "least_p",
+        "expected_under_null",
+        "smallest",
+        "largest",
+    ),
     *("probability_negative", "probability_negligible", "bayes_factor", "share", "mc_error"),
     *("gain", "gain_standard_error", "effect", "type_s", "type_m", "n_valid_items"),
+    *("level", "uncorrected"),
 )
 """What else a text may say of a number, where its table has it."""
 TEXTS = ("published", "verdict", "sentence", "statement", "also", "units", "agrees", "reason")
