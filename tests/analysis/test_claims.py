@@ -227,8 +227,9 @@ def test_every_whole_percent_is_within_a_range_that_ends_with_it() -> None:
 
 
 def test_no_difference_is_an_interval_with_zero() -> None:
-    assert matches(read_printed("0"), Estimate(0.4, low=-1, high=2))
-    assert not matches(read_printed("0"), Estimate(0.4, low=0.1, high=2))
+    for low, high, expected in ((-0.09, 0.05, True), (-1, 2, False), (0.01, 0.02, True)):
+        assert matches(read_printed("0"), Estimate(0.01, low=low, high=high), 0.1) is expected
+    assert not matches(read_printed("0"), Estimate(0.01, low=-0.09, high=0.11), 0.1)
     assert not matches(read_printed("0.4"), Estimate(np.nan))
 
 

@@ -43,6 +43,7 @@ from steercube.analysis.generation import (
     best_generation,
     best_generation_excess,
 )
+from steercube.analysis.hierarchy import OUTCOMES
 from steercube.analysis.sensitivity import without, without_invalid_items
 from steercube.results import Estimate
 from steercube.schema import raise_if_any, read_toml
@@ -122,6 +123,9 @@ KIND_OF_ARGUMENT = {
 
 MATERIAL = 0.05
 """A value that changes by more than this share, by optimism or invalid items, gets a caveat."""
+
+NO_DIFFERENCE = 0.1
+"""Half-width of the region of practical equivalence of a standardised effect, a share or an r."""
 
 INFLUENTIAL = 0.5
 """A difference that loses more than this share without one model or concept rests on it."""
@@ -306,7 +310,8 @@ def _row(cells: xr.Dataset, claim: Claim) -> dict[str, Any]:
     estimate = _compute(cells, claim)
     balanced = _balanced(cells, claim)
     also = [(entry["what"], _also(cells, claim, entry)) for entry in claim.also]
-    verdict, reason = _judge(cells, claim, printed, estimate, balanced, also)
+    region = negligible(cells, claim)
+    verdict, reason = _judge(cells, claim, printed, estimate, balanced, also, region)
     return {
         "id": claim.id,
         "section": claim.section,
@@ -317,8 +322,8 @@ def _row(cells: xr.Dataset, claim: Claim) -> dict[str, Any]:
         "is_interpretive": claim.statistic in CONTRASTS,
         "recomputed": estimate.value,
         "recomputed_as_printed": _as_printed(printed, estimate),
-        "matches": matches(printed, estimate),
-        "passes_test": _passes_test(claim, printed, estimate),
+        "matches": matches(printed, estimate, region),
+        "passes_test": _passes_test(claim, printed, estimate, region),
         "balanced": balanced.value if balanced else np.nan,
         "corrected": estimate.corrected,
         "low": estimate.low,
@@ -364,17 +369,38 @@ def _as_printed(printed: Printed, estimate: Estimate) -> str:
     return printed.show(estimate.value)
 
 
-def matches(printed: Printed, estimate: Estimate) -> bool:
+def negligible(cells: xr.Dataset, claim: Claim) -> float:
+    """Half-width of the region of practical equivalence: what counts as no difference at all.
+
+    Of an effect what the hierarchical model calls negligible: 0.1 of a standardised one, in nats a
+    tenth of the best effects' root mean square. Of the best depth 0.025; of an r or a share
+    0.1.
+    """
+    estimand = claim.arguments.get("estimand")
+    if claim.statistic == "depth_difference":
+        return OUTCOMES["best_depth"].negligible or np.nan
+    if estimand is None or UNITS[estimand] == "1" or claim.statistic == "training_gap":
+        return NO_DIFFERENCE
+    effects = best_effects(cells, estimand).values
+    return NO_DIFFERENCE * float(np.sqrt(np.nanmean(effects**2)))
+
+
+def _within(estimate: Estimate, region: float) -> bool:
+    """Whether the whole interval is of differences that count as none."""
+    return bool(max(-estimate.low, estimate.high) < region)
+
+
+def matches(printed: Printed, estimate: Estimate, region: float = np.nan) -> bool:
     """Whether the recomputed value is the printed one, to the digits printed.
 
     A range must hold every member as rounded; an approximate number may be off by one unit of its
-    last digit; a direction needs the sign, "0" an interval that includes none.
+    last digit; a direction needs the sign, "0" an interval within the region of no difference.
     """
     if not np.isfinite(estimate.value):
         return False
     if printed.direction:
         if printed.direction == "0":
-            return not estimate.excludes_zero
+            return _within(estimate, region)
         return bool(np.sign(estimate.value) == (1 if printed.direction == "+" else -1))
     if printed.low != printed.high:
         low, high = (printed.units(end) for end in estimate.span)
@@ -384,12 +410,13 @@ def matches(printed: Printed, estimate: Estimate) -> bool:
     return printed.show(estimate.value) == printed.show(printed.low)
 
 
-def _passes_test(claim: Claim, printed: Printed, estimate: Estimate) -> bool:
+def _passes_test(claim: Claim, printed: Printed, estimate: Estimate, region: float) -> bool:
     """Whether it is as printed, and neither its interval nor its p-value speaks against it.
 
-    For a sign that is its test; that nothing differs is never shown by an interval that holds zero.
+    For a sign that is its test; that nothing differs is shown by an interval within the region.
     """
-    return matches(printed, estimate) and not _interval_objections(claim, printed, estimate)
+    objections = _interval_objections(claim, printed, estimate, region)
+    return matches(printed, estimate, region) and not objections
 
 
 def _balanced(cells: xr.Dataset, claim: Claim) -> Estimate | None:
@@ -419,6 +446,7 @@ def _judge(
     estimate: Estimate,
     balanced: Estimate | None,
     also: Sequence[tuple[str, Estimate]],
+    region: float,
 ) -> tuple[str, str]:
     if not np.isfinite(estimate.value):
         return "cannot be tested", estimate.reason
@@ -427,11 +455,14 @@ def _judge(
         and printed.low == printed.high
         and abs(printed.units(estimate.value) - printed.units(printed.low)) <= 1
     )
-    if not matches(printed, estimate) and not near:
+    if printed.direction == "0" and not matches(printed, estimate, region):
+        objections = _interval_objections(claim, printed, estimate, region)
+        return "not reproduced", "; ".join(objections)
+    if not matches(printed, estimate, region) and not near:
         return "not reproduced", f"the definition gives {_as_printed(printed, estimate)}"
     objections = [
         *_digit_objections(printed, estimate),
-        *_interval_objections(claim, printed, estimate),
+        *_interval_objections(claim, printed, estimate, region),
         *_influence_objections(cells, claim, printed, estimate),
         *_coverage_objections(cells, claim, printed, estimate, balanced),
         *_share_objections(cells, claim, printed, estimate),
@@ -469,7 +500,7 @@ def _more_digits(printed: Printed, value: float) -> str:
 
 
 def _digit_objections(printed: Printed, estimate: Estimate) -> list[str]:
-    if printed.direction or matches(printed, estimate):
+    if printed.direction or matches(printed, estimate, np.nan):
         return []
     digits = printed.decimals + 2
     return [
@@ -477,7 +508,9 @@ def _digit_objections(printed: Printed, estimate: Estimate) -> list[str]:
     ]
 
 
-def _interval_objections(claim: Claim, printed: Printed, estimate: Estimate) -> list[str]:
+def _interval_objections(
+    claim: Claim, printed: Printed, estimate: Estimate, region: float
+) -> list[str]:
     if not np.isfinite(estimate.low):
         return [f"it has no interval: {estimate.reason}"] if estimate.reason else []
     low, high = (_more_digits(printed, end) for end in (estimate.low, estimate.high))
@@ -485,8 +518,13 @@ def _interval_objections(claim: Claim, printed: Printed, estimate: Estimate) -> 
         return _no_common_part(estimate)
     if claim.statistic in CONTRASTS:
         if printed.direction == "0" or claim.asserts == "none":
+            if _within(estimate, region):
+                return []
+            shown = estimate.low >= region or estimate.high <= -region
+            so = "there is a difference" if shown else "its absence is not shown"
             return [
-                f"the interval over {estimate.over} is {low} to {high}, so its absence is not shown"
+                f"the interval over {estimate.over} is {low} to {high}, not within the "
+                f"±{_more_digits(printed, region)} that count as none, so {so}"
             ]
         if not estimate.excludes_zero:
             return [f"the interval over {estimate.over}, {low} to {high}, includes zero"]

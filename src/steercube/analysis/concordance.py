@@ -15,7 +15,13 @@ import numpy as np
 import xarray as xr
 from scipy import interpolate, stats
 
-from steercube.analysis.averages import best_effects, level_of, root_of
+from steercube.analysis.averages import (
+    best_effects,
+    level_of,
+    root_of,
+    where_recorded,
+    why_not_recorded,
+)
 from steercube.analysis.hierarchy import (
     OUTCOMES,
     SDS,
@@ -288,6 +294,7 @@ def kendalls_tau(one: np.ndarray, other: np.ndarray) -> float:
     return float(np.mean(order[0] * order[1])) if len(first) else np.nan
 
 
+@where_recorded
 def concordance_of_ranks(cells: xr.Dataset, *, estimand: str) -> Estimate:
     """Kendall's W of the models' effects, over the concepts that each pair of models ran."""
     table = best_effects(cells, estimand).values
@@ -312,6 +319,8 @@ def pairwise_concordance(
     """
     effects = best_effects(cells, estimand)
     every = ("every model", "every model")
+    if reason := why_not_recorded(cells, estimand):
+        return [(every, Estimate.undefined(reason))]
     if not _have_common_columns(effects.values):
         return [(every, Estimate.undefined(TOO_FEW))]
     names = [str(m) for m in effects["model"].values]
