@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+import shutil
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -39,7 +40,12 @@ from steercube.netcdf import digest
 from steercube.progress import Report, stage, timed
 from steercube.report.figures import draw
 from steercube.report.model_figures import draw_calibrations
-from steercube.report.write import write_calibration, write_study
+from steercube.report.write import (
+    OF_A_CALIBRATION,
+    is_calibration_of,
+    write_calibration,
+    write_study,
+)
 from steercube.words import did_you_mean
 
 NOTHING_TO_DO = (
@@ -48,7 +54,7 @@ NOTHING_TO_DO = (
     "published study with `steercube import-study`."
 )
 
-SETTINGS = ("title", "source", "seed", "n_resamples", "confidence_level", *PROVENANCE)
+SETTINGS = ("title", "source", *OF_A_CALIBRATION, "n_resamples", *PROVENANCE)
 """Attributes of the cells that a manifest repeats."""
 
 
@@ -320,6 +326,10 @@ def calibrate(
     )
     folder = Path(paper) / study / "calibration"
     folder.parent.mkdir(parents=True, exist_ok=True)
-    kept = {path.stem: pd.read_csv(path) for path in sorted(folder.glob("*.csv"))}
-    write_calibration(folder, found, draw_calibrations(kept | found))
+    is_of_these = is_calibration_of(folder, cells.attrs)
+    kept = {p.stem: pd.read_csv(p) for p in sorted(folder.glob("*.csv")) if is_of_these}
+    if not is_of_these and folder.is_dir():
+        shutil.rmtree(folder)
+    made_from = {name: cells.attrs[name] for name in OF_A_CALIBRATION}
+    write_calibration(folder, found, draw_calibrations(kept | found), made_from=made_from)
     report(f"wrote {folder}")

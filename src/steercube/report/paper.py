@@ -43,5 +43,7 @@ def write_papers(paper: str | Path, *, study: str | None = None, report: Report 
         for file, text in {"post.md": post.markdown, "post.html": html}.items():
             with aside(paper / name / file) as part:
                 part.write_text(text, encoding="utf-8")
+        for line in results.left_out:
+            report(f"{name}: {line}")
         cited = len(post.citations)
         report(f"{name}: wrote {paper / name / 'post.html'}; it cites {cited} numbers")

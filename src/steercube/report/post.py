@@ -21,6 +21,7 @@ import pandas as pd
 
 from steercube.report.bibliography import Bibliography, read_bibliography
 from steercube.report.printed import is_held, plain
+from steercube.report.write import is_calibration_of
 from steercube.schema import raise_if_any, read_json, read_text, read_toml
 
 TEMPLATE = "post.md.j2"
@@ -271,6 +272,8 @@ class Results:
     printed: dict[str, str]
     figures: tuple[str, ...]
     settings: dict[str, Any]
+    left_out: tuple[str, ...] = ()
+    """What lies in the folder and is not cited, with its reason."""
 
 
 def read_results(folder: str | Path) -> Results:
@@ -291,15 +294,19 @@ def read_results(folder: str | Path) -> Results:
     numbers = read_json(folder / "numbers.json")
     if not isinstance(numbers, dict):
         raise ValueError(f"{folder / 'numbers.json'}: is no object of numbers by their ids")
+    settings, simulated, left_out = manifest.get("settings", {}), folder / "calibration", ()
+    if simulated.is_dir() and not is_calibration_of(simulated, settings):
+        left_out = (f"{simulated} is of other cells, and left out: run `steercube calibrate`",)
+    else:
+        numbers |= _coverage(simulated / "coverage.csv") | _operating(simulated / "operating.csv")
     results = Results(
         study=folder.name,
-        numbers=numbers
-        | _coverage(folder / "calibration" / "coverage.csv")
-        | _operating(folder / "calibration" / "operating.csv"),
+        numbers=numbers,
         tables={p.stem: read_table(p) for p in sorted((folder / "tables").glob("*.csv"))},
         printed={p.stem: read_text(p) for p in sorted((folder / "tables").glob("*.md"))},
         figures=tuple(p.stem for p in sorted((folder / "figures").glob("*.png"))),
-        settings=manifest.get("settings", {}),
+        settings=settings,
+        left_out=left_out,
     )
     problems = [*_content_problems(results), *_figure_problems(folder / "figures")] or [
         f"{name} is not as it was written"
@@ -326,6 +333,8 @@ def _sha256(path: Path) -> str:
 
 OF_METHOD = ("method", "takes_as_random", "adjusted")
 TRUTH = ("training", "sd_model", "scale", "uneven")
+USUAL = {"scale": 0.0, "uneven": 1.0}
+"""Truths that a text does not mention: no slope on size, models that vary alike."""
 
 
 def _coverage(path: Path) -> dict[str, dict[str, Any]]:
@@ -374,25 +383,40 @@ def _operating(path: Path) -> dict[str, dict[str, Any]]:
     }
 
 
-def _off_nominal(sources: Sources) -> Callable[..., list["Number"]]:
-    """Shares of simulations of some statistics that are not what the interval or test promises."""
+def _off_nominal(sources: Sources) -> Callable[..., list[list["Number"]]]:
+    """Shares of simulations of some statistics that are not what the interval or test promises.
 
-    def off_nominal(*statistics: str) -> list[Number]:
-        return [
-            Number(sources, id, ".0%")
-            for id, entry in sources.numbers.items()
-            if id.startswith("operating/")
-            and entry["statistic"] in statistics
-            and None not in (entry["value"], entry["nominal"])
-            and round(abs(entry["value"] - entry["nominal"]), 9) > TOLERANCE
-        ]
+    A list for each statistic and measure, of its scenarios.
+    """
+
+    def off_nominal(*statistics: str) -> list[list[Number]]:
+        found: dict[tuple[str, str], list[Number]] = {}
+        for id, entry in sources.numbers.items():
+            if not id.startswith(("operating/", "coverage/")):
+                continue
+            if entry["statistic"] in statistics and _is_off(entry["value"], entry["nominal"]):
+                of = found.setdefault((entry["statistic"], entry["measure"]), [])
+                of.append(Number(sources, id, ".1%"))
+        return list(found.values())
 
     return off_nominal
 
 
+def _is_off(share: float | None, nominal: float | None) -> bool:
+    """Whether a share is further from its nominal one than TOLERANCE."""
+    return share is not None and nominal is not None and round(abs(share - nominal), 9) > TOLERANCE
+
+
 def _covered(row: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
     truth = [f"{name} {row[name]:g}" for name in TRUTH]
-    return "/".join(["coverage", *(row[name] for name in OF_METHOD), *truth]), {
+    method = [row[name] for name in OF_METHOD]
+    return "/".join(["coverage", *method, *truth]), {
+        "statistic": f"training effect ({'; '.join(method)})",
+        "scenario": ", ".join(
+            f"{name} {row[name]:g}" for name in TRUTH if row[name] != USUAL.get(name)
+        ),
+        "measure": "coverage",
+        "nominal": 0.95,
         "value": None if pd.isna(row["coverage"]) else row["coverage"],
         "sd_model": row["sd_model"],
         "n": row["n_simulations"],

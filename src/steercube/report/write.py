@@ -138,11 +138,29 @@ def _json(value: Any) -> str:
     return json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
 
 
+OF_A_CALIBRATION = ("cube_sha256", "seed", "confidence_level")
+"""Attributes of the cells that a calibration simulates the shape of."""
+
+
+def is_calibration_of(folder: Path, attrs: Mapping[str, Any]) -> bool:
+    """Whether the calibration in `folder` is of cells with these attributes."""
+    try:
+        made_from = read_json(folder / "manifest.json")
+        return all(made_from[name] == attrs[name] for name in OF_A_CALIBRATION)
+    except (FileNotFoundError, ValueError, LookupError, TypeError):
+        return False
+
+
 def write_calibration(
-    folder: Path, tables: Mapping[str, pd.DataFrame], figures: Mapping[str, Figure]
+    folder: Path,
+    tables: Mapping[str, pd.DataFrame],
+    figures: Mapping[str, Figure],
+    *,
+    made_from: Mapping[str, Any],
 ) -> None:
-    """The tables of a calibration and its figures, each written whole or not at all."""
+    """The tables of a calibration, its figures, and which cells it is of, each written whole."""
     with _aside(folder) as made:
+        (made / "manifest.json").write_text(_json(dict(made_from)), encoding="utf-8")
         for name, table in tables.items():
             table.to_csv(made / f"{name}.csv", index=False, float_format=NUMBER)
         for name, figure in figures.items():
