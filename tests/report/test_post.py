@@ -442,10 +442,18 @@ def test_claims_are_counted_by_how_they_were_printed(of_study: Results, assets: 
     text = said(render(replace(of_study, numbers=numbers), assets).markdown)
     assert "Of 26 numbers that were published as such, 24 can be > repeated to the digit" in text
     assert "one stands without an objection" in text
-    assert "Another four are approximate" in text
-    assert "of which three hold to within one unit" in text
-    assert "The other six give a sign" in text
-    assert "two of them pass the test" in text
+    assert "Another 4 are approximate, with a tilde or as a range; 3 of these hold" in text
+    assert "Another 6 are qualitative, a sign or that nothing differs; 2 of these pass" in text
+    nothing = {id: number | {"value": 0} for id, number in numbers.items() if id[7:] in counted}
+    assert len(nothing) == len(counted)
+    text = said(render(replace(of_study, numbers=numbers | nothing), assets).markdown)
+    for absent in (
+        "that were published as such",
+        "are approximate, with",
+        "are qualitative,",
+        "rises or agrees",
+    ):
+        assert absent not in text, absent
 
 
 def test_coverage_is_cited_where_it_was_simulated(

@@ -294,7 +294,8 @@ def read_results(folder: str | Path) -> Results:
     numbers = read_json(folder / "numbers.json")
     if not isinstance(numbers, dict):
         raise ValueError(f"{folder / 'numbers.json'}: is no object of numbers by their ids")
-    settings, simulated, left_out = manifest.get("settings", {}), folder / "calibration", ()
+    settings, simulated = manifest.get("settings", {}), folder / "calibration"
+    left_out: tuple[str, ...] = ()
     if simulated.is_dir() and not is_calibration_of(simulated, settings):
         left_out = (f"{simulated} is of other cells, and left out: run `steercube calibrate`",)
     else:
