@@ -502,3 +502,20 @@ def test_the_summary_names_models_concepts_and_what_is_missing(cube: xr.Dataset)
     assert "never run with logits: large x humour" in text
     assert "failed: large/humour/3" in text
     assert "3-6 (4)" in text
+
+
+@pytest.mark.parametrize(("bias", "letter"), [(20.0, "A"), (-20.0, "B"), (0.0, "")])
+def test_a_model_that_answers_by_one_letter_is_named(
+    cube: xr.Dataset, bias: float, letter: str
+) -> None:
+    """The letter decides before its text does; a model without such a habit goes unmentioned."""
+    at = {"model": "small", "concept": "humour"}
+    sign = xr.where(cube["letter"].sel(concept="humour") == "A", 1.0, -1.0)
+    shifted = cube["logit_diff"].sel(at) + bias * sign
+    cube["logit_diff"].loc[at] = shifted.transpose("layer", "strength", "sample").values
+    said = [line for line in summarise_cube(cube).splitlines() if "warning" in line]
+    if letter:
+        (line,) = said
+        assert f"small prefers ({letter}) in all 30 items of humour without steering" in line
+    else:
+        assert said == []

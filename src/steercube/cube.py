@@ -186,6 +186,7 @@ OF_A_CELL = (
     *("response_strength", "response_sample"),
 )
 """What says where a response belongs; `response_repeat` tells those of one place apart."""
+UNSTEERED_STRENGTH = 0.0
 UNSTEERED = -1
 """`response_layer` of a response without steering that stands for every layer."""
 COORDINATES = MODEL_VARIABLES | ITEM_VARIABLES
@@ -843,6 +844,7 @@ def summarise_cube(cube: xr.Dataset) -> str:
         n_items = int((of_concept["item_id"] != "").sum())
         lines.append(f"  {concept:<28}{n_items:>6}{int(of_concept['item_valid'].sum()):>7}")
     lines += ["", *(_missing_lines(cube) or ["  no model x concept is missing"])]
+    lines += _one_letter_lines(cube)
     if "response_text" in cube:
         lines.append(f"  {cube.sizes['response']} generated responses with their text")
     if "generation_valid" in cube:
@@ -854,6 +856,32 @@ def summarise_cube(cube: xr.Dataset) -> str:
             f"{float(cube['generation_logit_apart'].max()):.1g} nat of the logit sweep"
         )
     return "\n".join(lines)
+
+
+def _one_letter_lines(cube: xr.Dataset) -> list[str]:
+    """Models that answer every item of a concept by the same letter, whatever it says."""
+    if UNSTEERED_STRENGTH not in cube["strength"].values:
+        return []
+    every = cube["logit_diff"].sel(strength=UNSTEERED_STRENGTH).transpose(*CELL, "sample")
+    unsteered = every.max("layer")  # the same at every layer that was swept
+    lines = []
+    for concept in cube["concept"].values:
+        letters = cube["letter"].sel(concept=concept)
+        scored = letters.isin(SCORED_LETTERS)
+        matches_a = (letters == SCORED_LETTERS[0]).where(scored)
+        for model in cube["model"].values:
+            diff = unsteered.sel(model=model, concept=concept).where(scored)
+            known = diff.notnull()
+            chooses_a = ((diff > 0) == (matches_a == 1)).values[known.values]
+            if len(chooses_a) and len(np.unique(letters.values[known.values])) > 1:
+                share = chooses_a.mean()
+                if share in (0, 1):
+                    letter = SCORED_LETTERS[0 if share else 1]
+                    lines.append(
+                        f"  warning: {model} prefers ({letter}) in all {len(chooses_a)} items of "
+                        f"{concept} without steering; an effect there may be one of letters"
+                    )
+    return lines
 
 
 def _missing_lines(cube: xr.Dataset) -> list[str]:

@@ -276,3 +276,16 @@ def test_a_cell_without_any_error_does_no_harm(effects: CellEffects) -> None:
     posterior = fit(replace(effects, covariance=covariance))
     assert np.isfinite(posterior.log_evidence)
     assert np.isfinite(posterior_draws(posterior, np.random.default_rng(1))).all()
+
+
+def test_models_of_the_same_values_are_named_where_nothing_tells_them_apart(
+    rng: np.random.Generator,
+) -> None:
+    """With one concept; with more, sd_cell does, and the fit goes on."""
+    one = make_effects(rng, n_models=5, n_concepts=1)
+    assert not why_not(one, ("scale",))
+    index = [0, 0, 1, 2, 3][: len(one.value)]
+    twins = replace(one, value=one.value[index], covariance=one.covariance[np.ix_(index, index)])
+    assert why_not(twins, ("scale",)) == "a and b hold the same values: leave one of them out"
+    many = make_effects(rng, n_models=5, n_concepts=3)
+    assert not why_not(many, ("scale",))

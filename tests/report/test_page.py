@@ -4,16 +4,18 @@ from collections import Counter
 from html.parser import HTMLParser
 from pathlib import Path
 
+import matplotlib as mpl
 import numpy as np
+import pandas as pd
 import pytest
 import xarray as xr
 from builders import ROOT, make_cube, make_model
 
 from steercube.analysis.reduce import cells as reduce_to_cells
 from steercube.analysis.tables import conclude
-from steercube.report.figures import draw
+from steercube.report.figures import ModelLabel, draw, effect_size_heatmap
 from steercube.report.methods import methods
-from steercube.report.page import page
+from steercube.report.page import _heat_cell, page
 from steercube.report.post import read_assets, read_results, render
 from steercube.report.write import write_study
 
@@ -127,8 +129,8 @@ def test_a_cell_that_does_not_steer_is_marked_and_said_to(
     p = xr.DataArray([[0.5, 0.001]], dims=("model", "concept"))
     marked, of_cells = heat_map(part.assign(steers_p=p), tmp_path / "a")
     d = part["selected_estimate"].sel(estimand="cohens_d", model="large")
-    assert f">{float(d.sel(concept='honesty')):.2f} ○</td>" in marked
-    assert f">{float(d.sel(concept='humour')):.2f}</td>" in marked
+    assert f">{float(d.sel(concept='honesty')):.2f} ○<small>" in marked
+    assert f">{float(d.sel(concept='humour')):.2f}<small>" in marked
     assert '<p class="marks">○ does not steer, by a test over layers</p>' in marked
     assert of_cells["large|honesty"]["notes"] == "does not steer"
     assert of_cells["large|humour"]["notes"] == "steers"
@@ -171,3 +173,39 @@ def test_the_committed_post_is_that_of_the_committed_results(tmp_path: Path) -> 
     for folder in (ROOT / "paper" / "qwen3", ROOT / "paper" / "smollm2"):
         post = render(read_results(folder), read_assets(ROOT / "paper"), methods=methods())
         assert post.markdown == (folder / "post.md").read_text()
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "hatched"), [(0.01, 0.05, False), (-0.01, 0.05, True), (np.nan, np.nan, True)]
+)
+def test_a_small_effect_is_dark_and_hatched_where_it_may_be_none(
+    low: float, high: float, hatched: bool, small_tables: dict[str, pd.DataFrame]
+) -> None:
+    """Colours run from 0 to a fixed d, in the page and in the figure."""
+    effects = (
+        small_tables["effects"]
+        .iloc[:1]
+        .assign(cohens_d=0.03, cohens_d_low=low, cohens_d_high=high, steers="no")
+    )
+    cell = _heat_cell(effects.iloc[0].to_dict())
+    assert f"background-color:{mpl.colors.to_hex(mpl.colormaps['cividis'](0.015))}" in cell
+    assert ('class="zero"' in cell) == hatched
+    assert (">0.01 to 0.05<" in cell) == (low > 0)
+    label = ModelLabel(str(effects["model"].iloc[0]), "distilled")
+    figure = effect_size_heatmap(effects, {label.name: label})
+    (image,) = figure.axes[0].images
+    assert image.get_clim() == (0.0, 2.0)
+    assert bool(figure.axes[0].patches) == hatched
+    assert ("hatched: the interval holds zero" in figure.get_suptitle()) == hatched
+
+
+def test_what_was_not_run_says_so_in_the_heat_map(small_tables: dict[str, pd.DataFrame]) -> None:
+    row = small_tables["effects"].iloc[0].to_dict() | {"cohens_d": np.nan, "reason": "not_run"}
+    assert _heat_cell(row) == '<td class="empty">not run</td>'
+
+
+def test_the_verdict_stands_second_and_its_reason_is_opened() -> None:
+    html = (ROOT / "paper" / "qwen3" / "post.html").read_text()
+    ledger = html[html.index("<th>published</th>") - 400 :]
+    assert re.search(r"<th>id</th>\s*<th>verdict</th>\s*<th>claim</th>", ledger)
+    assert ledger.count("<details><summary>") > 20

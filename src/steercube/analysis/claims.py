@@ -307,9 +307,11 @@ def ledger(cells: xr.Dataset, claims: Sequence[Claim]) -> pd.DataFrame:
 
 def _row(cells: xr.Dataset, claim: Claim) -> dict[str, Any]:
     printed = read_printed(claim.published)
-    estimate = _compute(cells, claim)
-    balanced = _balanced(cells, claim)
-    also = [(entry["what"], _also(cells, claim, entry)) for entry in claim.also]
+    absent = _absent(cells, claim)
+    estimate = Estimate.undefined(absent) if absent else _compute(cells, claim)
+    balanced = None if absent else _balanced(cells, claim)
+    others = [] if absent else claim.also
+    also = [(entry["what"], _also(cells, claim, entry)) for entry in others]
     region = negligible(cells, claim)
     verdict, reason = _judge(cells, claim, printed, estimate, balanced, also, region)
     return {
@@ -336,6 +338,17 @@ def _row(cells: xr.Dataset, claim: Claim) -> dict[str, Any]:
         "reason": reason,
         "definition": _definition(claim),
     }
+
+
+def _absent(cells: xr.Dataset, claim: Claim) -> str:
+    """What to say of models or concepts that a claim names and these cells have not; else empty."""
+    for kind in ("model", "concept"):
+        named = claim.arguments.get(f"{kind}s") or [claim.arguments.get(kind)]
+        absent = [n for n in named if n is not None and n not in cells[kind].values]
+        if absent:
+            held = ", ".join(map(str, cells[kind].values))
+            return f"there is no {kind} {' or '.join(map(repr, absent))} here, but {held}"
+    return ""
 
 
 def quantity(claim: Claim) -> str:

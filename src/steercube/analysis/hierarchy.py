@@ -16,6 +16,7 @@ sd_model says much of what they cannot: `steercube.analysis.refits.prior_sensiti
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import combinations
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -293,7 +294,22 @@ def why_not(effects: CellEffects, terms: Sequence[str]) -> str:
     present = effects.design(terms)
     if np.linalg.matrix_rank(present) < present.shape[1]:
         return f"{' and '.join(terms)} cannot be told apart in these models"
+    if len(set(effects.concept.tolist())) == 1 and (same := _same_models(effects)):
+        return f"{' and '.join(same)} hold the same values: leave one of them out"
     return ""
+
+
+def _same_models(effects: CellEffects) -> tuple[str, ...]:
+    """Two models whose effects are alike and err alike, in cells of one concept; else none.
+
+    Where there are more concepts, sd_cell tells even such models apart.
+    """
+    sd = np.sqrt(np.diag(effects.covariance))
+    for one, other in combinations(range(len(effects.value)), 2):
+        err_alike = effects.covariance[one, other] >= (1 - 1e-9) * sd[one] * sd[other]
+        if err_alike and np.isclose(effects.value[one], effects.value[other], rtol=1e-9):
+            return tuple(effects.models[effects.model[i]] for i in (one, other))
+    return ()
 
 
 def usable_effects(cells: xr.Dataset, outcome: str, terms: Sequence[str]) -> CellEffects:

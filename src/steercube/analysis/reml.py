@@ -113,13 +113,14 @@ def _maximise(
     for factor in (1.0, 0.1, 3.0):
         at = factor * start
         for method, options in _SEARCHES.items():
-            found = optimize.minimize(
-                objective,
-                at,
-                method=method,
-                bounds=[(0.0, None)] * len(start),
-                options=options,
-            )
+            with np.errstate(invalid="ignore"):  # differences of two infinite values
+                found = optimize.minimize(
+                    objective,
+                    at,
+                    method=method,
+                    bounds=[(0.0, None)] * len(start),
+                    options=options,
+                )
             at = found.x
         if -found.fun > value:
             best, value = at, -float(found.fun)

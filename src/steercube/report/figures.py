@@ -15,6 +15,7 @@ from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.axis import Axis
 from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
 from scipy import stats
 
 from steercube.analysis.agreement import MEAN_R
@@ -23,7 +24,7 @@ from steercube.analysis.claims import read_printed
 from steercube.analysis.curves import scaled
 from steercube.analysis.generation import generation_delta, is_counted, layer_curves
 from steercube.analysis.tables import R_EVERY_RESPONSE, R_OVER_LAYERS
-from steercube.report.marks import marks, meanings
+from steercube.report.marks import FULL_COLOUR, holds_zero, marks, meanings, notes_of_heat_map
 from steercube.report.model_figures import draw_models
 from steercube.report.style import (
     GENERATION_COLOUR,
@@ -137,30 +138,41 @@ def effect_size_heatmap(effects: pd.DataFrame, models: ModelLabels) -> Figure:
     cell = effects.set_index(["concept", "model"])
     width = min(WIDTH, max(4.2, 1.4 + 0.95 * len(models)))
     of_cell = (width - 1.4) / len(models)
-    notes = meanings(effects)
+    notes = notes_of_heat_map(effects)
     height = 1.9 + LINE * len(notes) + (0.55 if of_cell > 0.8 else 0.7) * len(concepts)
     figure, axes = blank_figure(width, height)
     ax = axes[0, 0]
     finite = table.to_numpy(dtype=float)
-    top = np.nanmax(finite) if np.isfinite(finite).any() else 1.0
-    image = ax.imshow(finite, cmap="cividis", vmin=min(0.0, np.nanmin(finite)), vmax=top,
-                      aspect="auto")  # fmt: skip
+    image = ax.imshow(finite, cmap="cividis", vmin=0.0, vmax=FULL_COLOUR, aspect="auto")
     for row, concept in enumerate(concepts):
         for column, model in enumerate(models):
             text = _readable_on(image.to_rgba(finite[row, column]))
-            _write_cell(ax, column, row, cell.loc[(concept, model)], text, of_cell)
+            of = cell.loc[(concept, model)]
+            if np.isfinite(of["cohens_d"]) and holds_zero(of):
+                ax.add_patch(_hatching(column, row))
+            _write_cell(ax, column, row, of, text, of_cell)
     _name_models(ax.xaxis, models, of_cell - 0.06)
     ax.set_yticks(range(len(concepts)), [wrapped(name_of(c), 1.1, SMALL) for c in concepts])
     ax.spines[:].set_visible(False)
     ax.tick_params(length=0)
     ax.set_xlabel("model, in order of size" if len(models) > 1 else "model")
-    bar = figure.colorbar(image, ax=ax, location="bottom", aspect=50, fraction=0.05, pad=0.02)
+    beyond = "max" if np.nanmax(finite, initial=0.0) > FULL_COLOUR else "neither"
+    bar = figure.colorbar(
+        image, ax=ax, location="bottom", aspect=50, fraction=0.05, pad=0.02, extend=beyond
+    )
     bar.set_label("Cohen's d (pooled sd)")
     bar.ax.tick_params(labelsize=SMALL)
     bar.outline.set_visible(False)
     title = "Effect of steering from −1 to +1 at the best layer,\nwith 95% interval over items"
     title_of(figure, "\n".join([title, *notes]))
     return figure
+
+
+def _hatching(x: int, y: int) -> Rectangle:
+    """Thin lines over the corners of a cell, which leave its numbers readable."""
+    return Rectangle(
+        (x - 0.5, y - 0.5), 1, 1, fill=False, hatch="/", linewidth=0, edgecolor="#8a8a8a"
+    )
 
 
 def _readable_on(rgba: tuple[float, ...]) -> str:

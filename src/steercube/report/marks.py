@@ -7,6 +7,7 @@ that the sweep has an open end beside the best layer, that the vector does more 
 from collections.abc import Mapping
 from typing import Any
 
+import matplotlib as mpl
 import pandas as pd
 
 from steercube.analysis.selection import MORE_OTHER_WAY, OPEN, OTHER_WAY
@@ -37,3 +38,26 @@ def meanings(effects: pd.DataFrame) -> list[str]:
     """What each of those marks means that any row has, behind the mark."""
     used = "".join(marks(row) for row in effects.to_dict("records"))
     return [f"{mark} {said}" for mark, said in MEANINGS.items() if mark in used]
+
+
+FULL_COLOUR = 2.0
+"""Cohen's d from which a heat map's colour is the brightest, in every study: colours compare."""
+HATCHED = "hatched: the interval holds zero"
+
+
+def shade(d: float) -> tuple[float, float, float, float]:
+    """The colour of an effect: the darkest at 0 and below."""
+    red, green, blue, opaque = mpl.colormaps["cividis"](min(max(0.0, d / FULL_COLOUR), 1.0))
+    return red, green, blue, opaque
+
+
+def holds_zero(row: Mapping[str, Any]) -> bool:
+    """Whether an effect's interval does not exclude zero; True where it has none."""
+    return not (row["cohens_d_low"] > 0 or row["cohens_d_high"] < 0)
+
+
+def notes_of_heat_map(effects: pd.DataFrame) -> list[str]:
+    """What the hatching and the marks of a heat map mean, where it has any."""
+    run = effects[effects["cohens_d"].notna()]
+    hatched = any(holds_zero(row) for row in run.to_dict("records"))
+    return [*([HATCHED] if hatched else []), *meanings(effects)]

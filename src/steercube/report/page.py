@@ -24,7 +24,7 @@ from markdown_it.token import Token
 from mdit_py_plugins.anchors import anchors_plugin
 from mdit_py_plugins.dollarmath import dollarmath_plugin
 
-from steercube.report.marks import marks, meanings
+from steercube.report.marks import holds_zero, marks, notes_of_heat_map, shade
 from steercube.report.post import MARK, Citation, Post, Results, asset, without_marks
 from steercube.report.style import name_of
 from steercube.schema import read_text
@@ -37,6 +37,9 @@ FIGURE = re.compile(
 VERDICT = re.compile(r"<strong>Verdict: (<span[^>]*>([\w ]+)</span>)\.</strong>")
 LONG = re.compile(r"<td>(?=[^<]{45})")
 """A cell that holds a sentence, and may break; numbers and intervals stay on one line."""
+TABLE = re.compile(r"<table>.*?</table>", re.DOTALL)
+REASON = re.compile(r"<td>(?P<first>[^<]{40}[^<\s]*)(?P<rest>[^<]{20,})</td>\n</tr>")
+"""A reason of more than a few words, split behind the first of them."""
 ANCHOR = re.compile(r"&lt;a id=&quot;(ref-[\w-]+)&quot;&gt;&lt;/a&gt;")
 
 
@@ -95,6 +98,7 @@ def _text_of(tokens: Sequence[Token], tag: str) -> list[tuple[str, str]]:
 def _with_tables(body: str) -> str:
     """Tables that scroll sideways by themselves, so that the page does not."""
     number = itertools.count(1)
+    body = TABLE.sub(lambda found: _with_folded_reasons(found.group()), body)
     body = LONG.sub('<td class="long">', body)
     opened = re.sub(
         "<table>",
@@ -105,6 +109,19 @@ def _with_tables(body: str) -> str:
         body,
     )
     return opened.replace("</table>", "</table>\n</div>")
+
+
+def _with_folded_reasons(table: str) -> str:
+    """The table with long reasons in its last column, if it holds any, folded until opened."""
+    if "<th>reason</th>\n</tr>" not in table:
+        return table
+    return REASON.sub(
+        lambda found: (
+            f'<td class="long"><details><summary>{found["first"]}…</summary>'
+            f"{found['first']}{found['rest']}</details></td>\n</tr>"
+        ),
+        table,
+    )
 
 
 def _with_sources(body: str, citations: Sequence[Citation]) -> str:
@@ -154,35 +171,40 @@ def _heat_map(name: str, alt: str, results: Results, folder: Path) -> str:
     models = list(dict.fromkeys(effects["model"].astype(str)))
     concepts = list(dict.fromkeys(effects["concept"]))
     cells = {(str(r["model"]), r["concept"]): r for r in effects.to_dict("records")}
-    limit = float(effects["cohens_d"].abs().max()) or 1.0
     head = "".join(f'<th scope="col">{escape(model)}</th>' for model in models)
     rows = "".join(
         f'<tr><th scope="row">{escape(name_of(concept))}</th>'
-        + "".join(_heat_cell(cells[model, concept], limit) for model in models)
+        + "".join(_heat_cell(cells[model, concept]) for model in models)
         + "</tr>"
         for concept in concepts
     )
-    note = f'<p class="marks">{escape(said)}</p>' if (said := "; ".join(meanings(effects))) else ""
+    said = "; ".join(notes_of_heat_map(effects))
+    note = f'<p class="marks">{escape(said)}</p>' if said else ""
     return (
         f'<div class="scroll" role="region" tabindex="0" aria-label="{alt}">'
         f'<table class="heat"><caption class="unseen">{alt}</caption>'
-        f"<thead><tr><td></td>{head}</tr></thead><tbody>{rows}</tbody></table></div>"
+        f'<thead><tr><th scope="col">concept \\ model</th>{head}</tr></thead>'
+        f"<tbody>{rows}</tbody></table></div>"
         f"{note}"
         '<div class="cell-detail" aria-live="polite"></div>'
     )
 
 
-def _heat_cell(row: Mapping[str, Any], limit: float) -> str:
-    d = row["cohens_d"]
+def _heat_cell(row: Mapping[str, Any]) -> str:
+    """The effect and its interval on its colour, as the figure has them."""
+    d, low, high = (row[name] for name in ("cohens_d", "cohens_d_low", "cohens_d_high"))
     if not np.isfinite(d):
-        return f'<td class="empty" title="{escape(row["reason"] or "not run")}">–</td>'
-    shade = mpl.colormaps["cividis"](max(0.0, d / limit))
-    ink = "#000" if 0.299 * shade[0] + 0.587 * shade[1] + 0.114 * shade[2] > 0.5 else "#fff"
+        return f'<td class="empty">{escape((row["reason"] or "not run").replace("_", " "))}</td>'
+    colour = shade(d)
+    ink = "#000" if 0.299 * colour[0] + 0.587 * colour[1] + 0.114 * colour[2] > 0.5 else "#fff"
     where = f"{row['model']}|{row['concept']}"
-    shown = " ".join([f"{d:.2f}".replace("-", "−"), marks(row)]).rstrip()
+    shown = " ".join([f"{d:.2f}", marks(row)]).rstrip()
+    ends = f"{low:.2f} to {high:.2f}" if np.isfinite(low) else "no interval"
+    hatched = ' class="zero"' if holds_zero(row) else ""
     return (
-        f'<td style="background:{mpl.colors.to_hex(shade)};color:{ink}" '
-        f'data-cell="{escape(where, quote=True)}">{shown}</td>'
+        f'<td{hatched} style="background-color:{mpl.colors.to_hex(colour)};color:{ink}" '
+        f'data-cell="{escape(where, quote=True)}">'
+        f"{shown.replace('-', '−')}<small>{ends.replace('-', '−')}</small></td>"
     )
 
 

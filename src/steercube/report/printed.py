@@ -213,6 +213,7 @@ def claims(table: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(
         {
             "id": table["id"],
+            "verdict": table["verdict"],
             "claim": table["claim"],
             "published": table["published"],
             "recomputed": table["recomputed_as_printed"],
@@ -220,7 +221,6 @@ def claims(table: pd.DataFrame) -> pd.DataFrame:
             "interval": [_interval_as_published(row) for row in rows],
             "over": table["interval_over"],
             **_p_column(table),
-            "verdict": table["verdict"],
             "reason": table["reason"],
         }
     )
