@@ -52,7 +52,7 @@ HONEST = {
 """A scenario of each in which the interval covers about as promised."""
 
 
-@pytest.mark.parametrize("name", SIMULATIONS)
+@pytest.mark.parametrize("name", HONEST)
 def test_an_interval_half_as_wide_is_seen(
     study_cells: xr.Dataset, name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -32,6 +32,8 @@ from steercube.analysis.hierarchy import (
 from steercube.analysis.questions import deviation
 from steercube.analysis.resample import centroid, deltas, error_covariance, resample_weights
 from steercube.analysis.simulation import Scenario, Truth, between_cells, draw, simulate
+from steercube.analysis.steering_rates import SCENARIOS as STEERED
+from steercube.analysis.steering_rates import Steered, said_to_steer
 from steercube.streams import stream
 
 COVERAGE, FALSE_ALARMS, POWER = "coverage", "false alarms", "power"
@@ -425,6 +427,15 @@ def true_excess(n_layers: int, scenario: Answers) -> float:
     return with_it - without
 
 
+def steers_once(cells: xr.Dataset, scenario: Steered, rng: np.random.Generator) -> Iterator[Hit]:
+    """Is any concept said to steer where none does; how many are, where all do."""
+    said = said_to_steer(scenario, rng)
+    if scenario.content:
+        yield Hit("steering of a pair", POWER, float(said.mean()))
+    else:
+        yield Hit("steering of any pair", FALSE_ALARMS, float(said.any()))
+
+
 def _concepts(sd_concept: float, sd_cell: float) -> Scenario:
     return Scenario(training=0.0, sd_model=0.15, sd_concept=sd_concept, sd_cell=sd_cell)
 
@@ -473,5 +484,6 @@ SIMULATIONS: dict[str, Simulation] = {
         },
         generation_once,
     ),
+    "steers": Simulation({scenario.name: scenario for scenario in STEERED}, steers_once),
 }
 """What `calibrate` simulates, by the name that `--only` takes."""

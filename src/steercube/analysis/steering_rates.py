@@ -7,7 +7,6 @@ on both sides, few items.
 """
 
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
@@ -15,11 +14,10 @@ from steercube.analysis.effects import NEGATIVE, POSITIVE, Array, Samples
 from steercube.analysis.simulation import NEIGHBOURS, PEAK_WIDTH
 from steercube.analysis.steers import ALPHA, holm, sign_flip_test
 from steercube.cube import SCORED_LETTERS
-from steercube.streams import SEED, stream
 
 N_FLIPS = 2_000
-"""Signs drawn in each test: fewer than in a study, which leaves the test as valid and saves time.
-"""
+"""Signs drawn in each test: fewer than in a study, which leaves it as valid and saves time."""
+N_CONCEPTS, N_LAYERS = 6, 20
 TAILS = 3.0
 """Degrees of freedom of Student's t where tails are long; its kurtosis is infinite."""
 
@@ -52,43 +50,14 @@ SCENARIOS = (
 )
 
 
-def steers(
-    n_simulations: int,
+def said_to_steer(
+    scenario: Steered,
+    rng: np.random.Generator,
     *,
-    n_concepts: int = 6,
-    n_layers: int = 20,
-    scenarios: tuple[Steered, ...] = SCENARIOS,
-    seed: int = SEED,
-) -> list[dict[str, Any]]:
-    """False headlines and power after Holm's correction, a row for each scenario.
-
-    Without an effect `achieved` is the share of sweeps in which any concept is said to steer, and
-    `nominal` its bound; with one it is the share of concepts that are said to, which has no bound.
-    """
-    rows = []
-    for scenario in scenarios:
-        rng = stream(f"sweeps in which {scenario.name}", seed=seed)
-        said = np.array(
-            [_said_to_steer(scenario, n_concepts, n_layers, rng) for _ in range(n_simulations)]
-        )
-        of_sweep = said.mean(axis=1) if scenario.content else said.any(axis=1).astype(float)
-        rows.append(
-            {
-                "statistic": "steers, share of pairs" if scenario.content else "steers, any pair",
-                "scenario": scenario.name,
-                "nominal": np.nan if scenario.content else ALPHA,
-                "achieved": float(of_sweep.mean()),
-                "monte_carlo_error": float(of_sweep.std() / np.sqrt(n_simulations)),
-                "n_simulations": n_simulations,
-            }
-        )
-    return rows
-
-
-def _said_to_steer(
-    scenario: Steered, n_concepts: int, n_layers: int, rng: np.random.Generator
+    n_concepts: int = N_CONCEPTS,
+    n_layers: int = N_LAYERS,
 ) -> Array:
-    """Whether each concept of one sweep is said to steer."""
+    """Whether each concept of one sweep is said to steer, after Holm's correction."""
     drawn = [draw(scenario, n_layers, rng) for _ in range(n_concepts)]
     p = [sign_flip_test(samples, rng, n_flips=N_FLIPS).p for samples in drawn]
     return holm(np.array(p)) <= ALPHA
