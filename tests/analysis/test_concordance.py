@@ -228,3 +228,24 @@ def test_one_model_and_unknown_estimands_say_why(six: xr.Dataset) -> None:
         assert np.isnan(found.value)
         assert "two models that ran the same three concepts" in found.reason
     assert "no priors" in concept_share(six, estimand="letter_shift").reason
+
+
+def test_errors_know_how_many_items_their_covariance_is_from(rng: np.random.Generator) -> None:
+    """Known, they have it; from n items for m models, (n - 1) / (n - m - 2) of it, with wide tails.
+
+    As concepts share no item, those of two concepts are independent.
+    """
+    effects = make_effects(rng, n_models=4, n_concepts=3)
+    m = np.bincount(effects.concept)[0]
+    known, few = (
+        concordance._errors(replace(effects, n_items=n_items), 40_000, rng)
+        for n_items in ((), (14, 14, 14))
+    )
+    cells = np.flatnonzero(effects.concept == 0)
+    s = effects.covariance[np.ix_(cells, cells)]
+    np.testing.assert_allclose(np.cov(known[:, cells].T), s, rtol=0.1, atol=5e-4)
+    ratio = np.trace(np.cov(few[:, cells].T)) / np.trace(s)
+    assert ratio == pytest.approx(13 / (14 - m - 2), rel=0.1)
+    assert stats.kurtosis(few[:, 0]) > 0.4 > abs(stats.kurtosis(known[:, 0]))
+    other = np.flatnonzero(effects.concept == 1)[0]
+    assert abs(np.corrcoef(few[:, 0], few[:, other])[0, 1]) < 0.03

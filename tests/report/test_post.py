@@ -254,16 +254,21 @@ def test_what_a_simulation_does_not_keep_is_said_where_it_is_used(
         "excess of generation,a useless one,false alarms,0.05,{},0.01,400": ("0.081", "0.069"),
         "deviation of a model,sd_model 9,power,,{},0.01,400": ("0.412", "0.412"),
     }
+    held = "- training effect (hierarchical, exact; items, concepts, models; training and scale): "
     texts = []
     for at in (0, 1):
         path.write_text(OPERATING + "".join(f"{row.format(v[at])}\n" for row, v in rows.items()))
         texts.append(" ".join(render(read_results(tmp_path / "qwen3"), assets).markdown.split()))
-    said = "of 400 simulated sweeps of this shape in each scenario, the interval of the deviation "
-    assert said + "of a model held the truth in 91% instead of 95% (sd_model 0.3)." in texts[0]
-    alarm = "the excess of generation was found, where there was none, in 8% instead of 5% (a"
+    said = (
+        "- deviation of a model: the interval held the truth in 91.2% (sd_model 0.3) instead of 95%"
+    )
+    assert said in texts[0]
+    alarm = "- excess of generation: it was found, where there was none, in 8.1% (a useless one)"
     assert alarm in texts[0]
-    assert "41%" not in texts[0]
-    assert "How far to trust" not in texts[1]
+    assert "41.2%" not in texts[0]
+    assert held + "the interval held the truth in 99.2% (training 0, sd_model 0), 92.6%" in texts[0]
+    assert "- deviation of a model" not in texts[1]
+    assert "- excess of generation" not in texts[1]
     path.write_text("statistic,scenario,measure,nominal\n")
     with pytest.raises(ValueError, match="has no column 'achieved'"):
         read_results(tmp_path / "qwen3")

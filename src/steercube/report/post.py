@@ -302,6 +302,8 @@ def read_results(folder: str | Path) -> Results:
 
 OF_METHOD = ("method", "takes_as_random", "adjusted")
 TRUTH = ("training", "sd_model", "scale", "uneven")
+USUAL = {"scale": 0.0, "uneven": 1.0}
+"""Truths that a text does not mention: no slope on size, models that vary alike."""
 
 
 def _coverage(path: Path) -> dict[str, dict[str, Any]]:
@@ -350,25 +352,40 @@ def _operating(path: Path) -> dict[str, dict[str, Any]]:
     }
 
 
-def _off_nominal(sources: Sources) -> Callable[..., list["Number"]]:
-    """Shares of simulations of some statistics that are not what the interval or test promises."""
+def _off_nominal(sources: Sources) -> Callable[..., list[list["Number"]]]:
+    """Shares of simulations of some statistics that are not what the interval or test promises.
 
-    def off_nominal(*statistics: str) -> list[Number]:
-        return [
-            Number(sources, id, ".0%")
-            for id, entry in sources.numbers.items()
-            if id.startswith("operating/")
-            and entry["statistic"] in statistics
-            and None not in (entry["value"], entry["nominal"])
-            and round(abs(entry["value"] - entry["nominal"]), 9) > TOLERANCE
-        ]
+    A list for each statistic and measure, of its scenarios.
+    """
+
+    def off_nominal(*statistics: str) -> list[list[Number]]:
+        found: dict[tuple[str, str], list[Number]] = {}
+        for id, entry in sources.numbers.items():
+            if not id.startswith(("operating/", "coverage/")):
+                continue
+            if entry["statistic"] in statistics and _is_off(entry["value"], entry["nominal"]):
+                of = found.setdefault((entry["statistic"], entry["measure"]), [])
+                of.append(Number(sources, id, ".1%"))
+        return list(found.values())
 
     return off_nominal
 
 
+def _is_off(share: float | None, nominal: float | None) -> bool:
+    """Whether a share is further from its nominal one than TOLERANCE."""
+    return share is not None and nominal is not None and round(abs(share - nominal), 9) > TOLERANCE
+
+
 def _covered(row: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
     truth = [f"{name} {row[name]:g}" for name in TRUTH]
-    return "/".join(["coverage", *(row[name] for name in OF_METHOD), *truth]), {
+    method = [row[name] for name in OF_METHOD]
+    return "/".join(["coverage", *method, *truth]), {
+        "statistic": f"training effect ({'; '.join(method)})",
+        "scenario": ", ".join(
+            f"{name} {row[name]:g}" for name in TRUTH if row[name] != USUAL.get(name)
+        ),
+        "measure": "coverage",
+        "nominal": 0.95,
         "value": None if pd.isna(row["coverage"]) else row["coverage"],
         "sd_model": row["sd_model"],
         "n": row["n_simulations"],
