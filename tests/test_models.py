@@ -4,7 +4,7 @@ from pathlib import Path
 import pytest
 from builders import ROOT
 
-from steercube.collect.decoder import _where
+from steercube.collect.decoder import _files
 from steercube.models import Entry, Weights, find_model, read_facts, read_models
 
 
@@ -75,10 +75,10 @@ def test_capitals_matter_where_two_entries_differ_in_them_alone() -> None:
 def test_a_gguf_file_is_loaded_as_one_of_a_package_is() -> None:
     """What transformers is given is the same; that it loads is test_decoder's, in half a minute."""
     of_package = read_models(ROOT / "data" / "models.toml")["smollm2"].weights
-    folder, options = _where(of_package)
-    file = Path(folder) / of_package.gguf_file
-    assert _where(find_model(str(file), {}).weights) == (folder, options)
-    assert options == {"gguf_file": file.name}
+    files = _files(of_package)
+    file = Path(files.folder) / of_package.gguf_file
+    assert _files(find_model(str(file), {}).weights) == files
+    assert files.options == {"gguf_file": file.name}
 
 
 def test_a_folder_comes_before_an_entry_of_other_capitals(

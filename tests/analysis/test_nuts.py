@@ -96,6 +96,7 @@ def doctored(sampled: Sampled, **of_training: float) -> Sampled:
         "nan bfmi",
     ],
 )
+@pytest.mark.slow
 def test_every_gate_can_fail(exact: Posterior, sampled: Sampled, change: object, said: str) -> None:
     problems = failed_gates(change(sampled), exact)  # type: ignore[operator]
     assert any(said in problem for problem in problems)

@@ -196,7 +196,8 @@ def test_cells_that_lack_estimands_have_every_table_and_say_so(
         kept = table[~table[column].isin(lacking)].reset_index(drop=True)
         expected = small_tables[name]
         expected = expected[~expected[column].isin(lacking)].reset_index(drop=True)
-        pd.testing.assert_frame_equal(kept[expected.columns], expected, check_dtype=False)
+        same = [c for c in expected if c != "p_holm"]  # of a family, which is smaller without them
+        pd.testing.assert_frame_equal(kept[same], expected[same], check_dtype=False)
     if "letter_shift" in lacking:
         of = tables["difficulty"]
         of = of[of["statistic"] == "letter share of the shift"]

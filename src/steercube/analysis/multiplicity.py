@@ -9,30 +9,16 @@ nothing that was looked through outside a family, and verdicts use the raw p.
 
 from collections.abc import Mapping
 
-import numpy as np
 import pandas as pd
-from statsmodels.stats.multitest import multipletests
 
 from steercube.analysis.claims import SIGNIFICANT
+from steercube.analysis.steers import holm
 
 FAMILIES_OF_SLOPES = {
     "least squares": "slopes of a concept on size",
     "difference of slopes": "differences of two concepts' slopes on size",
 }
 """By the method in `scale_trends`."""
-
-
-def holm(p_values: np.ndarray) -> np.ndarray:
-    """Holm's adjusted p-values; tests without a p (NaN) are none, and stay NaN.
-
-    >>> holm(np.array([0.01, np.nan, 0.04])).tolist()
-    [0.02, nan, 0.04]
-    """
-    adjusted = np.full(len(p_values), np.nan)
-    tested = np.isfinite(p_values)
-    if tested.any():
-        adjusted[tested] = multipletests(p_values[tested], method="holm")[1]
-    return adjusted
 
 
 def with_holm(table: pd.DataFrame, family: str = "") -> pd.DataFrame:
