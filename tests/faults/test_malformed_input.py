@@ -18,6 +18,7 @@ from steercube import netcdf
 from steercube.cli import main
 from steercube.cube import save_cube
 from steercube.report.post import PACKAGED
+from steercube.report.write import OF_A_CALIBRATION
 
 Prepare = Callable[["Made"], None]
 Content = str | bytes
@@ -141,6 +142,10 @@ def spoilt_paper(name: str, content: Content | Callable[[str], str]) -> Prepare:
     def prepare(made: Made) -> None:
         path = made.paper() / name
         path.parent.mkdir(exist_ok=True)
+        if path.parent.name == "calibration":  # of these cells, or nobody reads it
+            settings = json.loads((path.parents[1] / "manifest.json").read_text())["settings"]
+            of = {key: settings[key] for key in OF_A_CALIBRATION}
+            (path.parent / "manifest.json").write_text(json.dumps(of))
         made_of = content(path.read_text()) if callable(content) else content
         path.write_bytes(made_of if isinstance(made_of, bytes) else made_of.encode())
 

@@ -503,6 +503,26 @@ def test_what_a_simulation_does_not_keep_is_said_where_it_is_used(
         read_results(tmp_path / "qwen3")
 
 
+@pytest.mark.parametrize("change", ["another cube", "another seed", "no manifest"])
+def test_a_calibration_of_other_cells_is_left_out_and_that_is_said(
+    change: str, tmp_path: Path, assets: Assets, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = copied(tmp_path)
+    sound = "How often does an interval hold the truth"
+    assert sound in render(read_results(folder), assets).markdown
+    manifest = folder / "calibration" / "manifest.json"
+    made_from = json.loads(manifest.read_text())
+    if change == "no manifest":
+        manifest.unlink()
+    else:
+        other = {"cube_sha256": "0" * 64} if change == "another cube" else {"seed": 1}
+        manifest.write_text(json.dumps(made_from | other))
+    assert sound not in render(read_results(folder), assets).markdown
+    assert main(["paper", "--paper", str(tmp_path)]) == 0
+    said = capsys.readouterr().out
+    assert "calibration is of other cells, and left out: run `steercube calibrate`" in said
+
+
 def test_results_that_were_edited_are_refused(tmp_path: Path) -> None:
     copied(tmp_path)
     for name in ("numbers.json", "tables/models.md", "tables/effects.csv"):

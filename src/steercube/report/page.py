@@ -38,8 +38,8 @@ VERDICT = re.compile(r"<strong>Verdict: (<span[^>]*>([\w ]+)</span>)\.</strong>"
 LONG = re.compile(r"<td>(?=[^<]{45})")
 """A cell that holds a sentence, and may break; numbers and intervals stay on one line."""
 TABLE = re.compile(r"<table>.*?</table>", re.DOTALL)
-REASON = re.compile(r"<td>(?P<first>[^<]{40}[^<\s]*)(?P<rest>[^<]{20,})</td>\n</tr>")
-"""A reason of more than a few words, split behind the first of them."""
+REASON = re.compile(r"<td>(?P<reason>[^<]{10,})</td>\n</tr>")
+"""A reason of more than a word."""
 ANCHOR = re.compile(r"&lt;a id=&quot;(ref-[\w-]+)&quot;&gt;&lt;/a&gt;")
 
 
@@ -101,10 +101,10 @@ def _with_tables(body: str) -> str:
     body = TABLE.sub(lambda found: _with_folded_reasons(found.group()), body)
     body = LONG.sub('<td class="long">', body)
     opened = re.sub(
-        "<table>",
-        lambda _: (
+        r'<table(?: class="(?P<folded>folded)")?>',
+        lambda found: (
             f'<div class="scroll" role="region" tabindex="0" aria-label="Table '
-            f'{next(number)}">\n<table class="sortable">'
+            f'{next(number)}">\n<table class="sortable{" folded" * bool(found["folded"])}">'
         ),
         body,
     )
@@ -116,11 +116,8 @@ def _with_folded_reasons(table: str) -> str:
     if "<th>reason</th>\n</tr>" not in table:
         return table
     return REASON.sub(
-        lambda found: (
-            f'<td class="long"><details><summary>{found["first"]}…</summary>'
-            f"{found['first']}{found['rest']}</details></td>\n</tr>"
-        ),
-        table,
+        lambda found: f"<td><details><summary>why</summary>{found['reason']}</details></td>\n</tr>",
+        table.replace("<table>", '<table class="folded">'),
     )
 
 
