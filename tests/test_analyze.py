@@ -465,16 +465,18 @@ def test_calibration_is_written_beside_the_study(here: Path, study_cells: xr.Dat
     folder = here / "paper" / "qwen3" / "calibration"
     small = ["calibrate", "--simulations", "1", "--workers", "1"]
     assert main([*small, "--only", "operating"]) == 0
-    assert {path.name for path in folder.iterdir()} == {"operating.csv", "operating.png"}
+    operating = {"manifest.json", "operating.csv", "operating.png"}
+    assert {path.name for path in folder.iterdir()} == operating
     made = (folder / "operating.csv").read_bytes()
     assert main([*small, "--only", "coverage", "--only", "sbc"]) == 0
     of_training = {"coverage.csv", "recovery.csv", "sbc.csv", "calibration.png"}
-    assert {path.name for path in folder.iterdir()} == of_training | {
-        "operating.csv",
-        "operating.png",
-    }
+    assert {path.name for path in folder.iterdir()} == of_training | operating
     assert (folder / "operating.csv").read_bytes() == made
     assert main(["calibrate", "--simulations", "0"]) == 2
+    # Of other cells nothing that was made before is kept.
+    save_cells(study_cells.assign_attrs(cube_sha256="0" * 64), here / "data" / "qwen3.cells.nc")
+    assert main([*small, "--only", "sbc"]) == 0
+    assert {path.name for path in folder.iterdir()} == {"manifest.json", "sbc.csv"}
 
 
 def test_a_part_of_calibration_that_is_none_is_one_message(

@@ -162,7 +162,7 @@ def test_consolidating_and_importing_on_a_full_disk(
     shutil.copytree(setup.whole.parent, disk, dirs_exist_ok=True)
     children.write_study(tmp_path / "study")
     cube = disk / "qwen3.nc"
-    children.saved(cube, 1)
+    assert finish(children.imported, tmp_path / "study", cube, said) == 0
     for leaving in (0, 8192, 40_000):
         ballast = fill(disk, leaving=leaving)
         before = contents(disk)

@@ -520,8 +520,8 @@ QUESTION = st.fixed_dictionaries(
 @examples(max_examples=150)
 @given(
     name=NAME,
-    train=st.lists(QUESTION, min_size=1, max_size=4),
-    evaluation=st.lists(QUESTION, min_size=1, max_size=4),
+    train=st.lists(QUESTION, min_size=2, max_size=4),
+    evaluation=st.lists(QUESTION, min_size=2, max_size=4),
     ascii_only=st.booleans(),
 )
 def concepts_round_trip(
