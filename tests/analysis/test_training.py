@@ -122,7 +122,9 @@ def test_two_models_have_no_interval_over_models(effects: CellEffects) -> None:
     assert rows[PERMUTATION, "labels of models"].p_value == 1
 
 
-@pytest.mark.parametrize(("n_high", "said"), [(1, "alone"), (2, "too narrow"), (3, "")])
+@pytest.mark.parametrize(
+    ("n_high", "said"), [(1, "alone"), (2, "understates how models differ"), (3, "")]
+)
 def test_models_of_a_training_are_resampled_where_there_are_enough(
     n_high: int, said: str, effects: CellEffects
 ) -> None:

@@ -442,14 +442,14 @@ def test_claims_are_counted_by_how_they_were_printed(of_study: Results, assets: 
     text = said(render(replace(of_study, numbers=numbers), assets).markdown)
     assert "Of 26 numbers that were published as such, 24 can be > repeated to the digit" in text
     assert "one stands without an objection" in text
-    assert "Another 4 are approximate, with a tilde or as a range; 3 of these hold" in text
+    assert "Another 4 are approximate; 3 of these hold, those with a tilde" in text
     assert "Another 6 are qualitative, a sign or that nothing differs; 2 of these pass" in text
     nothing = {id: number | {"value": 0} for id, number in numbers.items() if id[7:] in counted}
     assert len(nothing) == len(counted)
     text = said(render(replace(of_study, numbers=numbers | nothing), assets).markdown)
     for absent in (
         "that were published as such",
-        "are approximate, with",
+        "are approximate;",
         "are qualitative,",
         "rises or agrees",
     ):
@@ -602,10 +602,10 @@ def test_what_is_too_narrow_says_so_wherever_it_is_printed(
     of_study: Results, assets: Assets, study_tables: dict[str, pd.DataFrame]
 ) -> None:
     text = " ".join(render(of_study, assets).markdown.split())
-    assert "which understates how such models differ: of one training there are two" in text
+    assert "which understates how models differ, for of one training there are only two" in text
     table = study_tables["training_effect"].copy()
     resampled = (table["method"] == "bootstrap") & (table["takes_as_random"] == MODELS)
-    note = "too narrow: 2 models of one training, resampled"
+    note = "understates how models differ: 2 models of one training, resampled"
     table.loc[resampled, "diagnostics"] = note
     printed = printed_tables(study_tables | {"training_effect": table})["training_effect"]
     assert printed.count(note) == 1

@@ -86,7 +86,7 @@ def test_a_p_stands_beside_the_one_for_its_family(study_tables: dict[str, pd.Dat
     table = study_tables["conclusions"]
     shown = rows(printed_tables(study_tables)["conclusions"])
     ranking = table.set_index("id").loc["ranking"]
-    expected = f"{ranking['p_value']:.3f} ({ranking['p_holm']:.2f})"
+    expected = f"{ranking['p_value']:.1g} ({ranking['p_holm']:.3f})"
     assert next(row for row in shown if row[0] == "ranking")[-1] == expected
     untested = table["p_value"].isna()
     assert [row[-1] == "–" for row in shown[2:]] == untested.tolist()

@@ -662,7 +662,7 @@ def _share_objections(
         valid = _compute(without_invalid_items(cells), claim)
         if abs(valid.value - estimate.value) > MATERIAL * abs(estimate.value):
             objections.append(
-                f"without the items that have no scored answer it is "
+                f"without the items that are not of two scored choices it is "
                 f"{_more_digits(printed, valid.value)}"
             )
     return objections

@@ -32,7 +32,7 @@ def about_models(cells: xr.Dataset) -> pd.DataFrame:
 
 
 def about_concepts(cells: xr.Dataset) -> pd.DataFrame:
-    """Concepts with their items, those of them with a scored answer, and the models that ran it."""
+    """Concepts, their items, how many of these are of two scored choices, and who ran them."""
     ran = best_effects(cells, "delta").notnull().sum("model")
     return pd.DataFrame(
         {

@@ -48,7 +48,7 @@ BOOTSTRAP, MEANS = "bootstrap", "t over model means"
 BY_DESIGN = (BOOTSTRAP, MEANS, PERMUTATION)
 ENOUGH_TO_RESAMPLE = 3
 """Models of a training from which their spread can be resampled without being understated much."""
-TOO_NARROW = "too narrow"
+TOO_NARROW = "understates how models differ"
 ITEM_OUTCOME = "cohens_d"
 MAX_APART = 0.1
 """Posterior sds between the estimates of fits that agree."""

@@ -142,7 +142,7 @@ def _method(row: pd.Series) -> str:
     """A method in few words: what it takes as random, or what it holds fixed beside training."""
     if row["method"] == "bootstrap":
         warned = str(row.get("diagnostics")).startswith(TOO_NARROW)
-        return f"bootstrap: {row['takes_as_random']}" + (f" ({TOO_NARROW})" if warned else "")
+        return f"bootstrap: {row['takes_as_random']}" + (" (understated)" if warned else "")
     return _adjusting(row["method"], row["adjusted"])
 
 

@@ -20,7 +20,7 @@ def printed_tables(tables: Tables) -> dict[str, str]:
     made = {
         "about_models": about_models(tables["about_models"]),
         "about_concepts": tables["about_concepts"].rename(
-            columns={"n_items": "items", "n_valid_items": "with a scored answer"}
+            columns={"n_items": "items", "n_valid_items": "of two scored choices"}
         ),
         "models": models(tables["models"]),
         "concepts": concepts(tables["concepts"]),
@@ -232,11 +232,20 @@ def conclusions(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def _p_column(table: pd.DataFrame) -> dict[str, list[str]]:
-    """The p-values with Holm's within their family, 0.067 (0.80); no column without a test."""
+    """The p-values with Holm's within their family, 0.067 (0.800); no column without a test."""
     pairs = list(zip(table["p_value"], table["p_holm"], strict=True))
     if not any(np.isfinite(p) for p, _ in pairs):
         return {}
-    return {"p (Holm)": [f"{p:.3f} ({holm:.2f})" if np.isfinite(p) else NONE for p, holm in pairs]}
+    return {"p (Holm)": [f"{_p(p)} ({_p(holm)})" if np.isfinite(p) else NONE for p, holm in pairs]}
+
+
+def _p(value: float) -> str:
+    """A p-value to three decimals, or the digit that matters of a smaller one.
+
+    >>> _p(0.0666), _p(0.0005)
+    ('0.067', '0.0005')
+    """
+    return f"{value:.3f}" if value >= 0.001 else f"{value:.1g}"
 
 
 def _as_published(row: Mapping[str, Any], name: str) -> str:
