@@ -473,10 +473,11 @@ def test_calibration_is_written_beside_the_study(here: Path, study_cells: xr.Dat
     assert {path.name for path in folder.iterdir()} == of_training | operating
     assert (folder / "operating.csv").read_bytes() == made
     assert main(["calibrate", "--simulations", "0"]) == 2
-    # Of other cells nothing that was made before is kept.
+    # Of other cells nothing that was made before is kept; what the user put there is theirs.
+    (folder / "notes.md").write_text("mine")
     save_cells(study_cells.assign_attrs(cube_sha256="0" * 64), here / "data" / "qwen3.cells.nc")
     assert main([*small, "--only", "sbc"]) == 0
-    assert {path.name for path in folder.iterdir()} == {"manifest.json", "sbc.csv"}
+    assert {path.name for path in folder.iterdir()} == {"manifest.json", "sbc.csv", "notes.md"}
 
 
 def test_a_part_of_calibration_that_is_none_is_one_message(

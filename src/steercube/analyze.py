@@ -2,7 +2,6 @@
 
 import hashlib
 import os
-import shutil
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -43,6 +42,7 @@ from steercube.report.model_figures import draw_calibrations
 from steercube.report.write import (
     OF_A_CALIBRATION,
     is_calibration_of,
+    remove_calibration,
     write_calibration,
     write_study,
 )
@@ -328,8 +328,8 @@ def calibrate(
     folder.parent.mkdir(parents=True, exist_ok=True)
     is_of_these = is_calibration_of(folder, cells.attrs)
     kept = {p.stem: pd.read_csv(p) for p in sorted(folder.glob("*.csv")) if is_of_these}
-    if not is_of_these and folder.is_dir():
-        shutil.rmtree(folder)
+    if not is_of_these:
+        remove_calibration(folder)
     made_from = {name: cells.attrs[name] for name in OF_A_CALIBRATION}
     write_calibration(folder, found, draw_calibrations(kept | found), made_from=made_from)
     report(f"wrote {folder}")

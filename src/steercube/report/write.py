@@ -141,6 +141,12 @@ def _json(value: Any) -> str:
 OF_A_CALIBRATION = ("cube_sha256", "seed", "confidence_level")
 """Attributes of the cells that a calibration simulates the shape of."""
 
+CALIBRATION_FILES = (
+    "manifest.json",
+    *("coverage.csv", "recovery.csv", "sbc.csv", "operating.csv"),
+    *("calibration.png", "operating.png"),
+)
+
 
 def is_calibration_of(folder: Path, attrs: Mapping[str, Any]) -> bool:
     """Whether the calibration in `folder` is of cells with these attributes."""
@@ -149,6 +155,12 @@ def is_calibration_of(folder: Path, attrs: Mapping[str, Any]) -> bool:
         return all(made_from[name] == attrs[name] for name in OF_A_CALIBRATION)
     except (FileNotFoundError, ValueError, LookupError, TypeError):
         return False
+
+
+def remove_calibration(folder: Path) -> None:
+    """The files that `write_calibration` writes, and no other that lies beside them."""
+    for name in CALIBRATION_FILES:
+        (folder / name).unlink(missing_ok=True)
 
 
 def write_calibration(
