@@ -1,4 +1,4 @@
-"""The command line as a newcomer meets it: what it takes, what it foretells, how it fails."""
+"""The command line as a newcomer meets it: its options, its plans, its errors."""
 
 import sys
 from collections.abc import Callable

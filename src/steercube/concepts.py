@@ -127,8 +127,8 @@ def read_concepts(source: str | Path) -> dict[str, Concept]:
     """Concepts by name, in alphabetical order.
 
     Raises ValueError that lists, with file and line, every entry that cannot be scored: not JSON,
-    a field missing, other than two choices, a matching answer that is no scored letter, an id
-    that stands twice, a split of fewer than two questions.
+    a missing field, more or fewer than two choices, a matching answer that is no scored letter,
+    a repeated id, a split with fewer than two questions.
     """
     concepts, problems = {}, []
     ids: dict[str, _Line] = {}

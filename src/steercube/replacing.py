@@ -31,7 +31,7 @@ Report = Callable[[str], None]
 def require_no_loss(out: Path, cube: xr.Dataset, *, report: Report = print) -> None:
     """Raise ValueError for a file at `out` that holds anything that `cube` does not.
 
-    A file of which nothing can be read may be replaced, and `report` is told so.
+    An unreadable file may be replaced; `report` receives a line that says so.
     """
     earlier = earlier_file(out, open_cube, report=report)
     if earlier is not None:

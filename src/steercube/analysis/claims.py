@@ -395,7 +395,8 @@ def negligible(cells: xr.Dataset, claim: Claim) -> float:
     if estimand is None or UNITS[estimand] == "1" or claim.statistic == "training_gap":
         return NO_DIFFERENCE
     effects = best_effects(cells, estimand).values
-    return NO_DIFFERENCE * float(np.sqrt(np.nanmean(effects**2)))
+    defined = effects[np.isfinite(effects)]
+    return NO_DIFFERENCE * float(np.sqrt(np.mean(defined**2))) if defined.size else np.nan
 
 
 def _within(estimate: Estimate, region: float) -> bool:

@@ -278,7 +278,7 @@ def packages() -> Iterator[tuple[Any, Any]]:
             import pymc
             from pytensor.configdefaults import config
 
-            config.compiledir  # noqa: B018  # is created when it is first asked for
+            str(config.compiledir)  # PyTensor makes this folder when it is first asked for
         except (OSError, ValueError) as error:
             raise ValueError(
                 f"PyMC cannot keep its caches ({error}); set HOME and XDG_CACHE_HOME to folders "

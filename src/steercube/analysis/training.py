@@ -48,7 +48,7 @@ BOOTSTRAP, MEANS = "bootstrap", "t over model means"
 BY_DESIGN = (BOOTSTRAP, MEANS, PERMUTATION)
 ENOUGH_TO_RESAMPLE = 3
 """Models of a training from which their spread can be resampled without being understated much."""
-TOO_NARROW = "understates how models differ"
+UNDERSTATED = "understates how models differ"
 ITEM_OUTCOME = "cohens_d"
 MAX_APART = 0.1
 """Posterior sds between the estimates of fits that agree."""
@@ -258,10 +258,10 @@ def _alone(takes: str, high: np.ndarray) -> str:
 
 
 def _bootstrap_note(takes: str, high: np.ndarray) -> str:
-    """An interval over models that is drawn from two of a training is too narrow, and says so."""
+    """That so few models of a training, resampled, make too narrow an interval; else nothing."""
     if takes in (ITEMS, CONCEPTS) or _fewest(high) >= ENOUGH_TO_RESAMPLE:
         return ""
-    return f"{TOO_NARROW}: {_fewest(high)} models of one training, resampled"
+    return f"{UNDERSTATED}: {_fewest(high)} models of one training, resampled"
 
 
 def _bootstraps(

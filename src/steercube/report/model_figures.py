@@ -22,7 +22,7 @@ from steercube.analysis.training import (
     GRID,
     ITEMS,
     PERMUTATION,
-    TOO_NARROW,
+    UNDERSTATED,
 )
 from steercube.report.style import (
     OTHER_COLOUR,
@@ -141,7 +141,7 @@ def _draw_methods(ax: Axes, outcome: str, rows: pd.DataFrame, methods: Sequence[
 def _method(row: pd.Series) -> str:
     """A method in few words: what it takes as random, or what it holds fixed beside training."""
     if row["method"] == "bootstrap":
-        warned = str(row.get("diagnostics")).startswith(TOO_NARROW)
+        warned = str(row.get("diagnostics")).startswith(UNDERSTATED)
         return f"bootstrap: {row['takes_as_random']}" + (" (understated)" if warned else "")
     return _adjusting(row["method"], row["adjusted"])
 

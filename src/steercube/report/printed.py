@@ -9,7 +9,7 @@ import pandas as pd
 
 from steercube.analysis.effects import NAMES
 from steercube.analysis.generation import UPPER_BOUND
-from steercube.analysis.training import TOO_NARROW
+from steercube.analysis.training import UNDERSTATED
 
 NONE = "–"
 Tables = Mapping[str, pd.DataFrame]
@@ -101,7 +101,7 @@ def training_effect(table: pd.DataFrame) -> pd.DataFrame:
 def _with_warning(row: Mapping[str, Any]) -> str:
     """The interval, and what its row says against it."""
     shown = _interval(row, "estimate")
-    if str(row["diagnostics"]).startswith(TOO_NARROW):
+    if str(row["diagnostics"]).startswith(UNDERSTATED):
         return f"{shown}, {row['diagnostics']}"
     return f"{shown}; {row['reason']}" if row["reason"] else shown
 
