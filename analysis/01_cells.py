@@ -2,7 +2,7 @@
 
 import sys
 
-from steercube.analysis.reduce import cells
+from steercube.analysis.per_cell.reduce import cells
 from steercube.cells import save_cells
 from steercube.cube import open_cube
 

@@ -3,7 +3,7 @@
 import sys
 from pathlib import Path
 
-from steercube.analysis.tables import conclude
+from steercube.analysis.conclusions.tables import conclude
 from steercube.analyze import read_ledgers
 from steercube.cells import open_cells
 from steercube.report.write import NUMBER

@@ -8,11 +8,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TypeVar
 
-from steercube.analysis.hierarchy import TERMS, cell_effects, fit
-from steercube.analysis.mixed import item_fits
-from steercube.analysis.nuts import sample_cells
-from steercube.analysis.reduce import cells as reduce_to_cells
-from steercube.analysis.tables import conclude
+from steercube.analysis.conclusions.tables import conclude
+from steercube.analysis.over_models.item_fits import item_fits
+from steercube.analysis.over_models.nuts import sample_cells
+from steercube.analysis.over_models.posterior import TERMS, cell_effects, fit
+from steercube.analysis.per_cell.reduce import cells as reduce_to_cells
 from steercube.analyze import read_ledgers, write_conclusions
 from steercube.cells import open_cells
 from steercube.cube import open_cube

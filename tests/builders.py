@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import xarray as xr
 
-from steercube.analysis.hierarchy import CellEffects
+from steercube.analysis.over_models.posterior import CellEffects
 from steercube.cube import STATUS, Item, Model, blank_cube
 
 ROOT = Path(__file__).parents[1]

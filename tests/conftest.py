@@ -12,10 +12,10 @@ import pytest
 import xarray as xr
 from builders import ROOT, SIX_MODELS, make_cube
 
-from steercube.analysis import refits
-from steercube.analysis.claims import read_claims
-from steercube.analysis.reduce import cells as reduce_to_cells
-from steercube.analysis.tables import conclude
+from steercube.analysis.conclusions.claims import read_claims
+from steercube.analysis.conclusions.tables import conclude
+from steercube.analysis.over_models import leave_one_out as refits
+from steercube.analysis.per_cell.reduce import cells as reduce_to_cells
 from steercube.cells import open_cells
 
 pytest_plugins = ["fault_ledger"]

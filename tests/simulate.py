@@ -2,13 +2,13 @@
 
 Number of items, layers, means, standard deviations, the correlation of the two strengths, and how
 much of the spread is a preference for a letter are the study's; items are drawn anew by
-`steercube.analysis.simulation.draw`.
+`steercube.analysis.simulated.sweeps.draw`.
 """
 
 import numpy as np
 import xarray as xr
 
-from steercube.analysis.simulation import Truth
+from steercube.analysis.simulated.sweeps import Truth
 
 
 def truths(cells: xr.Dataset) -> dict[str, dict[str, Truth]]:

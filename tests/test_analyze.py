@@ -15,9 +15,9 @@ import xarray as xr
 from builders import ROOT, SIX_MODELS, STUDY, make_cube, make_model, needs_study
 
 from steercube import analyze, netcdf
-from steercube.analysis.nuts import read_posterior
-from steercube.analysis.reduce import cells as reduce_to_cells
-from steercube.analysis.training import NUTS
+from steercube.analysis.over_models.nuts import read_posterior
+from steercube.analysis.over_models.training import NUTS
+from steercube.analysis.per_cell.reduce import cells as reduce_to_cells
 from steercube.analyze import studies
 from steercube.cells import OF_OPTIMISERS, save_cells
 from steercube.cli import main

@@ -6,7 +6,7 @@ import pytest
 import xarray as xr
 
 from steercube import netcdf
-from steercube.analysis.effects import ESTIMANDS
+from steercube.analysis.per_cell.estimands import ESTIMANDS
 from steercube.cells import (
     ESTIMAND_UNITS,
     NEEDED,

@@ -7,7 +7,7 @@ import pytest
 from builders import ROOT
 
 from steercube import netcdf
-from steercube.analysis.reduce import cells as reduce_to_cells
+from steercube.analysis.per_cell.reduce import cells as reduce_to_cells
 from steercube.cells import open_cells
 from steercube.cube import open_cube
 

@@ -10,8 +10,8 @@ import pytest
 import xarray as xr
 from builders import ROOT, STUDY, needs_study
 
-from steercube.analysis.claims import read_claims
-from steercube.analysis.tables import MAKERS
+from steercube.analysis.conclusions.claims import read_claims
+from steercube.analysis.conclusions.tables import MAKERS
 from steercube.answers import answer_of
 from steercube.cli import parser
 from steercube.concepts import read_concepts

@@ -8,7 +8,7 @@ import xarray as xr
 from builders import make_cube
 
 from steercube import analyze
-from steercube.analysis.reduce import cells as reduce_to_cells
+from steercube.analysis.per_cell.reduce import cells as reduce_to_cells
 from steercube.cells import save_cells
 from steercube.cli import main
 from steercube.reproduce import compare_numbers, compare_tables

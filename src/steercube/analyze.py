@@ -9,13 +9,11 @@ from pathlib import Path
 import pandas as pd
 import xarray as xr
 
-from steercube.analysis.averages import level_of, swept_models
-from steercube.analysis.calibration import PARTS
-from steercube.analysis.calibration import calibrate as simulate_and_fit
-from steercube.analysis.claims import Claim, read_claims
-from steercube.analysis.hierarchy import TERMS, cell_effects, primary_terms, why_not
-from steercube.analysis.mixed import item_fits, keep_slow_fits
-from steercube.analysis.nuts import (
+from steercube.analysis.conclusions.claims import Claim, read_claims
+from steercube.analysis.conclusions.tables import conclude
+from steercube.analysis.over_models.item_fits import item_fits, keep_slow_fits
+from steercube.analysis.over_models.means import level_of, swept_models
+from steercube.analysis.over_models.nuts import (
     CELL_DRAWS,
     HOW_TO_INSTALL,
     ITEM_DRAWS,
@@ -25,8 +23,10 @@ from steercube.analysis.nuts import (
     sample_cells,
     save_posterior,
 )
-from steercube.analysis.reduce import cells as reduce_to_cells
-from steercube.analysis.tables import conclude
+from steercube.analysis.over_models.posterior import TERMS, cell_effects, primary_terms, why_not
+from steercube.analysis.per_cell.reduce import cells as reduce_to_cells
+from steercube.analysis.simulated.calibration import PARTS
+from steercube.analysis.simulated.calibration import calibrate as simulate_and_fit
 from steercube.cells import (
     PROVENANCE,
     compare_cells,

@@ -1,13 +1,13 @@
 """Contract 2, the cells: the statistics of every (model, concept, layer), without a sample.
 
-Stage one (`steercube.analysis.reduce`) makes them from a cube; stage two (tables, claims,
+Stage one (`steercube.analysis.per_cell.reduce`) makes them from a cube; stage two (tables, claims,
 figures) reads them and nothing else. They are small, hold no item's text or value, and are what
 a repository can publish of a sweep that it may not redistribute.
 
 Statistics of every estimand lie along the dimension `estimand`
 (`cells.estimate.sel(estimand="cohens_d")`); their definitions are the functions of that name in
-`steercube.analysis.effects`. Names that begin with `selected_` are at the layer with the largest
-delta.
+`steercube.analysis.per_cell.estimands`. Names that begin with `selected_` are at the layer with the
+largest delta.
 """
 
 from pathlib import Path
@@ -242,7 +242,8 @@ READING_VARIABLES = {
         "reading_r_high": "upper end of its interval over items",
     }.items()
 }
-"""Responses as a study read them beside `steercube.answers`: `steercube.analysis.readings`."""
+"""Responses as a study read them beside `steercube.answers`:
+`steercube.analysis.per_cell.readings`."""
 CONTROL_VARIABLES = {
     "estimate_random": Variable(
         ("estimand", *CELL), "f", "estimate for a random direction of equal norm", required=False
@@ -272,7 +273,8 @@ ITEM_FIT_VARIABLES = {
     "item_fit_of": Variable((), "U", "models, trainings, concepts and terms of it", required=False),
     "item_fit_problem": Variable(_FITTED[:1], "U", "why it must not be used", required=False),
 }
-"""Fits of Cohen's d at the selected layers, item by item: `steercube.analysis.mixed`."""
+"""Fits of Cohen's d at the selected layers, item by item:
+`steercube.analysis.over_models.item_fits`."""
 
 _REPORTS = ("item_fit_diagnostics", "item_fit_problem")
 

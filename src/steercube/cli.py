@@ -458,7 +458,7 @@ def _foreseen(
 
     `n_answered` is the number of items for which answers are to be generated, if that was asked.
     """
-    from steercube.analysis.effects import NEGATIVE, POSITIVE
+    from steercube.analysis.per_cell.estimands import NEGATIVE, POSITIVE
 
     swept = {"--strengths": plan.strengths}
     if "generation" in plan.outcomes:
@@ -480,7 +480,7 @@ def _foreseen(
 
 def _foreseen_of_concept(whole: "Concept", plan: "Plan", n_answered: int | None) -> Iterator[str]:
     """As of all concepts: fewer questions than were asked for, or too few, or of one letter."""
-    from steercube.analysis.generation import MIN_ITEMS
+    from steercube.analysis.agreement.generation import MIN_ITEMS
 
     concept = whole.cut_to(n_pairs=plan.n_pairs, n_items=plan.n_items)
     for option, what, asked, there in (

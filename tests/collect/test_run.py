@@ -20,8 +20,8 @@ from children import FORK, HANGS, write_concepts
 from tokenizers import normalizers
 
 from steercube import netcdf
-from steercube.analysis.reduce import cells as reduce_to_cells
-from steercube.analysis.tables import conclude
+from steercube.analysis.conclusions.tables import conclude
+from steercube.analysis.per_cell.reduce import cells as reduce_to_cells
 from steercube.analyze import studies
 from steercube.answers import answer_of
 from steercube.cli import main

@@ -16,7 +16,7 @@ from builders import make_cube
 from children import CONCEPTS, SHARDS, Faults, collected
 
 from steercube import netcdf
-from steercube.analysis.reduce import cells as reduce_to_cells
+from steercube.analysis.per_cell.reduce import cells as reduce_to_cells
 from steercube.cells import open_cells, save_cells
 from steercube.collect.run import shards_of, write_cube
 from steercube.collect.shards import consolidate, find_shard, save_shard, settings_of

@@ -14,7 +14,7 @@ from builders import ROOT, make_cube
 from children import CommandLine, Faults, finish
 
 from steercube import netcdf
-from steercube.analysis.reduce import cells as reduce_to_cells
+from steercube.analysis.per_cell.reduce import cells as reduce_to_cells
 from steercube.cells import open_cells, save_cells
 from steercube.cli import main
 from steercube.collect.run import shards_of

@@ -12,8 +12,8 @@ import torch
 import xarray as xr
 from builders import fill, make_cube
 
-from steercube.analysis.reduce import cells as reduce_to_cells
-from steercube.analysis.tables import conclude
+from steercube.analysis.conclusions.tables import conclude
+from steercube.analysis.per_cell.reduce import cells as reduce_to_cells
 from steercube.cells import REASONS
 from steercube.collect.decoder import Decoder, decoder_of
 from steercube.collect.hooks import Cell

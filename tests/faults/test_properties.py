@@ -18,7 +18,7 @@ from hypothesis import HealthCheck, Phase, assume, example, given, settings
 from hypothesis import strategies as st
 
 from steercube import netcdf
-from steercube.analysis.claims import read_claims, read_printed
+from steercube.analysis.conclusions.claims import read_claims, read_printed
 from steercube.answers import answer_of
 from steercube.cli import _names, _numbers, main, parser
 from steercube.collect.plan import layers_of

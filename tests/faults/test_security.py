@@ -16,8 +16,8 @@ from builders import ROOT, make_cube, make_model
 from children import collected
 from huggingface_hub import constants
 
-from steercube.analysis.reduce import cells as reduce_to_cells
-from steercube.analysis.tables import conclude
+from steercube.analysis.conclusions.tables import conclude
+from steercube.analysis.per_cell.reduce import cells as reduce_to_cells
 from steercube.collect.decoder import load
 from steercube.cube import check_cube, open_cube
 from steercube.models import Entry, Weights

@@ -3,7 +3,7 @@ import pytest
 import xarray as xr
 from matplotlib.figure import Figure
 
-from steercube.analysis.tables import Tables
+from steercube.analysis.conclusions.tables import Tables
 from steercube.report.figures import _best_quantiles, _curves, _readable_on, draw
 
 pytestmark = pytest.mark.usefixtures("few_priors")

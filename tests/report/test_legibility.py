@@ -14,11 +14,12 @@ from matplotlib.axis import Axis
 from matplotlib.figure import Figure
 from matplotlib.text import Text
 
-from steercube.analysis import refits, tables
-from steercube.analysis.agreement import MEAN_R
-from steercube.analysis.calibration import SCENARIOS
-from steercube.analysis.reduce import cells as reduce_to_cells
-from steercube.analysis.tables import R_EVERY_RESPONSE, R_OVER_LAYERS
+from steercube.analysis.agreement.agreement import MEAN_R
+from steercube.analysis.conclusions import tables
+from steercube.analysis.conclusions.tables import R_EVERY_RESPONSE, R_OVER_LAYERS
+from steercube.analysis.over_models import leave_one_out as refits
+from steercube.analysis.per_cell.reduce import cells as reduce_to_cells
+from steercube.analysis.simulated.calibration import SCENARIOS
 from steercube.report.figures import draw
 from steercube.report.model_figures import draw_calibration
 from steercube.report.style import blank_figure

@@ -1,11 +1,11 @@
-from steercube.analysis.effects import ESTIMANDS
+from steercube.analysis.per_cell.estimands import ESTIMANDS
 from steercube.report.methods import SECTIONS, methods
 
 
 def test_every_estimand_is_defined_with_its_unit() -> None:
     text = methods()
     for name, estimand in ESTIMANDS.items():
-        assert f"`steercube.analysis.effects.{name}`" in text
+        assert f"`steercube.analysis.per_cell.estimands.{name}`" in text
         assert (estimand.__doc__ or "").splitlines()[0] in text
     assert "Unit: nat." in text
     assert "Without unit." in text

@@ -4,7 +4,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from steercube.analysis.multiverse import CHOICES
+from steercube.analysis.over_models.multiverse import CHOICES
 from steercube.report.model_figures import (
     design,
     draw_calibration,

@@ -11,8 +11,8 @@ import pytest
 import xarray as xr
 from builders import ROOT, make_cube, make_model
 
-from steercube.analysis.reduce import cells as reduce_to_cells
-from steercube.analysis.tables import conclude
+from steercube.analysis.conclusions.tables import conclude
+from steercube.analysis.per_cell.reduce import cells as reduce_to_cells
 from steercube.report.figures import ModelLabel, draw, effect_size_heatmap
 from steercube.report.methods import methods
 from steercube.report.page import _heat_cell, page

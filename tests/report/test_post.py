@@ -10,10 +10,10 @@ import pytest
 import xarray as xr
 from builders import ROOT, fill, make_cube, make_model
 
-from steercube.analysis.generation import UPPER_BOUND
-from steercube.analysis.reduce import cells as reduce_to_cells
-from steercube.analysis.tables import conclude
-from steercube.analysis.training import MODELS
+from steercube.analysis.agreement.generation import UPPER_BOUND
+from steercube.analysis.conclusions.tables import conclude
+from steercube.analysis.over_models.training import MODELS
+from steercube.analysis.per_cell.reduce import cells as reduce_to_cells
 from steercube.analyze import write_conclusions
 from steercube.cli import main
 from steercube.report.post import (

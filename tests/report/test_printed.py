@@ -3,8 +3,8 @@ import pandas as pd
 import pytest
 import xarray as xr
 
-from steercube.analysis.generation import UPPER_BOUND
-from steercube.analysis.tables import conclude
+from steercube.analysis.agreement.generation import UPPER_BOUND
+from steercube.analysis.conclusions.tables import conclude
 from steercube.report.printed import agreement, models, printed_tables
 
 pytestmark = pytest.mark.usefixtures("few_priors")

@@ -18,12 +18,12 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from scipy import stats
 
-from steercube.analysis.agreement import MEAN_R
-from steercube.analysis.averages import swept_models
-from steercube.analysis.claims import read_printed
-from steercube.analysis.curves import scaled
-from steercube.analysis.generation import generation_delta, is_counted, layer_curves
-from steercube.analysis.tables import R_EVERY_RESPONSE, R_OVER_LAYERS
+from steercube.analysis.agreement.agreement import MEAN_R
+from steercube.analysis.agreement.curves import scaled
+from steercube.analysis.agreement.generation import generation_delta, is_counted, layer_curves
+from steercube.analysis.conclusions.claims import read_printed
+from steercube.analysis.conclusions.tables import R_EVERY_RESPONSE, R_OVER_LAYERS
+from steercube.analysis.over_models.means import swept_models
 from steercube.report.marks import FULL_COLOUR, holds_zero, marks, meanings, notes_of_heat_map
 from steercube.report.model_figures import draw_models
 from steercube.report.style import (

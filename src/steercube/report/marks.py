@@ -10,8 +10,8 @@ from typing import Any
 import matplotlib as mpl
 import pandas as pd
 
-from steercube.analysis.selection import MORE_OTHER_WAY, OPEN, OTHER_WAY
-from steercube.analysis.steers import NO
+from steercube.analysis.conclusions.selection import MORE_OTHER_WAY, OPEN, OTHER_WAY
+from steercube.analysis.per_cell.steers import NO
 
 NOT_STEERED, OPEN_END, AWAY = "○", "†", "‡"
 MEANINGS = {

@@ -5,28 +5,23 @@ import re
 from collections.abc import Callable, Iterator
 from types import ModuleType
 
-from steercube.analysis import (
-    agreement,
-    averages,
-    claims,
+from steercube.analysis.agreement import agreement, curves, generation
+from steercube.analysis.conclusions import claims, multiplicity, selection
+from steercube.analysis.conclusions import conclusions as verdicts
+from steercube.analysis.conclusions import counts as sweep
+from steercube.analysis.over_models import (
     concordance,
     contrasts,
-    curves,
     depth,
-    effects,
-    generation,
-    hierarchy,
-    multiplicity,
     predictive,
     questions,
-    readings,
-    resample,
-    selection,
-    steers,
-    sweep,
     training,
-    verdicts,
 )
+from steercube.analysis.over_models import means as averages
+from steercube.analysis.over_models import posterior as hierarchy
+from steercube.analysis.per_cell import bootstrap as resample
+from steercube.analysis.per_cell import estimands as effects
+from steercube.analysis.per_cell import readings, steers
 
 Documented = Callable[..., object] | ModuleType
 

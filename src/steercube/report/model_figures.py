@@ -8,14 +8,10 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from steercube.analysis.calibration import N_INTENDED, TRUTH
-from steercube.analysis.design import POWER
-from steercube.analysis.effects import NAMES
-from steercube.analysis.hierarchy import OUTCOMES
-from steercube.analysis.multiverse import CHOICES, DISTINCT
-from steercube.analysis.operating import COVERAGE, FALSE_ALARMS
-from steercube.analysis.operating import POWER as POWER_OF_A_TEST
-from steercube.analysis.training import (
+from steercube.analysis.over_models.design import POWER
+from steercube.analysis.over_models.multiverse import CHOICES, DISTINCT
+from steercube.analysis.over_models.posterior import OUTCOMES
+from steercube.analysis.over_models.training import (
     ALONE,
     BOTH,
     CONCEPTS,
@@ -24,6 +20,10 @@ from steercube.analysis.training import (
     PERMUTATION,
     UNDERSTATED,
 )
+from steercube.analysis.per_cell.estimands import NAMES
+from steercube.analysis.simulated.calibration import N_INTENDED, TRUTH
+from steercube.analysis.simulated.operating import COVERAGE, FALSE_ALARMS
+from steercube.analysis.simulated.operating import POWER as POWER_OF_A_TEST
 from steercube.report.style import (
     OTHER_COLOUR,
     SMALL,

@@ -7,9 +7,9 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from steercube.analysis.effects import NAMES
-from steercube.analysis.generation import UPPER_BOUND
-from steercube.analysis.training import UNDERSTATED
+from steercube.analysis.agreement.generation import UPPER_BOUND
+from steercube.analysis.over_models.training import UNDERSTATED
+from steercube.analysis.per_cell.estimands import NAMES
 
 NONE = "–"
 Tables = Mapping[str, pd.DataFrame]

@@ -1,0 +1,1 @@
+"""Do the curves over layers of logits and of generated answers agree?"""

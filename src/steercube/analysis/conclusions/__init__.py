@@ -1,0 +1,1 @@
+"""What may be said: tables, the ledger of claims, conclusions."""

@@ -1,0 +1,1 @@
+"""Stage two: what the effects say over models and concepts."""

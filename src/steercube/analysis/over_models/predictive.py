@@ -1,0 +1,101 @@
+r"""Is the hierarchical model one of these data? What its prior and its posterior would draw.
+
+Each draw takes sds from the grid, slopes given them, and then cells of *new* models and concepts
+with the design and the items' covariance of the real ones: y ~ N(X b, V(sds)). A statistic of the
+real cells that lies in the tail of the drawn ones is one that the model does not account for.
+"""
+
+from typing import Any
+
+import numpy as np
+
+from steercube.analysis.over_models.means import root_of
+from steercube.analysis.over_models.posterior import CellEffects, Posterior
+
+N_DRAWS = 4_000
+
+
+def statistics(effects: CellEffects, y: np.ndarray) -> dict[str, np.ndarray]:
+    """What is compared, of cells `y` (..., cell), by name: spreads and extremes, dims (...).
+
+    Model and concept means are plain means over the cells that were run.
+    """
+    of_model = _averaging(effects.model) @ y[..., None]
+    of_concept = _averaging(effects.concept) @ y[..., None]
+    model, concept = of_model[..., 0], of_concept[..., 0]
+    rest = y - model[..., effects.model] - concept[..., effects.concept]
+    rest = rest + y.mean(axis=-1, keepdims=True)
+    found = {
+        "mean": y.mean(axis=-1),
+        "smallest cell": y.min(axis=-1),
+        "largest cell": y.max(axis=-1),
+        "sd of model means": model.std(axis=-1),
+        "sd of concept means": concept.std(axis=-1),
+        "sd of what is left": rest.std(axis=-1),
+        "largest of what is left": np.abs(rest).max(axis=-1),
+        "smallest model mean": model.min(axis=-1),
+    }
+    return found
+
+
+def _averaging(index: np.ndarray) -> np.ndarray:
+    """The matrix that averages cells within each group, dims (group, cell)."""
+    indicator = np.eye(int(index.max()) + 1)[index].T
+    return indicator[indicator.any(axis=1)] / indicator.sum(axis=1)[indicator.any(axis=1), None]
+
+
+def prior_draws(posterior: Posterior, rng: np.random.Generator) -> np.ndarray:
+    """Cells that the prior alone expects, dims (draw, cell)."""
+    prior, unit = posterior.prior, posterior.effects.unit
+    names = ("intercept", *posterior.terms)
+    beta = np.column_stack([prior.draw(name, unit, rng, N_DRAWS) for name in names])
+    sds = {name: prior.draw(name, unit, rng, N_DRAWS) for name in posterior.sds}
+    return _cells(posterior, beta, sds, rng)
+
+
+def posterior_draws(posterior: Posterior, rng: np.random.Generator) -> np.ndarray:
+    """Cells of new models and concepts that the posterior expects, dims (draw, cell)."""
+    node = rng.choice(len(posterior.weight), N_DRAWS, p=posterior.weight)
+    mean, covariance = posterior.slopes(node)
+    lower = np.linalg.cholesky(covariance)
+    noise = rng.standard_normal(mean.shape)
+    beta = mean + np.einsum("dij,dj->di", lower, noise)
+    return _cells(posterior, beta, {name: sd[node] for name, sd in posterior.sds.items()}, rng)
+
+
+def _cells(
+    posterior: Posterior, beta: np.ndarray, sds: dict[str, np.ndarray], rng: np.random.Generator
+) -> np.ndarray:
+    effects = posterior.effects
+    index = {"sd_model": effects.model, "sd_concept": effects.concept}
+    index["sd_cell"] = np.arange(len(effects.value))
+    y = beta @ effects.design(posterior.terms).T
+    for name, sd in sds.items():
+        z = rng.standard_normal((N_DRAWS, int(index[name].max()) + 1))
+        y = y + sd[:, None] * z[:, index[name]]
+    return y + rng.standard_normal(y.shape) @ root_of(effects.covariance).T
+
+
+def predictive_checks(
+    posterior: Posterior, rng: np.random.Generator, *, level: float
+) -> list[dict[str, Any]]:
+    """Each statistic as found, and its interval under prior and posterior, with the tail's p.
+
+    `p_value` is the posterior predictive one, two-sided: small where the model does not account
+    for what was found.
+    """
+    effects = posterior.effects
+    found = statistics(effects, effects.value)
+    drawn = {
+        "prior": statistics(effects, prior_draws(posterior, rng)),
+        "posterior": statistics(effects, posterior_draws(posterior, rng)),
+    }
+    rows = []
+    for name, value in found.items():
+        row: dict[str, Any] = {"outcome": effects.outcome, "statistic": name, "found": float(value)}
+        for kind, of in drawn.items():
+            ends = np.quantile(of[name], [(1 - level) / 2, 0.5, (1 + level) / 2]).tolist()
+            row |= dict(zip((f"{kind}_low", f"{kind}_median", f"{kind}_high"), ends, strict=True))
+        above = float(np.mean(drawn["posterior"][name] >= value))
+        rows.append(row | {"p_value": 2 * min(above, 1 - above)})
+    return rows

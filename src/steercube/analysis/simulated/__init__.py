@@ -1,0 +1,1 @@
+"""What intervals cover and tests reject, on sweeps whose truth is known."""

@@ -1,0 +1,190 @@
+r"""Are the intervals what they say? Coverage, false alarms and recovery on simulated sweeps.
+
+Sweeps of the study's shape are simulated with a known training effect, variance components, letter
+preference and selection of layers, go through stage one, and every method of
+`steercube.analysis.over_models.training` gives its interval. Simulation-based calibration (Talts et
+al. 2018, arXiv:1804.06788) checks the exact posterior itself: truths drawn from its prior must have
+ranks that are uniform. What other statistics achieve is in
+`steercube.analysis.simulated.operating`.
+"""
+
+from collections.abc import Callable, Collection
+from concurrent.futures import ProcessPoolExecutor
+from functools import partial
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import xarray as xr
+from scipy import stats
+
+from steercube.analysis.over_models.means import level_of
+from steercube.analysis.over_models.posterior import PRIOR, TERMS, CellEffects, cell_effects, fit
+from steercube.analysis.over_models.training import by_method
+from steercube.analysis.simulated.operating import operating_characteristics
+from steercube.analysis.simulated.sweeps import Scenario, prior_cells, simulate
+from steercube.streams import stream
+
+SCENARIOS = (
+    *(Scenario(training=b, sd_model=sd) for sd in (0.15, 0.3) for b in (0.0, -0.3)),
+    Scenario(training=0.0, sd_model=0.0),
+    Scenario(training=0.0, sd_model=0.6),
+    Scenario(training=0.0, sd_model=0.15, scale=0.2),
+    Scenario(training=0.0, sd_model=0.2, uneven=2.0),
+)
+N_INTENDED = 4
+"""The first so many are those that the interval is made for; the others, with half as many sweeps,
+show what it does elsewhere."""
+
+N_SIMULATIONS = 1_000
+N_RESAMPLES = 1_000
+SIGNIFICANT = 0.05
+METHOD = ["method", "takes_as_random", "adjusted"]
+TRUTH = ["training", "sd_model", "scale", "uneven"]
+PARTS = ("coverage", "sbc", "operating")
+"""What can be simulated by itself; `coverage` makes the table `recovery` too."""
+
+Row = dict[str, Any]
+
+
+def calibrate(
+    cells: xr.Dataset,
+    *,
+    n_simulations: int = N_SIMULATIONS,
+    n_workers: int = 2,
+    only: Collection[str] = PARTS,
+    report: Callable[[str], None] = print,
+) -> dict[str, pd.DataFrame]:
+    """Tables `coverage`, `recovery`, `sbc` and `operating`, or those of the PARTS named in `only`.
+
+    They are the same whatever the number of workers. Raises ValueError for a name that is no part.
+    """
+    if unknown := sorted(set(only) - set(PARTS)):
+        raise ValueError(f"only = {unknown}: not among the parts, {', '.join(PARTS)}")
+    tables: dict[str, pd.DataFrame] = {}
+    with ProcessPoolExecutor(n_workers) as pool:
+        in_chunks = partial(pool.map, chunksize=5)
+        if "coverage" in only:
+            tables |= _training_effects(cells, n_simulations, in_chunks, report)
+        if "sbc" in only:
+            report(f"{n_simulations} truths from the prior")
+            one_rank = partial(_ranks, cell_effects(cells), int(cells.attrs["seed"]))
+            ranks = list(in_chunks(one_rank, range(n_simulations)))
+            tables["sbc"] = uniformity(pd.DataFrame(ranks))
+        if "operating" in only:
+            tables["operating"] = operating_characteristics(
+                cells, n_simulations=n_simulations, map_numbers=in_chunks, report=report
+            )
+    return tables
+
+
+def _training_effects(
+    cells: xr.Dataset,
+    n_simulations: int,
+    map_numbers: Callable[..., Any],
+    report: Callable[[str], None],
+) -> dict[str, pd.DataFrame]:
+    """Tables `coverage` and `recovery`: the training effect, by every method and scenario."""
+    intervals: list[Row] = []
+    sds: list[Row] = []
+    for number, scenario in enumerate(SCENARIOS):
+        n_sweeps = n_simulations if number < N_INTENDED else -(-n_simulations // 2)
+        report(f"{n_sweeps} sweeps of {scenario}")
+        one = partial(_one_sweep, cells, scenario, int(cells.attrs["seed"]))
+        for of_effect, of_sds in map_numbers(one, range(n_sweeps)):
+            intervals += of_effect
+            sds += of_sds
+    return {
+        "coverage": coverage(pd.DataFrame(intervals)),
+        "recovery": recovery(pd.DataFrame(sds)),
+    }
+
+
+def _one_sweep(
+    cells: xr.Dataset, scenario: Scenario, seed: int, number: int
+) -> tuple[list[Row], list[Row]]:
+    """Every method's interval of b_training, and the sds of the primary fit, in one sweep."""
+    rng = stream(f"sweep {number} of {scenario}", seed=seed)
+    effects = simulate(cells, scenario, rng).effects
+    level = level_of(cells)
+    truth = {name: getattr(scenario, name) for name in TRUTH}
+    intervals = [
+        truth
+        | {name: getattr(found, name) for name in METHOD}
+        | {name: getattr(found, name) for name in ("estimate", "low", "high", "p_value")}
+        for found in by_method(effects, level=level, seed=seed + number, n_resamples=N_RESAMPLES)
+    ]
+    posterior = fit(effects, terms=TERMS)
+    sds = [
+        truth
+        | {"component": name, "true": getattr(scenario, name)}
+        | {
+            "median": posterior.quantile(name, 0.5),
+            "below": posterior.cdf(name, getattr(scenario, name)),
+        }
+        for name in posterior.sds
+    ]
+    return intervals, sds
+
+
+def coverage(intervals: pd.DataFrame) -> pd.DataFrame:
+    """Per scenario and method: how often the truth is covered, and how often 0 is rejected.
+
+    `rejected` is the false-alarm rate where the truth is 0 and the power elsewhere, by the interval
+    or, for a test, by its p; `standard_error` is the coverage's over simulations.
+    """
+    covered = (intervals["low"] <= intervals["training"]) & (
+        intervals["training"] <= intervals["high"]
+    )
+    has_interval = intervals["low"].notna()
+    by_interval = (intervals["low"] > 0) | (intervals["high"] < 0)
+    table = intervals.assign(
+        coverage=covered.where(has_interval).astype(float),
+        rejected=by_interval.where(has_interval, intervals["p_value"] <= SIGNIFICANT).astype(float),
+        width=intervals["high"] - intervals["low"],
+        bias=intervals["estimate"] - intervals["training"],
+    )
+    groups = table.groupby([*TRUTH, *METHOD], sort=False)
+    found = groups[["coverage", "rejected", "width", "bias"]].mean()
+    n = groups.size()
+    share = found["coverage"]
+    found.insert(1, "standard_error", np.sqrt(share * (1 - share) / n))
+    return found.assign(n_simulations=n).reset_index()
+
+
+def recovery(sds: pd.DataFrame) -> pd.DataFrame:
+    """Per scenario and sd: the truth, the median's mean and spread, and the interval's coverage."""
+    tail = SIGNIFICANT / 2
+    covered = sds["below"].between(tail, 1 - tail).astype(float)
+    groups = sds.assign(coverage=covered).groupby([*TRUTH, "component"], sort=False)
+    return pd.DataFrame(
+        {
+            "true": groups["true"].first(),
+            "mean_of_medians": groups["median"].mean(),
+            "sd_of_medians": groups["median"].std(),
+            "coverage": groups["coverage"].mean(),
+            "n_simulations": groups.size(),
+        }
+    ).reset_index()
+
+
+def _ranks(effects: CellEffects, seed: int, number: int) -> Row:
+    """Where truths drawn from the prior lie in their posterior, as shares."""
+    rng = stream(f"truth {number} from the prior", seed=seed)
+    drawn, truth = prior_cells(effects, PRIOR, rng)
+    posterior = fit(drawn, terms=TERMS)
+    return {name: posterior.cdf(name, value) for name, value in truth.items()}
+
+
+def uniformity(ranks: pd.DataFrame, n_bins: int = 20) -> pd.DataFrame:
+    """Per parameter: counts of the ranks in bins of equal width, and the p of their uniformity."""
+    rows = []
+    for name, values in ranks.items():
+        counts, _ = np.histogram(values, bins=n_bins, range=(0, 1))
+        row = {
+            "parameter": name,
+            "p_value": float(stats.kstest(values, "uniform").pvalue),
+            "n_simulations": len(values),
+        }
+        rows.append(row | {f"bin_{i + 1}": int(count) for i, count in enumerate(counts)})
+    return pd.DataFrame(rows)

@@ -1,0 +1,494 @@
+r"""How often intervals hold the truth and tests reject, for each statistic that a text rests on.
+
+Every entry of `SIMULATIONS` simulates data of the study's shape with a known truth, applies one
+statistic as the analysis does, and says whether the interval held the truth or the test rejected.
+`coverage` should be the confidence level and `false alarms` the level of the test; `power` is how
+often something that is there is found. The coverage of the training effect in Cohen's d, by every
+method, is in `steercube.analysis.simulated.calibration`.
+"""
+
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from functools import lru_cache, partial
+from typing import Any, NamedTuple
+
+import numpy as np
+import pandas as pd
+import xarray as xr
+
+from steercube.analysis.agreement.agreement import model_agreement
+from steercube.analysis.agreement.generation import best_generation_excess, layer_curves
+from steercube.analysis.over_models.concordance import WITHIN, concept_test, share_of_variance
+from steercube.analysis.over_models.contrasts import slope_over_models, two_sample_t
+from steercube.analysis.over_models.means import best_effects, level_of
+from steercube.analysis.over_models.posterior import (
+    OUTCOMES,
+    CellEffects,
+    compared_models,
+    fit,
+    predictors_of,
+    primary_terms,
+)
+from steercube.analysis.over_models.questions import deviation
+from steercube.analysis.per_cell.bootstrap import (
+    centroid,
+    deltas,
+    error_covariance,
+    resample_weights,
+)
+from steercube.analysis.simulated.steering import SCENARIOS as STEERED
+from steercube.analysis.simulated.steering import Steered, said_to_steer
+from steercube.analysis.simulated.sweeps import Scenario, Truth, between_cells, draw, simulate
+from steercube.streams import stream
+
+COVERAGE, FALSE_ALARMS, POWER = "coverage", "false alarms", "power"
+SIGNIFICANT = 0.05
+N_DRAWS = 499
+"""Draws of the null in each simulated test of concepts."""
+
+Map = Callable[[Callable[[int], "list[Hit]"], Iterable[int]], Iterable["list[Hit]"]]
+
+
+class Hit(NamedTuple):
+    """Whether an interval held the truth, or a test rejected; a share where there were several."""
+
+    statistic: str
+    measure: str
+    value: float
+
+
+@dataclass(frozen=True)
+class Simulation:
+    """`once(cells, scenario, rng)` simulates and judges; `scenarios` by the names a text uses."""
+
+    scenarios: Mapping[str, Any]
+    once: Callable[[xr.Dataset, Any, np.random.Generator], Iterator[Hit]]
+
+
+def operating_characteristics(
+    cells: xr.Dataset,
+    *,
+    n_simulations: int,
+    only: Collection[str] | None = None,
+    map_numbers: Map = map,
+    report: Callable[[str], None] = lambda line: None,
+) -> pd.DataFrame:
+    """One row a statistic, scenario and measure: nominal and achieved share, and its error.
+
+    `standard_error` is the Monte Carlo one. `only` names entries of SIMULATIONS. A simulation whose
+    interval is undefined does not count, so `n_simulations` may be less than asked for.
+    """
+    rows: list[dict[str, Any]] = []
+    for name, simulation in SIMULATIONS.items():
+        if only is not None and name not in only:
+            continue
+        for scenario in simulation.scenarios:
+            report(f"{n_simulations} simulations of {name}: {scenario}")
+            once = partial(simulated, cells, name, scenario)
+            hits = [hit for hits in map_numbers(once, range(n_simulations)) for hit in hits]
+            rows += _rows(hits, scenario, level_of(cells))
+    return pd.DataFrame(rows)
+
+
+def simulated(cells: xr.Dataset, name: str, scenario: str, number: int) -> list[Hit]:
+    """The hits of one numbered simulation, the same in whatever order they are made."""
+    seed = int(cells.attrs["seed"])
+    rng = stream(f"simulation {number} of {name}, {scenario}", seed=seed)
+    simulation = SIMULATIONS[name]
+    return list(simulation.once(cells, simulation.scenarios[scenario], rng))
+
+
+def _rows(hits: Iterable[Hit], scenario: str, level: float) -> Iterator[dict[str, Any]]:
+    nominal = {COVERAGE: level, FALSE_ALARMS: SIGNIFICANT, POWER: np.nan}
+    table = pd.DataFrame(hits, columns=Hit._fields).dropna()
+    for (statistic, measure), of in table.groupby(["statistic", "measure"], sort=False)["value"]:
+        yield {
+            "statistic": statistic,
+            "scenario": scenario,
+            "measure": measure,
+            "nominal": nominal[measure],
+            "achieved": of.mean(),
+            "standard_error": _standard_error(of.to_numpy()),
+            "n_simulations": len(of),
+        }
+
+
+def _standard_error(hits: np.ndarray) -> float:
+    """Of the mean; where all are alike, that of a share with one hit and one miss added."""
+    spread = float(hits.std())
+    if not spread:
+        share = (hits.sum() + 1) / (len(hits) + 2)
+        spread = float(np.sqrt(share * (1 - share)))
+    return spread / float(np.sqrt(len(hits)))
+
+
+def _held(low: float, high: float, truth: float) -> float:
+    """1 where the interval holds the truth, 0 where it does not; NaN without an interval."""
+    return float(low <= truth <= high) if np.isfinite([low, high]).all() else np.nan
+
+
+def concepts_once(cells: xr.Dataset, scenario: Scenario, rng: np.random.Generator) -> Iterator[Hit]:
+    """Do models rank the concepts alike: the test, and the interval of the share."""
+    effects = simulate(cells, scenario, rng).effects
+    p = concept_test(effects, rng, n_draws=N_DRAWS).p_value
+    measure = POWER if scenario.sd_concept else FALSE_ALARMS
+    yield Hit("common ranking of concepts", measure, float(p <= SIGNIFICANT))
+    if scenario.sd_concept:
+        posterior = fit(effects, terms=primary_terms(effects))
+        low, _, high = share_of_variance(posterior, "sd_concept", WITHIN, level_of(cells))
+        variance = scenario.sd_concept**2
+        truth = variance / (variance + scenario.sd_cell**2)
+        yield Hit("share of variance common to models", COVERAGE, _held(low, high, truth))
+
+
+def deviations_once(
+    cells: xr.Dataset, scenario: Scenario, rng: np.random.Generator
+) -> Iterator[Hit]:
+    """What a model deviates by: of each model, and of the one with the lowest average."""
+    sweep = simulate(cells, scenario, rng)
+    effects = sweep.effects
+    posterior = fit(effects, terms=primary_terms(effects))
+    held = []
+    for model, truth in zip(effects.models, sweep.deviation, strict=True):
+        low, _, high = deviation(posterior, model, level_of(cells))
+        held.append(_held(low, high, truth))
+    means = [effects.value[effects.model == at].mean() for at in range(len(held))]
+    yield Hit("deviation of a model", COVERAGE, float(np.mean(held)))
+    yield Hit("deviation of the lowest model", COVERAGE, held[int(np.argmin(means))])
+
+
+def slopes_once(cells: xr.Dataset, scenario: Scenario, rng: np.random.Generator) -> Iterator[Hit]:
+    """The slope on size: of each concept by least squares, and of all by the hierarchical model."""
+    sweep = simulate(cells, scenario, rng)
+    effects, level = sweep.effects, level_of(cells)
+    held = []
+    for at in range(len(effects.concepts)):
+        of = effects.concept == at
+        sizes = effects.predictors["scale"][effects.model[of]]
+        slope = slope_over_models(sizes, sweep.apparent[of], level)
+        held.append(_held(slope.low, slope.high, scenario.scale))
+    yield Hit("scale slope of a concept", COVERAGE, float(np.nanmean(held)))
+    posterior, tail = fit(effects, terms=primary_terms(effects)), (1 - level) / 2
+    low, high = (posterior.quantile("scale", share) for share in (tail, 1 - tail))
+    yield Hit("scale slope of all concepts", COVERAGE, _held(low, high, scenario.scale))
+
+
+@dataclass(frozen=True)
+class Places:
+    """A true hierarchical model of the depth of the best layer, fractions of depth."""
+
+    training: float
+    sd_model: float
+    intercept: float = 0.62
+    sd_concept: float = 0.045
+    sd_cell: float = 0.04
+
+
+DEPTHS = np.linspace(0.3, 1.0, 24)
+"""Layers of a simulated sweep of places."""
+CURVE_WIDTH = 0.12
+"""From the peak to where the effect has fallen by 40%, fraction of depth."""
+N_RESAMPLES = 300
+
+
+def depths_once(cells: xr.Dataset, scenario: Places, rng: np.random.Generator) -> Iterator[Hit]:
+    """What training does to the depth of the best layer, and to the centroid of the effect.
+
+    The centroid only without an effect: layers that were not swept cut its curve off, so that it
+    moves by less than the peak, and how far it truly moves is another number.
+    """
+    level, tail = level_of(cells), (1 - level_of(cells)) / 2
+    for outcome, effects in simulated_places(cells, scenario, rng).items():
+        if outcome == "depth_centroid" and scenario.training:
+            continue
+        posterior = fit(effects, terms=primary_terms(effects))
+        low, high = (posterior.quantile("training", share) for share in (tail, 1 - tail))
+        name = outcome.replace("_", " ")
+        yield Hit(
+            f"training effect on the {name} (hierarchical)",
+            COVERAGE,
+            _held(low, high, scenario.training),
+        )
+        is_high = effects.predictors["training"] > 0
+        means = np.array([effects.value[effects.model == at].mean() for at in range(len(is_high))])
+        apart = two_sample_t(means, is_high, level=level)
+        yield Hit(
+            f"training effect on the {name} (t over models)",
+            COVERAGE,
+            _held(apart.low, apart.high, scenario.training),
+        )
+
+
+def simulated_places(
+    cells: xr.Dataset, scenario: Places, rng: np.random.Generator
+) -> dict[str, CellEffects]:
+    """The two places of every cell of a simulated sweep, with their errors over the items."""
+    models = compared_models(cells)
+    predictors = predictors_of(cells, models)
+    ran = best_effects(cells, "cohens_d", models=models).notnull().values
+    true = scenario.intercept + scenario.sd_model * rng.normal(size=len(models))
+    true = true + scenario.training * predictors["training"]
+    value: dict[str, list[float]] = {"best_depth": [], "depth_centroid": []}
+    blocks: dict[str, list[np.ndarray]] = {name: [] for name in value}
+    model: list[int] = []
+    concept: list[int] = []
+    for c, n_items in enumerate(cells["n_items"].values):
+        ids = np.flatnonzero(ran[:, c])
+        peaks = true[ids] + scenario.sd_concept * rng.normal()
+        peaks = peaks + scenario.sd_cell * rng.normal(size=len(ids))
+        truths = {models[m]: _bump(peak) for m, peak in zip(ids, peaks, strict=True)}
+        samples = draw(truths, int(n_items), rng).values()
+        resamples = resample_weights(int(n_items), N_RESAMPLES, rng)
+        once = np.ones((1, int(n_items)))
+        errors: dict[str, list[np.ndarray]] = {name: [] for name in value}
+        for of_model in samples:
+            for name, place in {"best_depth": _best_depth, "depth_centroid": _centroid}.items():
+                value[name].append(float(place(deltas(of_model, once))[0]))
+                errors[name].append(place(deltas(of_model, resamples)))
+        rounding = (DEPTHS[1] - DEPTHS[0]) ** 2 / 12 * np.eye(len(ids))
+        blocks["best_depth"].append(error_covariance(errors["best_depth"]) + rounding)
+        blocks["depth_centroid"].append(error_covariance(errors["depth_centroid"]))
+        model += ids.tolist()
+        concept += [c] * len(ids)
+    return {
+        name: CellEffects(
+            outcome=name,
+            value=np.array(value[name]),
+            covariance=between_cells(concept, blocks[name]),
+            model=np.array(model),
+            concept=np.array(concept),
+            models=tuple(models),
+            concepts=tuple(map(str, cells["concept"].values)),
+            predictors=predictors,
+            unit=OUTCOMES[name].unit or 1.0,
+        )
+        for name in value
+    }
+
+
+def _best_depth(delta: np.ndarray) -> np.ndarray:
+    return DEPTHS[delta.argmax(axis=-1)]
+
+
+def _centroid(delta: np.ndarray) -> np.ndarray:
+    return centroid(delta, DEPTHS)
+
+
+def _bump(peak: float) -> Truth:
+    """An effect of d = 1 at its peak; unit sds, so that delta is d."""
+    delta = np.exp(-((DEPTHS - peak) ** 2) / (2 * CURVE_WIDTH**2))
+    ones = np.ones(len(DEPTHS))
+    return Truth(delta / 2, -delta / 2, ones, ones, correlation=0.4 * ones, letter=0.5 * ones)
+
+
+@dataclass(frozen=True)
+class Curves:
+    """Fisher's z of models' pairs of curves is normal around that of r; neighbours correlate so."""
+
+    r: float
+    sd_z: float = 0.3
+    neighbours: float = 0.9
+
+
+def agreement_once(cells: xr.Dataset, scenario: Curves, rng: np.random.Generator) -> Iterator[Hit]:
+    """Mean correlation of the logit and the generation curve over models."""
+    curves = {}
+    for at, n_layers in enumerate(lengths_of_curves(cells)):
+        r = np.tanh(np.arctanh(scenario.r) + scenario.sd_z * rng.normal())
+        logit, own = (_smooth(n_layers, scenario.neighbours, rng) for _ in range(2))
+        change = r * logit + np.sqrt(1 - r**2) * own
+        curves[f"model {at}"] = (logit, np.stack([-change / 2, np.zeros(n_layers), change / 2]))
+    found = model_agreement(cells_of_curves(curves, cells, rng), concept=CONCEPT)
+    yield Hit("agreement over models", COVERAGE, _held(found.low, found.high, scenario.r))
+
+
+def _smooth(n_layers: int, neighbours: float, rng: np.random.Generator) -> np.ndarray:
+    """A first-order autoregressive curve of unit variance."""
+    curve = rng.normal(size=n_layers)
+    for layer in range(1, n_layers):
+        curve[layer] = neighbours * curve[layer - 1] + np.sqrt(1 - neighbours**2) * curve[layer]
+    return curve
+
+
+CONCEPT = "simulated"
+LAYERS_OF_A_CURVE, MODELS_WITH_CURVES = 25, 4
+"""Where the cells hold no curves of both measures."""
+
+
+def lengths_of_curves(cells: xr.Dataset) -> list[int]:
+    """Layers with both measures, of each model of the concept with the most such models."""
+    found = [
+        [len(logit) for logit, _ in layer_curves(cells, concept=str(c), models=None).values()]
+        for c in cells["concept"].values
+    ]
+    longest = max(found, key=len)
+    return longest if len(longest) > 1 else [LAYERS_OF_A_CURVE] * MODELS_WITH_CURVES
+
+
+def cells_of_curves(
+    curves: Mapping[str, tuple[np.ndarray, np.ndarray]],
+    cells: xr.Dataset,
+    rng: np.random.Generator,
+) -> xr.Dataset:
+    """Cells of one concept with these curves of delta (layer) and rates (strength, layer)."""
+    n_layers = max(len(delta) for delta, _ in curves.values())
+    delta = np.full((1, len(curves), 1, n_layers), np.nan)
+    rate = np.full((len(curves), 1, n_layers, 3), np.nan)
+    for at, (of_delta, of_rate) in enumerate(curves.values()):
+        delta[0, at, 0, : len(of_delta)] = of_delta
+        rate[at, 0, : len(of_delta)] = of_rate.T
+    return xr.Dataset(
+        {
+            "estimate": (("estimand", "model", "concept", "layer"), delta),
+            "generation_rate": (("model", "concept", "layer", "strength"), rate),
+        },
+        coords={
+            "estimand": ["delta"],
+            "model": list(curves),
+            "concept": [CONCEPT],
+            "layer": np.arange(n_layers),
+            "strength": [-1.0, 0.0, 1.0],
+        },
+        attrs={"confidence_level": level_of(cells), "seed": int(rng.integers(2**31))},
+    )
+
+
+@dataclass(frozen=True)
+class Answers:
+    """Log odds by which strength +1 moves an answer at the best layer, -1 the other way.
+
+    `sd_model` is how much models differ in it; a `useless` direction moves the log odds of all
+    answers by so much at random, smoothly over layers, at either strength.
+    """
+
+    effect: float
+    sd_model: float = 0.0
+    useless: float = 0.0
+
+
+N_PROMPTS = 20
+SD_PROMPTS = 1.5
+"""Spread of the prompts' log odds."""
+N_TRUTH = 2_000
+"""Simulated sweeps of which the true excess is the mean."""
+
+
+def generation_once(
+    cells: xr.Dataset, scenario: Answers, rng: np.random.Generator
+) -> Iterator[Hit]:
+    """The largest change of generated answers less what no effect would give, over models."""
+    lengths = lengths_of_curves(cells)
+    curves = {
+        f"model {at}": (_smooth(n, 0.9, rng), _rates(n, scenario, rng))
+        for at, n in enumerate(lengths)
+    }
+    found = best_generation_excess(cells_of_curves(curves, cells, rng), concept=CONCEPT)
+    name = "excess of generation"
+    found_something = float(found.excludes_zero)
+    if scenario.effect:
+        truth = float(np.mean([true_excess(n, scenario) for n in lengths]))
+        yield Hit(name, COVERAGE, _held(found.low, found.high, truth))
+        yield Hit(name, POWER, found_something)
+    elif scenario.useless:
+        yield Hit(name, FALSE_ALARMS, found_something)
+    else:
+        yield Hit(name, COVERAGE, _held(found.low, found.high, 0.0))
+
+
+def _rates(
+    n_layers: int, scenario: Answers, rng: np.random.Generator, n: int | None = None
+) -> np.ndarray:
+    """Rates of N_PROMPTS sampled answers at strengths -1, 0 and 1, dims (strength, layer).
+
+    With `n`, of so many sweeps, dims (sweep, strength, layer).
+    """
+    sweeps = n or 1
+    strength = np.array([-1.0, 0.0, 1.0])[:, None]
+    shape = np.exp(-(((np.arange(n_layers) / (n_layers - 1) - 0.5) / 0.2) ** 2) / 2)
+    effect = scenario.effect + scenario.sd_model * rng.normal(size=(sweeps, 1, 1))
+    moved = effect * strength * shape
+    if scenario.useless:
+        noise = np.stack([_smooth(n_layers, 0.9, rng) for _ in range(2 * sweeps)])
+        noise = noise.reshape(sweeps, 2, n_layers)
+        still = np.zeros((sweeps, 1, n_layers))
+        moved = moved + scenario.useless * np.concatenate(
+            [noise[:, :1], still, noise[:, 1:]], axis=1
+        )
+    prompts = SD_PROMPTS * rng.normal(size=(sweeps, 1, 1, N_PROMPTS))
+    p = 1 / (1 + np.exp(-(moved[..., None] + prompts)))
+    rates: np.ndarray = (rng.random(p.shape) < p).mean(axis=-1)
+    return rates if n else rates[0]
+
+
+@lru_cache(maxsize=64)
+def true_excess(n_layers: int, scenario: Answers) -> float:
+    """Expected largest change over layers less what it would be with nothing added."""
+    rng = stream(f"true excess of {n_layers} layers, {scenario}")
+    nothing = Answers(effect=0.0)
+    with_it, without = (
+        float(np.mean(np.max(rates[:, 2] - rates[:, 0], axis=-1)))
+        for rates in (_rates(n_layers, s, rng, N_TRUTH) for s in (scenario, nothing))
+    )
+    return with_it - without
+
+
+def steers_once(cells: xr.Dataset, scenario: Steered, rng: np.random.Generator) -> Iterator[Hit]:
+    """Is any concept said to steer where none does; how many are, where all do."""
+    said = said_to_steer(scenario, rng)
+    if scenario.content:
+        yield Hit("steering of a pair", POWER, float(said.mean()))
+    else:
+        yield Hit("steering of any pair", FALSE_ALARMS, float(said.any()))
+
+
+def _concepts(sd_concept: float, sd_cell: float) -> Scenario:
+    return Scenario(training=0.0, sd_model=0.15, sd_concept=sd_concept, sd_cell=sd_cell)
+
+
+SIMULATIONS: dict[str, Simulation] = {
+    "concepts": Simulation(
+        {
+            f"sd_concept {concept:g}, sd_cell {cell:g}": _concepts(concept, cell)
+            for concept, cell in (
+                *((0.0, 0.25), (0.0, 0.1), (0.0, 0.03)),
+                *((0.2, 0.25), (0.38, 0.25)),
+            )
+        },
+        concepts_once,
+    ),
+    "deviations": Simulation(
+        {f"sd_model {sd:g}": Scenario(training=0.0, sd_model=sd) for sd in (0.05, 0.15, 0.3)},
+        deviations_once,
+    ),
+    "slopes": Simulation(
+        {
+            f"b_scale {scale:g}": Scenario(training=0.0, sd_model=0.15, scale=scale)
+            for scale in (0.0, 0.3)
+        },
+        slopes_once,
+    ),
+    "depths": Simulation(
+        {
+            f"b_training {b:g}, sd_model {sd:g}": Places(training=b, sd_model=sd)
+            for b, sd in ((0.0, 0.015), (0.0, 0.05), (0.15, 0.015))
+        },
+        depths_once,
+    ),
+    "agreement": Simulation(
+        {
+            f"r {r:g}, neighbouring layers {neighbours:g}": Curves(r=r, neighbours=neighbours)
+            for r, neighbours in ((0.0, 0.9), (0.6, 0.9), (0.6, 0.6))
+        },
+        agreement_once,
+    ),
+    "generation": Simulation(
+        {
+            "nothing is added": Answers(effect=0.0),
+            "a useless direction moves log odds by 0.3": Answers(effect=0.0, useless=0.3),
+            "log odds change by 1 at the best layer": Answers(effect=1.0, sd_model=0.3),
+        },
+        generation_once,
+    ),
+    "steers": Simulation({scenario.name: scenario for scenario in STEERED}, steers_once),
+}
+"""What `calibrate` simulates, by the name that `--only` takes."""

@@ -1,0 +1,217 @@
+r"""Sweeps drawn from a known truth: what coverage, false alarms and recovery are measured on.
+
+A concept's items favour a letter at random, by a part of their spread; their noise is partly shared
+by the models of the concept, as items are hard for all of them, and strongly correlated between
+neighbouring layers, as in the published study.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import NamedTuple
+
+import numpy as np
+import xarray as xr
+
+from steercube.analysis.over_models.means import best_effects, root_of
+from steercube.analysis.over_models.posterior import (
+    SDS,
+    TERMS,
+    CellEffects,
+    Prior,
+    compared_models,
+    predictors_of,
+)
+from steercube.analysis.per_cell.bootstrap import (
+    error_covariance,
+    half_weights,
+    resample_weights,
+    select_and_estimate,
+)
+from steercube.analysis.per_cell.estimands import Samples, cohens_d
+
+NEIGHBOURS = 0.95
+"""Correlation of one item's noise between neighbouring layers."""
+
+N_LAYERS = 8
+N_RESAMPLES = 400
+PEAK_WIDTH = 2.0
+"""Layers from the peak of a curve to where it has fallen by 40%."""
+
+
+class Truth(NamedTuple):
+    """One (model, concept): its true parameters, each over (layer,)."""
+
+    positive: np.ndarray
+    negative: np.ndarray
+    sd_positive: np.ndarray
+    sd_negative: np.ndarray
+    correlation: np.ndarray
+    letter: np.ndarray
+
+    @property
+    def cohens_d(self) -> np.ndarray:
+        """The true effect of each layer."""
+        pooled = np.sqrt((self.sd_positive**2 + self.sd_negative**2) / 2)
+        return (self.positive - self.negative) / pooled
+
+
+def draw(models: dict[str, Truth], n_items: int, rng: np.random.Generator) -> dict[str, Samples]:
+    """Samples of one concept's items for all its models, layers along the first dim."""
+    letter = np.where(rng.random(n_items) < 0.5, "A", "B")
+    sign = np.where(letter == "A", 1.0, -1.0)
+    longest = max(len(truth.positive) for truth in models.values())
+    shared = [_noise(longest, n_items, rng) for _ in range(2)]
+    drawn = {}
+    for model, truth in models.items():
+        n_layers = len(truth.positive)
+        one, two = (
+            np.sqrt(0.5) * common[:n_layers] + np.sqrt(0.5) * _noise(n_layers, n_items, rng)
+            for common in shared
+        )
+        r, b = truth.correlation[:, None], truth.letter[:, None]
+        negative, positive = (
+            b * sign + np.sqrt(1 - b**2) * z for z in (one, r * one + np.sqrt(1 - r**2) * two)
+        )
+        values = np.stack(
+            [
+                truth.negative[:, None] + truth.sd_negative[:, None] * negative,
+                truth.positive[:, None] + truth.sd_positive[:, None] * positive,
+            ],
+            axis=1,
+        )
+        drawn[model] = Samples(values, np.array([-1.0, 1.0]), letter)
+    return drawn
+
+
+def _noise(n_layers: int, n_items: int, rng: np.random.Generator) -> np.ndarray:
+    """Standard normal noise (layer, item), first-order autoregressive over layers."""
+    noise = rng.normal(size=(n_layers, n_items))
+    for layer in range(1, n_layers):
+        noise[layer] = NEIGHBOURS * noise[layer - 1] + np.sqrt(1 - NEIGHBOURS**2) * noise[layer]
+    return noise
+
+
+@dataclass(frozen=True)
+class Scenario:
+    """A true hierarchical model of Cohen's d at the best layer, and what items add to it."""
+
+    training: float
+    sd_model: float
+    scale: float = 0.0
+    intercept: float = 1.0
+    sd_concept: float = 0.35
+    sd_cell: float = 0.25
+    letter: float = 0.5
+    correlation: float = 0.4
+    uneven: float = 1.0
+    """How many times as much models of HIGH vary."""
+
+
+class Sweep(NamedTuple):
+    """A simulated sweep: its effects, and what is true of it.
+
+    `apparent` (cell,) are the effects with their optimism, `deviation` (model,) is what each model
+    truly lies above its expectation.
+    """
+
+    effects: CellEffects
+    apparent: np.ndarray
+    deviation: np.ndarray
+
+
+def simulate(cells: xr.Dataset, scenario: Scenario, rng: np.random.Generator) -> Sweep:
+    """One simulated sweep in the shape of `cells`, by the pipeline's own stage one.
+
+    The shape is which models ran which concepts, on how many items, and the models' trainings and
+    sizes. Each cell's d peaks at a layer of its own; the layer is selected by delta on the same
+    items, optimism and covariance come from the joint item bootstrap, N_RESAMPLES strong.
+    """
+    models = compared_models(cells)
+    predictors = predictors_of(cells, models)
+    ran = best_effects(cells, "cohens_d", models=models).notnull().values
+    spread = scenario.sd_model * np.where(predictors["training"] > 0, scenario.uneven, 1.0)
+    deviation = spread * rng.normal(size=len(models))
+    true = scenario.intercept + deviation
+    for term, values in predictors.items():
+        true = true + getattr(scenario, term) * values
+    value, apparent, blocks = [], [], []
+    model: list[int] = []
+    concept: list[int] = []
+    for c, n_items in enumerate(cells["n_items"].values):
+        ids = np.flatnonzero(ran[:, c])
+        v = scenario.sd_concept * rng.normal()
+        d = true[ids] + v + scenario.sd_cell * rng.normal(size=len(ids))
+        truths = {models[m]: _curve(x, scenario, rng) for m, x in zip(ids, d, strict=True)}
+        found, optimism, covariance = _stage_one(draw(truths, int(n_items), rng), rng)
+        value += [x - y for x, y in zip(found, optimism, strict=True)]
+        apparent += found
+        blocks.append(covariance)
+        model += ids.tolist()
+        concept += [c] * len(ids)
+    effects = CellEffects(
+        outcome="cohens_d",
+        value=np.array(value),
+        covariance=between_cells(concept, blocks),
+        model=np.array(model),
+        concept=np.array(concept),
+        models=tuple(models),
+        concepts=tuple(str(name) for name in cells["concept"].values),
+        predictors=predictors,
+        n_items=tuple(int(n) for n in cells["n_items"].values),
+    )
+    return Sweep(effects, np.array(apparent), deviation)
+
+
+def between_cells(concept: Sequence[int], blocks: Sequence[np.ndarray]) -> np.ndarray:
+    """Covariance (cell, cell) from that between the models of each concept; concepts share none."""
+    same = np.equal.outer(concept, concept)
+    covariance = np.zeros(same.shape)
+    covariance[same] = np.concatenate([block.ravel() for block in blocks])
+    return covariance
+
+
+def _curve(d: float, scenario: Scenario, rng: np.random.Generator) -> Truth:
+    """An effect that rises to d at one layer; unit sds, so that delta is d."""
+    peak = rng.uniform(0.25, 0.75) * (N_LAYERS - 1)
+    delta = d * np.exp(-((np.arange(N_LAYERS) - np.round(peak)) ** 2) / (2 * PEAK_WIDTH**2))
+    ones = np.ones(N_LAYERS)
+    return Truth(
+        positive=delta / 2,
+        negative=-delta / 2,
+        sd_positive=ones,
+        sd_negative=ones,
+        correlation=scenario.correlation * ones,
+        letter=scenario.letter * ones,
+    )
+
+
+def _stage_one(
+    samples: dict[str, Samples], rng: np.random.Generator
+) -> tuple[list[float], list[float], np.ndarray]:
+    """Cohen's d at each model's selected layer, their optimism, and their covariance."""
+    n_items = len(next(iter(samples.values())).letter)
+    resamples = resample_weights(n_items, N_RESAMPLES, rng)
+    halves = half_weights(n_items, 2, rng)
+    effects = [
+        select_and_estimate(
+            of_model, resamples=resamples, halves=halves, estimands={"cohens_d": cohens_d}
+        ).effects["cohens_d"]
+        for of_model in samples.values()
+    ]
+    found, optimism = ([getattr(e, name) for e in effects] for name in ("apparent", "optimism"))
+    return found, optimism, error_covariance([effect.error for effect in effects])
+
+
+def prior_cells(
+    effects: CellEffects, prior: Prior, rng: np.random.Generator
+) -> tuple[CellEffects, dict[str, float]]:
+    """Cells of the same shape drawn from the hierarchical model with a truth out of its prior."""
+    names = ("intercept", *TERMS, *SDS)
+    truth = {name: float(prior.draw(name, effects.unit, rng)[0]) for name in names}
+    value = effects.design(TERMS) @ [truth[n] for n in ("intercept", *TERMS)]
+    index = {"sd_model": effects.model, "sd_concept": effects.concept}
+    index["sd_cell"] = np.arange(len(value))
+    for name in SDS:
+        value = value + truth[name] * rng.normal(size=len(value))[index[name]]
+    value = value + root_of(effects.covariance) @ rng.normal(size=len(value))
+    return replace(effects, value=value), truth

@@ -1,0 +1,133 @@
+import numpy as np
+import pandas as pd
+import pytest
+import xarray as xr
+from builders import fill, make_cube, make_model
+
+from steercube.analysis.conclusions.selection import (
+    Largest,
+    direction_flag,
+    largest_effect,
+    layer_flag,
+)
+from steercube.analysis.conclusions.tables import effects
+from steercube.analysis.per_cell.reduce import cells as reduce_to_cells
+from steercube.cube import STATUS
+
+LAYERS = tuple(range(2, 12))
+
+
+@pytest.mark.parametrize(
+    ("swept", "best", "flag"),
+    [
+        (range(3, 10), 6, ""),
+        (range(3, 10), 3, "first swept"),
+        (range(3, 10), 9, "last swept"),
+        (range(0, 10), 0, "first block"),
+        (range(3, 20), 19, "last block"),
+        ([3, 4, 5, 9, 10, 11], 5, "beside a gap"),
+        ([3, 4, 5, 9, 10, 11], 9, "beside a gap"),
+        ([3, 4, 5, 9, 10, 11], 10, ""),
+        ([3, 4, 5, 9, 10, 11], 4, ""),
+        ([3, 4, 5, 7, 8, 9], 7, "beside a gap"),
+        ([3, 4, 5, 9], 9, "last swept, beside a gap"),
+        (range(2, 19, 4), 10, ""),
+        ([2, 6, 10, 18], 10, "beside a gap"),
+        ([2, 4, 7, 9, 12, 14, 17], 7, ""),
+        ([2, 4, 7, 12, 14, 17], 7, "beside a gap"),
+        ([5], 5, "only layer swept"),
+        (range(3, 10), np.nan, ""),
+    ],
+)
+def test_what_is_beside_the_best_layer(swept: list[int], best: float, flag: str) -> None:
+    """Twenty blocks; layers in even steps, or in steps of depth that were rounded, have no gap."""
+    assert layer_flag(np.array(swept), best, 20) == flag
+
+
+def curve(values: list[float]) -> xr.DataArray:
+    return xr.DataArray(values, coords={"layer": 3 + np.arange(len(values))}, dims="layer")
+
+
+@pytest.mark.parametrize(
+    ("delta", "expected"),
+    [
+        ([0.1, 0.5, 0.2], Largest(4, 5.0, False)),
+        ([0.1, -0.5, 0.2], Largest(4, -5.0, True)),
+        ([-1.0, -1.5, -1.2], Largest(4, -15.0, True)),
+        ([np.nan, 0.2, -0.3], Largest(5, -3.0, True)),
+    ],
+)
+def test_the_largest_effect_keeps_its_sign(delta: list[float], expected: Largest) -> None:
+    assert largest_effect(curve(delta), curve(delta) * 10) == expected
+
+
+def test_nothing_was_run() -> None:
+    none = largest_effect(curve([np.nan, np.nan]), curve([np.nan, np.nan]))
+    assert np.isnan([none.layer, none.effect]).all()
+    assert not none.other_way
+
+
+@pytest.mark.parametrize(
+    ("other_way", "test", "flag"),
+    [
+        (False, "yes", ""),
+        (True, "yes", "steers the other way"),
+        (True, "no", "moves more the other way"),
+        (True, "unknown", "moves more the other way"),
+    ],
+)
+def test_noise_is_not_said_to_steer_the_other_way(other_way: bool, test: str, flag: str) -> None:
+    assert direction_flag(Largest(4, -0.1, other_way), test) == flag
+
+
+def swept(peak: float, holes: tuple[int, ...] = ()) -> pd.Series:
+    """The row of one model and concept whose shift peaks at layer 7 and is `peak` sds there."""
+    rng = np.random.default_rng(8)
+    cube = make_cube(
+        rng, models=(make_model("one", n_layers=14),), n_items={"c": 60}, layers=LAYERS
+    )
+    bump = np.exp(-((np.array(LAYERS) - 7) ** 2) / 4)
+    base = rng.normal(size=60)
+    for layer, height in zip(LAYERS, bump, strict=True):
+        for strength in (-1.0, 1.0):
+            value = base + strength * peak / 2 * height + 0.1 * rng.normal(size=60)
+            fill(cube, "one", "c", layer, strength, value)
+    for name in ("logit_diff", "logprob_matching", "logprob_other"):
+        cube[name].loc[{"layer": list(holes)}] = np.nan
+    cube["cell_status"].loc[{"layer": list(holes)}] = STATUS["not_run"]
+    return effects(reduce_to_cells(cube, n_resamples=20)).iloc[0]
+
+
+def test_a_hole_where_the_best_layer_was_is_told() -> None:
+    """Without it the number is another, its reason as before, and the flag says so."""
+    whole, holed = swept(1.0), swept(1.0, holes=(6, 7, 8))
+    assert (whole["layer"], whole["layer_flag"]) == (7, "")
+    assert holed["cohens_d"] < 0.6 * whole["cohens_d"]
+    assert holed["reason"] == ""
+    assert (holed["layer"] in (5, 9), holed["layer_flag"]) == (True, "beside a gap")
+    assert swept(1.0, holes=(7,))["layer_flag"] == "beside a gap"
+    assert swept(1.0, holes=(2, 11))["layer_flag"] == ""
+    assert swept(1.0, holes=(8, 9, 10, 11))["layer_flag"] == "last swept"
+
+
+def test_a_concept_that_steers_the_wrong_way_is_told() -> None:
+    """Its largest delta is near 0; the effect that it has stands beside it."""
+    wrong = swept(-1.0)
+    assert abs(wrong["cohens_d"]) < 0.2
+    assert (wrong["largest_effect_layer"], wrong["steers"]) == (7, "no")
+    assert wrong["largest_effect"] == pytest.approx(-1.0, abs=0.25)
+    assert wrong["direction_flag"] == "steers the other way"
+    right = swept(1.0)
+    assert right["largest_effect"] == right["cohens_d"]
+    assert (right["direction_flag"], right["steers"]) == ("", "yes")
+
+
+def test_what_was_never_run_has_no_flag(cells: xr.Dataset) -> None:
+    part = cells.copy(deep=True)
+    at = {"model": "small", "concept": "humour"}
+    for name in ("selected_layer", "selected_estimate", "estimate"):
+        part[name].loc[at] = np.nan
+    part["selected_reason"].loc[at] = 2
+    row = effects(part).set_index(["model", "concept"]).loc[("small", "humour")]
+    assert (row["layer_flag"], row["direction_flag"], row["steers"]) == ("", "", "")
+    assert row[["largest_effect", "largest_effect_layer", "p_steers"]].isna().all()

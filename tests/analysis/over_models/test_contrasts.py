@@ -1,0 +1,146 @@
+from itertools import permutations
+
+import numpy as np
+import pytest
+import statsmodels.api as sm
+import xarray as xr
+from scipy import stats
+
+from steercube.analysis.over_models.contrasts import (
+    architecture_difference,
+    permutation_p,
+    scale_slope,
+    training_gap,
+)
+from steercube.analysis.over_models.depth import depth_difference
+from steercube.analysis.over_models.means import HIGH, LOW
+from steercube.analysis.over_models.posterior import predictors_of
+
+
+def with_effects(cells: xr.Dataset, table: np.ndarray, estimand: str = "cohens_d") -> xr.Dataset:
+    """The cells with (model, concept) effects put in their place."""
+    effects = cells["selected_estimate"].transpose("estimand", "model", "concept").copy(deep=True)
+    effects.loc[estimand] = table
+    return cells.assign(selected_estimate=effects)
+
+
+def test_the_gap_is_the_ratio_of_averages(six: xr.Dataset) -> None:
+    table = np.repeat([[1.0], [1.2], [0.8], [1.0], [0.9], [0.7]], 3, axis=1)
+    estimate = training_gap(with_effects(six, table), estimand="cohens_d")
+    assert estimate.value == pytest.approx(1 - 0.8 / 1.0)
+    assert estimate.low < 0.2 < estimate.high
+    assert estimate.n == 6
+
+
+def test_every_contrast_is_of_high_against_low(six: xr.Dataset) -> None:
+    """The gap, the depth and b_training: what HIGH has less of, or LOW, has one sign in all."""
+    is_high = np.array([0, 0, 0, 0, 1, 1.0])
+    cells = with_effects(six, np.repeat((2 - is_high)[:, None] * 1.0, 3, axis=1))
+    names = {"low": LOW, "high": HIGH}
+    swapped = {"low": HIGH, "high": LOW}
+    assert training_gap(cells, estimand="cohens_d", **names).value == pytest.approx(0.5)
+    assert training_gap(cells, estimand="cohens_d", **swapped).value == pytest.approx(-1.0)
+    one, other = (depth_difference(six, **n).value for n in (names, swapped))
+    assert one == depth_difference(six).value == -other
+    coded = predictors_of(six, ["a", "b", "c", "d", "e", "f"])["training"]
+    assert (coded > 0).tolist() == (six["training"].values == HIGH).tolist()
+
+
+def test_the_gaps_interval_is_near_fiellers(six: xr.Dataset) -> None:
+    """Fieller's exact interval of a ratio of normal means; the delta method is close to it."""
+    y = np.array([1.0, 1.1, 0.95, 1.02, 0.9, 0.85])
+    estimate = training_gap(with_effects(six, np.repeat(y[:, None], 3, 1)), estimand="cohens_d")
+    a, b, n, m = y[4:].mean(), y[:4].mean(), 2, 4
+    s2 = (y[4:].var() * 2 + y[:4].var() * 4) / 4
+    t = stats.t.ppf(0.975, 4)
+    roots = np.roots([b**2 - t**2 * s2 / m, -2 * a * b, a**2 - t**2 * s2 / n])
+    assert (estimate.low, estimate.high) == pytest.approx(
+        (1 - max(roots), 1 - min(roots)), abs=0.01
+    )
+
+
+def test_a_gap_between_equal_trainings_is_zero_and_covers_it(six: xr.Dataset) -> None:
+    """500 draws of six models without a training effect: coverage 95%, standard error 1%."""
+    rng = np.random.default_rng(8)
+    hits = []
+    for _ in range(500):
+        table = np.repeat(1 + 0.15 * rng.normal(size=(6, 1)), 3, axis=1)
+        estimate = training_gap(with_effects(six, table), estimand="cohens_d")
+        hits.append(not estimate.excludes_zero)
+    assert 0.92 < np.mean(hits) < 0.98
+
+
+def test_rounded_averages_give_the_readers_gap(six: xr.Dataset) -> None:
+    y = np.array([1.0368] * 4 + [0.9705] * 2)
+    cells = with_effects(six, np.repeat(y[:, None], 3, 1) + 1e-9 * np.arange(18).reshape(6, 3))
+    assert training_gap(cells, estimand="cohens_d").value == pytest.approx(0.0639, abs=1e-4)
+    rounded = training_gap(cells, estimand="cohens_d", from_rounded=2)
+    assert rounded.value == pytest.approx(1 - 0.97 / 1.04)
+
+
+def test_one_training_has_no_gap(six: xr.Dataset) -> None:
+    estimate = training_gap(six, estimand="cohens_d", models=["a", "b"])
+    assert np.isnan(estimate.value)
+    assert "both trainings" in estimate.reason
+
+
+def test_the_permutation_p_is_that_of_all_assignments() -> None:
+    values, marked = (
+        np.array([3.0, 1.0, 2.0, 5.0, 9.0]),
+        np.array([False, True, False, False, True]),
+    )
+    observed = abs(values[marked].mean() - values[~marked].mean())
+    apart = [
+        abs(np.mean(order[:2]) - np.mean(order[2:])) for order in permutations(values.tolist())
+    ]
+    assert permutation_p(values, marked) == pytest.approx(
+        np.mean(np.array(apart) >= observed - 1e-9)
+    )
+
+
+def test_two_of_six_cannot_be_more_significant_than_one_in_fifteen() -> None:
+    values = np.array([0.0, 0.1, 0.2, 0.3, 50.0, 60.0])
+    assert permutation_p(values, np.arange(6) >= 4) == pytest.approx(1 / 15)
+
+
+def test_the_architecture_difference_is_least_squares(six: xr.Dataset) -> None:
+    rng = np.random.default_rng(2)
+    y = rng.normal(1, 0.2, size=6)
+    estimate = architecture_difference(
+        with_effects(six, np.repeat(y[:, None], 3, 1)), estimand="cohens_d"
+    )
+    design = sm.add_constant(np.array([[0, 0], [0, 0], [0, 0], [1, 0], [0, 1], [1, 1]]))
+    fit = sm.OLS(y, design).fit()
+    assert estimate.value == pytest.approx(fit.params[1])
+    assert (estimate.low, estimate.high) == pytest.approx(tuple(fit.conf_int()[1]))
+
+
+def test_the_architecture_difference_needs_both(six: xr.Dataset) -> None:
+    dense = six.sel(model=["a", "b", "c", "e"], model_other=["a", "b", "c", "e"])
+    assert np.isnan(architecture_difference(dense, estimand="cohens_d").value)
+
+
+def test_the_scale_slope_is_least_squares(six: xr.Dataset) -> None:
+    size = np.log10(six["n_params"].values)
+    table = np.random.default_rng(1).normal(size=(6, 3))
+    table[:, 1] = 2 - 0.7 * size + 0.01 * np.arange(6)
+    estimate = scale_slope(with_effects(six, table), estimand="cohens_d", concept="two")
+    fit = sm.OLS(table[:, 1], sm.add_constant(size)).fit()
+    assert estimate.value == pytest.approx(fit.params[1])
+    assert (estimate.low, estimate.high) == pytest.approx(tuple(fit.conf_int()[1]))
+    assert estimate.p_value == pytest.approx(fit.pvalues[1])
+
+
+def test_the_scale_slope_on_active_parameters(six: xr.Dataset) -> None:
+    active = np.log10(six["n_active_params"].values)
+    table = np.repeat((1 + 0.5 * active + 0.001 * np.arange(6))[:, None], 3, axis=1)
+    cells = with_effects(six, table)
+    slope = scale_slope(cells, estimand="cohens_d", concept="two", size="n_active_params")
+    assert slope.value == pytest.approx(0.5, abs=0.01)
+    assert scale_slope(cells, estimand="cohens_d", concept="two").value != pytest.approx(
+        0.5, abs=0.1
+    )
+
+
+def test_a_slope_needs_three_sizes(six: xr.Dataset) -> None:
+    assert np.isnan(scale_slope(six, estimand="delta", concept="two", models=["a", "b"]).value)
