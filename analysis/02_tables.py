@@ -3,7 +3,9 @@
 import sys
 from pathlib import Path
 
+from steercube.analysis.conclusions.claims import Ledger
 from steercube.analysis.conclusions.tables import conclude
+from steercube.analysis.view import Study
 from steercube.analyze import read_ledgers
 from steercube.cells import open_cells
 from steercube.report.write import NUMBER
@@ -12,7 +14,7 @@ study = sys.argv[1] if len(sys.argv) > 1 else "qwen3"
 folder = Path(f"paper/{study}/tables")
 folder.mkdir(parents=True, exist_ok=True)
 
-ledger = read_ledgers("paper").get(study)
-claims = ledger.claims if ledger else []
-for name, table in conclude(open_cells(f"data/{study}.cells.nc"), claims).items():
+ledger = read_ledgers("paper").get(study, Ledger(study, []))
+cells = Study(open_cells(f"data/{study}.cells.nc"), ledger.contrast)
+for name, table in conclude(cells, ledger.claims).items():
     table.to_csv(folder / f"{name}.csv", index=False, float_format=NUMBER)

@@ -9,10 +9,12 @@ from pathlib import Path
 from typing import TypeVar
 
 from steercube.analysis.conclusions.tables import conclude
+from steercube.analysis.over_models.cell_effects import TERMS, cell_effects
 from steercube.analysis.over_models.item_fits import item_fits
 from steercube.analysis.over_models.nuts import sample_cells
-from steercube.analysis.over_models.posterior import TERMS, cell_effects, fit
+from steercube.analysis.over_models.posterior import fit
 from steercube.analysis.per_cell.reduce import cells as reduce_to_cells
+from steercube.analysis.view import Study
 from steercube.analyze import read_ledgers, write_conclusions
 from steercube.cells import open_cells
 from steercube.cube import open_cube
@@ -38,19 +40,24 @@ def main() -> None:
         timed("cells with 10,000 joint resamples", lambda: reduce_to_cells(cube))
     else:
         print(f"{cube_path} is absent (nox -s import-study): stage one is not measured")
-    cells = timed("open the cells", lambda: open_cells(cells_path))
-    if cube_path.exists():
-        timed("single items: REML crossed, MixedLM", lambda: item_fits(cube, cells))
-    effects = cell_effects(cells)
-    timed("the exact posterior of training and scale", lambda: fit(effects))
-    timed("NUTS on the model of cells", lambda: sample_cells(effects, terms=TERMS))
     ledger = read_ledgers("paper")["qwen3"]
-    timed("every table and the ledger", lambda: conclude(cells, ledger.claims))
+    cells = timed("open the cells", lambda: open_cells(cells_path))
+
+    def study() -> Study:
+        """With nothing kept of what was computed before."""
+        return Study(cells, ledger.contrast)
+
+    if cube_path.exists():
+        timed("single items: REML crossed, MixedLM", lambda: item_fits(cube, study()))
+    effects = cell_effects(study())
+    timed("the exact posterior of contrast and scale", lambda: fit(effects))
+    timed("NUTS on the model of cells", lambda: sample_cells(effects, terms=TERMS))
+    timed("every table and the ledger", lambda: conclude(study(), ledger.claims))
     with tempfile.TemporaryDirectory() as folder:
         timed(
             "stage two whole: tables, figures, files",
             lambda: write_conclusions(
-                "qwen3", cells, folder, ledger=ledger, report=lambda line: None
+                "qwen3", study(), folder, ledger=ledger, report=lambda line: None
             ),
         )
 

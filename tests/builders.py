@@ -7,7 +7,9 @@ import numpy as np
 import pytest
 import xarray as xr
 
-from steercube.analysis.over_models.posterior import CellEffects
+from steercube.analysis.over_models.cell_effects import CellEffects
+from steercube.analysis.view import Study
+from steercube.contrast import Contrast
 from steercube.cube import STATUS, Item, Model, blank_cube
 
 ROOT = Path(__file__).parents[1]
@@ -17,6 +19,14 @@ needs_study = pytest.mark.skipif(
     not (STUDY / "results").is_dir(),
     reason="the study's files are not here; set STEERCUBE_STUDY_DIR to the folder that holds them",
 )
+
+TRAINING = Contrast("training", "distilled", "rl", {"rl": "full RL"})
+"""What the published study compares, and what made-up cubes do."""
+
+
+def study_of(cells: xr.Dataset, contrast: Contrast | None = TRAINING) -> Study:
+    return Study(cells, contrast)
+
 
 ATTRIBUTES = {
     "title": "A made-up sweep",
@@ -156,5 +166,5 @@ def make_effects(
         concept=concept,
         models=tuple("abcdefghij"[:n_models]),
         concepts=tuple(f"concept {c}" for c in range(n_concepts)),
-        predictors={"training": x, "scale": size - size.mean()},
+        predictors={"contrast": x, "scale": size - size.mean()},
     )

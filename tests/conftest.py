@@ -10,11 +10,11 @@ import numpy as np
 import pandas as pd
 import pytest
 import xarray as xr
-from builders import ROOT, SIX_MODELS, make_cube
+from builders import ROOT, SIX_MODELS, make_cube, study_of
 
-from steercube.analysis.conclusions.claims import read_claims
+from steercube.analysis.conclusions.claims import read_ledger
 from steercube.analysis.conclusions.tables import conclude
-from steercube.analysis.over_models import leave_one_out as refits
+from steercube.analysis.over_models import leave_one_out
 from steercube.analysis.per_cell.reduce import cells as reduce_to_cells
 from steercube.cells import open_cells
 
@@ -71,7 +71,7 @@ def cells() -> xr.Dataset:
 @pytest.fixture(scope="session")
 def small_tables(cells: xr.Dataset, once: Once[Tables]) -> Tables:
     """Every table of the tiny cube."""
-    return once("small tables", lambda: conclude(cells))
+    return once("small tables", lambda: conclude(study_of(cells)))
 
 
 @pytest.fixture(scope="session")
@@ -114,13 +114,14 @@ def study_cells() -> xr.Dataset:
 @pytest.fixture(scope="session")
 def study_tables(study_cells: xr.Dataset, once: Once[Tables]) -> Tables:
     """Every table of the real study, its ledger included."""
-    _, claims = read_claims(ROOT / "paper" / "claims.toml")
-    return once("study tables", lambda: conclude(study_cells, claims))
+    ledger = read_ledger(ROOT / "paper" / "claims.toml")
+    study = study_of(study_cells, ledger.contrast)
+    return once("study tables", lambda: conclude(study, ledger.claims))
 
 
 @pytest.fixture
 def few_priors(monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> None:
     """One other scale a prior instead of six, where tables are made for another purpose."""
     if "committed" not in request.node.name:
-        scales = {name: of[-1:] for name, of in refits.PRIOR_SCALES.items()}
-        monkeypatch.setattr(refits, "PRIOR_SCALES", scales)
+        scales = {name: of[-1:] for name, of in leave_one_out.PRIOR_SCALES.items()}
+        monkeypatch.setattr(leave_one_out, "PRIOR_SCALES", scales)

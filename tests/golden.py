@@ -8,8 +8,9 @@ identical but for the renames of the map, equal to 1e-9, or the first row that d
 (hashes, versions, times) is left out. A folder that git ignores, such as a cube made from the
 study's files, is used at both ends where this tree has it.
 
-The map holds the tables `files`, `columns` and `words`, each "old" = "new". Words are whole texts,
-or parts of an id between slashes; in a post every occurrence of them.
+The map holds the tables `files`, `columns`, `words` and `inside`, each "old" = "new". Words are
+whole texts, or parts of an id between slashes; those in a table `words.<column>` are of that column
+alone. What is in `inside` is replaced within any text.
 """
 
 import argparse
@@ -39,7 +40,7 @@ RELATIVE = 1e-9
 PROVENANCE = ("history", "versions", "cube_sha256", "date", "created")
 HASH = re.compile(r"\b[0-9a-f]{40,64}\b")
 EMBEDDED = re.compile(r"base64,[A-Za-z0-9+/=]+")
-Renames = Mapping[str, Mapping[str, str]]
+Renames = Mapping[str, Mapping[str, Any]]
 
 
 def make(root: Path, out: Path, part: str) -> None:
@@ -79,6 +80,7 @@ def make_here(part: str, root: Path, out: Path) -> None:
     if part == "qwen3":
         simulated = out / "simulated"
         shutil.copytree(data, simulated / "data")
+        shutil.copy(root / "paper" / "claims.toml", simulated)
         folders = ("--data", str(simulated / "data"), "--paper", str(simulated))
         run(main, "calibrate", part, *folders, "--simulations", "2", "--workers", "1")
 
@@ -169,7 +171,10 @@ def text_of(path: Path) -> str:
 
 def tables(one: Path, other: Path, renames: Renames) -> str:
     a, b = (pd.read_csv(path, dtype=str, keep_default_na=False) for path in (one, other))
-    a = a.rename(columns=renames["columns"]).map(lambda text: reworded(text, renames))
+    a = a.rename(columns=renames["columns"])
+    for column in a:
+        of_column = {"words": renames["words"] | renames["words"].get(column, {})}
+        a[column] = a[column].map(lambda text, of=of_column: reworded(text, {**renames, **of}))
     if list(a) != list(b):
         gone, come = [c for c in a if c not in b], [c for c in b if c not in a]
         return f"columns differ: without {gone}, with {come}" if gone or come else "columns moved"
@@ -186,6 +191,8 @@ def tables(one: Path, other: Path, renames: Renames) -> str:
 
 
 def reworded(text: str, renames: Renames) -> str:
+    for old, new in renames["inside"].items():
+        text = text.replace(old, new)
     return renames["words"].get(text, text)
 
 
@@ -206,13 +213,15 @@ def numbers(one: Path, other: Path, renames: Renames) -> str:
         return f"{len(gone)} ids are gone, {len(b.keys() - a.keys())} are new; first: {gone[0]}"
     if come := sorted(b.keys() - a.keys()):
         return f"{len(come)} ids are new; first: {come[0]}"
-    return said_of(
+    told = said_of(
         (f"{id} {name}", str(a[id].get(name)), str(b[id].get(name)))
         for id in a
-        if isinstance(a[id], dict) and a[id] != b[id]
-        for name in {**a[id], **b[id]}
+        if isinstance(a[id], dict)
+        for name in a[id]
         if a[id].get(name) != b[id].get(name)
     )
+    more = {name for id in a if isinstance(a[id], dict) for name in b[id].keys() - a[id].keys()}
+    return f"{told}; new in its entries: {', '.join(sorted(more))}" if more else told
 
 
 def arrays(one: Path, other: Path, renames: Renames) -> str:
@@ -243,8 +252,8 @@ def arrays(one: Path, other: Path, renames: Renames) -> str:
 
 def texts(one: Path, other: Path, renames: Renames) -> str:
     a, b = text_of(one), text_of(other)
-    for old, new in (renames["words"] | renames["columns"] | renames["files"]).items():
-        a = re.sub(rf"(?<![\w]){re.escape(old)}(?![\w])", new, a)
+    for old, new in (renames["inside"] | renames["files"]).items():
+        a = a.replace(old, new)
     was, now = a.splitlines(), b.splitlines()
     if len(was) != len(now):
         first = next((x for x in was if x not in now), next((x for x in now if x not in was), ""))
@@ -329,7 +338,7 @@ def main() -> int:
         check=True, capture_output=True, text=True,
     ).stdout.strip()  # fmt: skip
     mapped = tomllib.loads(Path(options.map).read_text()) if Path(options.map).exists() else {}
-    renames = {"files": {}, "columns": {}, "words": {}} | mapped
+    renames = {"files": {}, "columns": {}, "words": {}, "inside": {}} | mapped
     old, new = at_revision(commit, parts), KEPT / "tree"
     made(ROOT, new, parts)
     n_same, changed = 0, 0

@@ -16,12 +16,19 @@ from builders import ROOT, SIX_MODELS, STUDY, make_cube, make_model, needs_study
 
 from steercube import analyze, netcdf
 from steercube.analysis.over_models.nuts import read_posterior
-from steercube.analysis.over_models.training import NUTS
+from steercube.analysis.over_models.training import GRID, NUTS
 from steercube.analysis.per_cell.reduce import cells as reduce_to_cells
 from steercube.analyze import studies
 from steercube.cells import OF_OPTIMISERS, save_cells
 from steercube.cli import main
 from steercube.cube import save_cube
+
+CONTRAST = ("--contrast", "training:distilled:rl")
+OF_A_CONTRAST = {
+    *("training_effect", "multiverse", "multiverse_summary", "design"),
+    *("leave_one_out", "prior_sensitivity"),
+}
+"""Tables that compare models."""
 
 pytestmark = pytest.mark.usefixtures("few_priors")
 
@@ -80,7 +87,7 @@ def test_from_cells_alone(
     save_cells(cells, here / "data" / "mine.cells.nc")
     assert main(["analyze"]) == 0
     said = capsys.readouterr().out
-    assert "no cube here" in said
+    assert "there is no cube" in said
     study, *stages = said.splitlines()
     assert study == "mine:"
     assert all(re.match(r" +\d+:\d\d   \w", line) for line in stages), "since when"
@@ -256,6 +263,129 @@ def test_directions_alone_make_a_table_and_no_figure(here: Path, cells: xr.Datas
     assert not (here / "paper" / "mine" / "figures" / "claims.png").exists()
 
 
+def tables_of(here: Path) -> set[str]:
+    return {path.stem for path in (here / "paper" / "mine" / "tables").glob("*.csv")}
+
+
+def settings_of(here: Path) -> dict[str, object]:
+    manifest = json.loads((here / "paper" / "mine" / "manifest.json").read_text())
+    return {name: manifest["settings"].get(name) for name in ("contrast", "contrast_words")}
+
+
+def test_without_a_contrast_what_compares_models_is_left_out(analysed: Path) -> None:
+    assert not OF_A_CONTRAST & tables_of(analysed)
+    assert {"effects", "models", "scale_trends", "conclusions"} <= tables_of(analysed)
+    assert settings_of(analysed) == {"contrast": None, "contrast_words": None}
+    assert main(["paper"]) == 0
+    text = (analysed / "paper" / "mine" / "post.md").read_text()
+    assert "The interval depends on what one lets vary" not in text
+
+
+def test_a_contrast_compares_models_and_stands_in_the_manifest_and_the_post(
+    here: Path, cells: xr.Dataset, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Made anew without one, what compares models is gone."""
+    save_cells(cells, here / "data" / "mine.cells.nc")
+    assert main(["analyze", *CONTRAST]) == 0
+    assert tables_of(here) >= OF_A_CONTRAST
+    assert settings_of(here) == {"contrast": "training:distilled:rl", "contrast_words": {}}
+    assert main(["paper"]) == 0
+    assert "rl minus distilled" in (here / "paper" / "mine" / "post.md").read_text()
+    assert main(["analyze"]) == 0
+    assert not OF_A_CONTRAST & tables_of(here)
+
+
+def test_the_contrast_of_a_ledger_is_asked_unless_another_is(here: Path, cells: xr.Dataset) -> None:
+    save_cells(cells, here / "data" / "mine.cells.nc")
+    (here / "paper").mkdir()
+    ledger = LEDGER.replace("[[claim]]", OF_THE_LEDGER + "[[claim]]")
+    (here / "paper" / "claims.toml").write_text(ledger)
+    assert main(["analyze"]) == 0
+    assert settings_of(here) == {
+        "contrast": "training:distilled:rl",
+        "contrast_words": {"rl": "full RL"},
+    }
+    assert main(["analyze", "--contrast", "training:rl:distilled"]) == 0
+    assert settings_of(here) == {"contrast": "training:rl:distilled", "contrast_words": {}}
+    depth = pd.read_csv(here / "paper" / "mine" / "tables" / "depth.csv")
+    assert "distilled minus rl" in set(depth["group"])
+
+
+OF_THE_LEDGER = """[contrast]
+by = "training"
+low = "distilled"
+high = "rl"
+words = {rl = "full RL"}
+"""
+
+
+def test_models_of_a_third_label_are_left_out_of_the_contrast_and_named(
+    here: Path, six: xr.Dataset
+) -> None:
+    labels = ["sft", "distilled", "distilled", "distilled", "rl", "rl"]
+    third = six.assign_coords(training=("model", labels))
+    save_cells(third, here / "data" / "mine.cells.nc")
+    assert main(["analyze", *CONTRAST]) == 0
+    folder = here / "paper" / "mine"
+    table = pd.read_csv(folder / "tables" / "training_effect.csv")
+    exact = table[(table["method"] == GRID) & table["low"].notna()]
+    assert (exact["n_models"] == 5).all()
+    assert exact["diagnostics"].str.contains("left out, of neither label: a").all()
+    assert set(pd.read_csv(folder / "tables" / "effects.csv")["model"]) == set("abcdef")
+
+
+WRONG_CONTRASTS = {
+    "an unknown variable": (
+        "trainings:distilled:rl",
+        "mine: models have no labels 'trainings'; they have ",
+        "did you mean 'training'?",
+    ),
+    "a number for a variable": ("n_params:distilled:rl", "models have no labels 'n_params'"),
+    "an unknown label": (
+        "training:distilled:rll",
+        "mine: no swept model has the training 'rll'; they have 'distilled', 'rl'",
+        "did you mean 'rl'?",
+    ),
+    "two unknown labels": ("training:a:b", "no swept model has the training 'a' or 'b'"),
+    "one label twice": ("training:rl:rl", "write VARIABLE:LOW:HIGH", "two labels that differ"),
+    "no label": ("training", "--contrast training: write VARIABLE:LOW:HIGH"),
+    "an empty label": ("training::rl", "write VARIABLE:LOW:HIGH"),
+}
+
+
+@pytest.mark.parametrize("command", ["analyze", "calibrate"])
+@pytest.mark.parametrize("name", WRONG_CONTRASTS)
+def test_a_contrast_that_cannot_be_asked_is_one_message(
+    name: str, command: str, analysed: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    contrast, *said = WRONG_CONTRASTS[name]
+    before = contents(analysed)
+    capsys.readouterr()
+    assert main([command, "mine", "--contrast", contrast]) == 2
+    error = capsys.readouterr().err
+    assert all(text in error for text in said), error
+    assert len(error.strip().splitlines()) == 1
+    assert contents(analysed) == before
+
+
+def test_a_ledger_whose_contrast_the_cells_do_not_hold_is_one_message(
+    here: Path, cells: xr.Dataset, capsys: pytest.CaptureFixture[str]
+) -> None:
+    save_cells(cells, here / "data" / "mine.cells.nc")
+    (here / "paper").mkdir()
+    for wrong, said in {
+        OF_THE_LEDGER + 'holding = "n_param"\n': "models have no number 'n_param' to hold fixed",
+        OF_THE_LEDGER.replace('"rl"', '"sft"').replace(
+            "{rl", "{sft"
+        ): "no swept model has the training 'sft'",
+        OF_THE_LEDGER.replace("high", "highest"): "`highest` is unknown in [contrast]",
+    }.items():
+        (here / "paper" / "claims.toml").write_text(f'study = "mine"\n{wrong}')
+        assert main(["analyze"]) == 2
+        assert said in capsys.readouterr().err
+    assert [path.name for path in (here / "paper").iterdir()] == ["claims.toml"]
+
+
 BAD_ARGUMENTS = {
     "cells renamed to a cube": (["analyze"], "holds cells, not a cube"),
     "a file for a folder": (["analyze", "--paper", "file"], "file is a file"),
@@ -288,8 +418,12 @@ def test_what_a_user_may_do_wrong_is_one_message(
 
 
 BAD_CUBES = {
-    "an unknown training": (
-        lambda c: c.assign_coords(training=("model", ["distilled", "magic", "rl"])),
+    "a training that is no name": (
+        lambda c: c.assign_coords(training=("model", ["distilled", "rl/sft", "rl"])),
+        "training 'rl/sft' cannot be a name",
+    ),
+    "an unknown architecture": (
+        lambda c: c.assign_coords(architecture=("model", ["dense", "magic", "moe"])),
         "'magic'",
     ),
     "wrong dimensions": (lambda c: c.rename(sample="prompt"), "dimension 'sample' is missing"),
@@ -448,14 +582,14 @@ def test_nuts_stands_beside_the_exact_fit_and_keeps_its_draws(
     n_items = {"one": 20, "two": 24, "three": 22}
     cube = make_cube(np.random.default_rng(3), models=SIX_MODELS, n_items=n_items)
     save_cells(reduce_to_cells(cube, n_resamples=50), here / "data" / "mine.cells.nc")
-    assert main(["analyze"]) == 0
+    assert main(["analyze", *CONTRAST]) == 0
     table = pd.read_csv(here / "paper" / "mine" / "tables" / "training_effect.csv")
     row = table[table["method"] == NUTS].iloc[0]
     assert "ESS bulk" in row["diagnostics"]
     assert np.isnan(row["estimate"])
     assert row["reason"].startswith("failed its gates: ")
     draws = read_posterior(here / "paper" / "mine" / "posteriors" / "cells.nc")
-    assert draws["posterior"]["training"].shape == (4, 100)
+    assert draws["posterior"]["contrast"].shape == (4, 100)
 
 
 @pytest.mark.slow
@@ -463,7 +597,7 @@ def test_calibration_is_written_beside_the_study(here: Path, study_cells: xr.Dat
     """Part by part: what was made before stays, and a figure is drawn where its tables are."""
     save_cells(study_cells, here / "data" / "qwen3.cells.nc")
     folder = here / "paper" / "qwen3" / "calibration"
-    small = ["calibrate", "--simulations", "1", "--workers", "1"]
+    small = ["calibrate", *CONTRAST, "--simulations", "1", "--workers", "1"]
     assert main([*small, "--only", "operating"]) == 0
     operating = {"manifest.json", "operating.csv", "operating.png"}
     assert {path.name for path in folder.iterdir()} == operating
@@ -472,7 +606,7 @@ def test_calibration_is_written_beside_the_study(here: Path, study_cells: xr.Dat
     of_training = {"coverage.csv", "recovery.csv", "sbc.csv", "calibration.png"}
     assert {path.name for path in folder.iterdir()} == of_training | operating
     assert (folder / "operating.csv").read_bytes() == made
-    assert main(["calibrate", "--simulations", "0"]) == 2
+    assert main(["calibrate", *CONTRAST, "--simulations", "0"]) == 2
     # Of other cells nothing that was made before is kept; what the user put there is theirs.
     (folder / "notes.md").write_text("mine")
     save_cells(study_cells.assign_attrs(cube_sha256="0" * 64), here / "data" / "qwen3.cells.nc")
@@ -484,7 +618,7 @@ def test_a_part_of_calibration_that_is_none_is_one_message(
     here: Path, study_cells: xr.Dataset, capsys: pytest.CaptureFixture[str]
 ) -> None:
     save_cells(study_cells, here / "data" / "qwen3.cells.nc")
-    assert main(["calibrate", "--only", "everything"]) == 2
+    assert main(["calibrate", *CONTRAST, "--only", "everything"]) == 2
     assert "not among the parts, coverage, sbc, operating" in capsys.readouterr().err
 
 
@@ -493,8 +627,26 @@ def test_calibration_of_one_training_is_one_message(
 ) -> None:
     one = six.sel(model=list("abcd"), model_other=list("abcd"))
     save_cells(one, here / "data" / "mine.cells.nc")
+    assert main(["calibrate", "mine", *CONTRAST]) == 2
+    assert "mine: no swept model has the training 'rl'" in capsys.readouterr().err
+
+
+def test_calibration_of_too_few_models_is_one_message(
+    here: Path, cells: xr.Dataset, capsys: pytest.CaptureFixture[str]
+) -> None:
+    save_cells(cells, here / "data" / "mine.cells.nc")
+    assert main(["calibrate", "mine", *CONTRAST]) == 2
+    said = capsys.readouterr().err
+    assert "mine gives calibration no shape: 2 term(s) and the spread between models need 4" in said
+
+
+def test_calibration_without_a_contrast_is_one_message(
+    here: Path, six: xr.Dataset, capsys: pytest.CaptureFixture[str]
+) -> None:
+    save_cells(six, here / "data" / "mine.cells.nc")
     assert main(["calibrate", "mine"]) == 2
-    assert "mine gives calibration no shape: needs models of both" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert "mine gives calibration no contrast: name one with --contrast" in said
 
 
 def test_cells_that_lack_estimands_are_analysed_and_it_is_said(

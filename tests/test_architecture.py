@@ -10,21 +10,19 @@ from steercube import analysis
 PACKAGE = Path(analysis.__file__).parents[1]
 COLLECTING = {"torch", "transformers", "accelerate", "gguf"}
 STAGES = [
-    *("schema", "words", "streams", "progress", "netcdf", "cube", "replacing", "answers"),
     *(
-        "concepts",
-        "models",
-        "study",
-        "collect",
-        "cells",
-        "estimate",
-        "analysis",
-        "report",
-        "analyze",
-        "reproduce",
-        "cli",
+        "schema",
+        "words",
+        "numerals",
+        "streams",
+        "progress",
+        "netcdf",
+        "cube",
+        "replacing",
+        "answers",
     ),
-    "__main__",
+    *("concepts", "models", "study", "collect", "cells", "contrast", "estimate", "analysis"),
+    *("report", "analyze", "reproduce", "cli", "__main__"),
 ]
 """In the order in which data flow; none imports a later one."""
 

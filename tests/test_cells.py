@@ -80,14 +80,15 @@ def untitled(cells: xr.Dataset) -> xr.Dataset:
         (lambda c: c.assign(generation_rate=c["mean"] + 9), r"'generation_rate' must lie in \[0"),
         (lambda c: c.assign_coords(n_valid_items=c["n_items"] + 1), "'n_valid_items' is above"),
         (lambda c: c.assign_coords(n_params=c["n_params"] * 0), "'n_params' must be positive"),
-        (lambda c: c.assign_coords(training=("model", ["magic"] * 3)), "'training' holds"),
+        (lambda c: c.assign_coords(training=("model", ["a/b"] * 3)), "training 'a/b' cannot be"),
+        (lambda c: c.assign_coords(architecture=("model", ["magic"] * 3)), "'architecture' holds"),
         (lambda c: c.assign_attrs(seed=-1), "attribute 'seed' is -1"),
         (untitled, "'title'"),
     ],
     ids=[
         *("estimand", "strength", "models", "layer", "infinite", "reason", "selected reason"),
         *("negative sd", "correlation", "rate", "valid items", "size", "training"),
-        *("seed", "title"),
+        *("architecture", "seed", "title"),
     ],
 )
 def test_what_no_conclusion_can_do_without_is_asked_for(

@@ -177,7 +177,7 @@ def test_a_warning_is_no_refusal(here: Path, capsys: pytest.CaptureFixture[str])
     assert open_cube(here / "x.nc")["strength"].values.tolist() == [-2, 0, 2]
     out = capsys.readouterr().out
     assert out.count("warning: ") == 2
-    assert "\nloading tiny (tiny, float32)\ntiny: 36 cells of honesty\n" in out
+    assert "\nloading tiny (tiny, float32)\ntiny: 36 rows of honesty\n" in out
 
 
 def test_cubes_are_merged_from_the_command_line(

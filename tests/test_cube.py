@@ -78,9 +78,13 @@ BREAKS: dict[str, tuple[Break, str]] = {
         lambda c: c.assign(cell_status=c["cell_status"].isel(layer=0, drop=True)),
         "'cell_status' has dimensions",
     ),
-    "an unknown training": (
-        replace("training", first_value("magic")),
-        r"'training' of {'small': 'magic'} is none of distilled, rl",
+    "a training that is no name": (
+        replace("training", first_value("rl/sft")),
+        "training 'rl/sft' cannot be a name",
+    ),
+    "an unknown architecture": (
+        replace("architecture", first_value("magic")),
+        r"'architecture' of {'small': 'magic'} is none of dense, moe",
     ),
     "a negative layer": (lambda c: c.assign_coords(layer=[-1, 4, 5, 6]), "counts blocks from 0"),
     "a depth of its own": (lambda c: c.assign_coords(depth=c["depth"] / 2), "not layer / n_layers"),

@@ -8,11 +8,12 @@ import xarray as xr
 
 RENAMES = {
     "files": {"refits": "leave_one_out"},
-    "columns": {"takes_as_random": "random_effects"},
+    "columns": {"random_effects": "random_effects"},
     "words": {"hangs on": "rests on"},
+    "inside": {},
 }
 TABLE = "name,takes_as_random,value\na,hangs on,0.1234567890123\nb,models,2\n"
-MAPPED = TABLE.replace("takes_as_random", "random_effects").replace("hangs on", "rests on")
+MAPPED = TABLE.replace("random_effects", "random_effects").replace("hangs on", "rests on")
 
 
 def said(tmp_path: Path, name: str, old: str, new: str, renamed: str = "") -> str:

@@ -105,10 +105,20 @@ def test_the_folder_one_is_in_has_a_name(tmp_path: Path, monkeypatch: pytest.Mon
     assert find_model(".", {}).name == tmp_path.name
 
 
-def test_an_unknown_training_is_refused(tmp_path: Path) -> None:
-    toml = (ROOT / "data" / "models.toml").read_text().replace('"distilled"', '"distiled"', 1)
+def test_a_training_has_any_name_and_no_other_label(tmp_path: Path) -> None:
+    toml = (ROOT / "data" / "models.toml").read_text()
+    (tmp_path / "models.toml").write_text(toml.replace('"distilled"', '"sft, then DPO"', 1))
+    entries = read_models(tmp_path / "models.toml").values()
+    assert [entry.facts.training for entry in entries].count("sft, then DPO") == 1
+    (tmp_path / "models.toml").write_text(toml.replace('"distilled"', '"a/b"', 1))
+    with pytest.raises(ValueError, match="has training = 'a/b' cannot be a name"):
+        read_models(tmp_path / "models.toml")
+
+
+def test_an_unknown_architecture_is_refused(tmp_path: Path) -> None:
+    toml = (ROOT / "data" / "models.toml").read_text().replace('"moe"', '"moo"', 1)
     (tmp_path / "models.toml").write_text(toml)
-    with pytest.raises(ValueError, match="training = 'distiled', which is none of distilled"):
+    with pytest.raises(ValueError, match="architecture = 'moo', which is none of dense, moe"):
         read_models(tmp_path / "models.toml")
 
 

@@ -10,8 +10,8 @@ import pytest
 import xarray as xr
 from builders import ROOT, STUDY, needs_study
 
-from steercube.analysis.conclusions.claims import read_claims
-from steercube.analysis.conclusions.tables import MAKERS
+from steercube.analysis.conclusions.claims import read_ledger
+from steercube.analysis.conclusions.tables import TABLES, listed
 from steercube.answers import answer_of
 from steercube.cli import parser
 from steercube.concepts import read_concepts
@@ -21,7 +21,7 @@ from steercube.netcdf import load
 from steercube.report.post import PACKAGED
 from steercube.study import study_cube, study_files
 
-WRITTEN = {f"tables/{name}.csv" for name in MAKERS}
+WRITTEN = {f"tables/{table.name}.csv" for table in TABLES}
 README = (ROOT / "README.md").read_text()
 TEXT = " ".join(README.split())
 COMMANDS = [
@@ -51,9 +51,9 @@ def test_the_training_gap(numbers: dict[str, dict[str, float]]) -> None:
     assert f"with scale held fixed {shown.replace('-', '−')}" in TEXT
     design = pd.read_csv(ROOT / "paper" / "qwen3" / "tables" / "design.csv")
     of = design[(design["outcome"] == "cohens_d") & (design["kind"] == "needed")]
-    settled = of[of["effect_is"] == "largest negligible"].iloc[0]
+    settled = of[of["effect_from"] == "largest negligible"].iloc[0]
     assert (settled["n_concepts"], settled["effect"]) == (6, 0.1)
-    assert f"{settled['n_rl']:.0f} models of each training would settle 0.1 d" in TEXT
+    assert f"{settled['n_high']:.0f} models of each training would settle 0.1 d" in TEXT
 
 
 def test_only_the_ranking_of_concepts_is_called_settled() -> None:
@@ -157,11 +157,18 @@ def test_the_outlines_tables_and_figures_have_their_places() -> None:
     for heading in sections:
         of_several = heading.removesuffix(" across models")
         assert re.search(rf"^### .*{re.escape(of_several)}", headings, re.MULTILINE), heading
-    claims = {claim.id for claim in read_claims(ROOT / "paper" / "claims.toml")[1]}
+    claims = {claim.id for claim in read_ledger(ROOT / "paper" / "claims.toml").claims}
     named = re.findall(r"`((?:delta|d|concept|depth|r)-[\w-]*)`", text)
     assert named
     for name in named:
         assert name in claims or (name.endswith("-") and any(i.startswith(name) for i in claims))
+
+
+def test_every_table_is_listed_with_what_it_holds() -> None:
+    lines = README.splitlines()
+    assert [line for line in listed() if line not in lines] == []
+    named = {f"tables/{name}" for name in re.findall(r"`(?:tables/)?(\w+\.csv)`", README)}
+    assert named == WRITTEN
 
 
 def test_every_file_and_command_it_names_exists() -> None:

@@ -1,18 +1,21 @@
 """A study from end to end: its cube or its cells in, its folder of conclusions out."""
 
-import hashlib
 import os
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import pandas as pd
 import xarray as xr
 
-from steercube.analysis.conclusions.claims import Claim, read_claims
+from steercube.analysis.conclusions.claims import Ledger, read_ledger
 from steercube.analysis.conclusions.tables import conclude
+from steercube.analysis.over_models.cell_effects import (
+    TERMS,
+    cell_effects,
+    primary_terms,
+    why_not,
+)
 from steercube.analysis.over_models.item_fits import item_fits, keep_slow_fits
-from steercube.analysis.over_models.means import level_of, swept_models
 from steercube.analysis.over_models.nuts import (
     CELL_DRAWS,
     HOW_TO_INSTALL,
@@ -23,17 +26,19 @@ from steercube.analysis.over_models.nuts import (
     sample_cells,
     save_posterior,
 )
-from steercube.analysis.over_models.posterior import TERMS, cell_effects, primary_terms, why_not
 from steercube.analysis.per_cell.reduce import cells as reduce_to_cells
 from steercube.analysis.simulated.calibration import PARTS
 from steercube.analysis.simulated.calibration import calibrate as simulate_and_fit
+from steercube.analysis.view import Study
 from steercube.cells import (
     PROVENANCE,
     compare_cells,
     open_cells,
     save_cells,
     unrecorded_estimands,
+    with_every_estimand,
 )
+from steercube.contrast import Contrast
 from steercube.cube import open_cube
 from steercube.netcdf import digest
 from steercube.progress import Report, stage, timed
@@ -73,14 +78,16 @@ def analyze(
     paper: str | Path,
     *,
     study: str | None = None,
+    contrast: Contrast | None = None,
     full: bool = False,
     nuts: bool = True,
     report: Report = print,
 ) -> None:
     """Every study in `data`, or the one named, to `paper`/<study>/, one after the other.
 
-    `full` adds the slow fits of single items, which need the cube; without `nuts` the exact
-    posterior is not checked by sampling.
+    `contrast` says which models are compared, in place of the one in a study's ledger; without
+    either, what compares models is left out. `full` adds the slow fits of single items, which need
+    the cube; without `nuts` the exact posterior is not checked by sampling.
 
     Raises FileNotFoundError with what to do where `data` holds no study, ValueError for a file
     that breaks its contract; what an earlier run made of that study is then as it was.
@@ -110,14 +117,51 @@ def analyze(
         if full and not (Path(data) / f"{name}.nc").exists():
             report("  --full changes nothing here: single items are fitted from a cube")
         posteriors = Path(paper) / name / "posteriors"
+        ledger = ledgers.get(name, Ledger(name, []))
+        asked = contrast or ledger.contrast
         cells, changed = cells_of(
-            name, data, posteriors=posteriors if full else None, report=report
+            name, data, contrast=asked, posteriors=posteriors if full else None, report=report
         )
         if changed:
             save_cells(cells, Path(data) / f"{name}.cells.nc")
-        sampled = sample(cells, posteriors, report=report) if nuts else {}
-        ledger = ledgers.get(name)
-        write_conclusions(name, cells, paper, ledger=ledger, sampled=sampled, report=report)
+        of_cells = Study(cells, asked)
+        require_labels(of_cells, what=name)
+        sampled = sample(of_cells, posteriors, report=report) if nuts else {}
+        write_conclusions(name, of_cells, paper, ledger=ledger, sampled=sampled, report=report)
+
+
+def require_labels(study: Study, *, what: str) -> None:
+    """Raise ValueError for a contrast whose variable or labels the cells do not hold."""
+    contrast = study.contrast
+    if contrast is None or not study.models:
+        return
+    labels = [
+        str(name)
+        for name, of in study.cells.coords.items()
+        if of.dims == ("model",) and of.dtype.kind in "UOT" and name not in ("model", "model_other")
+    ]
+    numbers = [
+        str(name)
+        for name, of in study.cells.coords.items()
+        if of.dims == ("model",) and of.dtype.kind in "iuf"
+    ]
+    if contrast.by not in labels:
+        raise ValueError(
+            f"{what}: models have no labels {contrast.by!r}; they have {', '.join(labels)}"
+            f"{did_you_mean(contrast.by, labels)}"
+        )
+    if contrast.holding not in numbers:
+        raise ValueError(
+            f"{what}: models have no number {contrast.holding!r} to hold fixed; they have "
+            f"{', '.join(numbers)}{did_you_mean(contrast.holding, numbers)}"
+        )
+    there = sorted(set(map(str, study.facts(contrast.by))))
+    absent = [label for label in (contrast.low, contrast.high) if label not in there]
+    if absent:
+        raise ValueError(
+            f"{what}: no swept model has the {contrast.by} {' or '.join(map(repr, absent))}; they "
+            f"have {', '.join(map(repr, there))}{did_you_mean(absent[0], there)}"
+        )
 
 
 def _no_study(study: str, there: Sequence[str], data: str | Path) -> str:
@@ -128,7 +172,7 @@ def _no_study(study: str, there: Sequence[str], data: str | Path) -> str:
 
 
 def _require_writable(folder: Path) -> None:
-    """Refuse at once, not after minutes, a folder that results could not be written to."""
+    """Refuse a folder that cannot be written to before minutes of computing."""
     for path in (folder, folder.parent):
         nearest = next(p for p in (path, *path.parents) if p.exists())
         if not os.access(nearest, os.W_OK | os.X_OK):
@@ -136,11 +180,16 @@ def _require_writable(folder: Path) -> None:
 
 
 OF_THE_CUBE = ("title", "source", "cube_sha256")
-"""Attributes of cells that tell which cube they are of."""
+"""Attributes of cells that identify their cube."""
 
 
 def cells_of(
-    study: str, data: str | Path, *, posteriors: Path | None = None, report: Report = print
+    study: str,
+    data: str | Path,
+    *,
+    contrast: Contrast | None = None,
+    posteriors: Path | None = None,
+    report: Report = print,
 ) -> tuple[xr.Dataset, bool]:
     """The cells of a study, and whether they differ from the file (or there is none).
 
@@ -149,10 +198,10 @@ def cells_of(
     """
     cube_path, cells_path = Path(data) / f"{study}.nc", Path(data) / f"{study}.cells.nc"
     if not (cube_path.exists() or cube_path.is_symlink()):
-        report(f"  from {cells_path}; no cube here, so the samples are not looked at again")
+        report(f"  from {cells_path}; there is no cube, so the samples are not reduced again")
         return open_cells(cells_path), False
     report(f"  from {cube_path}")
-    rebuilt = _from_cube(open_cube(cube_path), posteriors, report)
+    rebuilt = _from_cube(open_cube(cube_path), contrast, posteriors, report)
     if not cells_path.exists():
         report(f"  {cells_path} is new")
         return rebuilt, True
@@ -179,33 +228,33 @@ def cells_of(
     return rebuilt, True
 
 
-def _from_cube(cube: xr.Dataset, posteriors: Path | None, report: Report) -> xr.Dataset:
+def _from_cube(
+    cube: xr.Dataset, contrast: Contrast | None, posteriors: Path | None, report: Report
+) -> xr.Dataset:
     with stage("  reducing the cube") as under_way:
         cells = reduce_to_cells(cube, report=under_way.at)
-    if not swept_models(cells):
+    study = Study(cells, contrast)
+    if not study.models:
         return cells
     full = posteriors is not None
     what = "  fitting single items" + (", in full (about 15 minutes)" if full else "")
     report(what)
     draws = draws_to_make(ITEM_DRAWS) if full else None
     with stage(what, total=draws, unit="draw") as under_way:
-        fits, sampled = item_fits(cube, cells, full=full, progress=under_way.advance)
+        fits, sampled = item_fits(cube, study, full=full, progress=under_way.advance)
     if sampled is not None and posteriors is not None:
         save_posterior(sampled, posteriors / "items.nc")
     return cells.merge(fits)
 
 
-def sample(cells: xr.Dataset, posteriors: Path, *, report: Report = print) -> dict[str, Sampled]:
-    """NUTS on the hierarchical model of Cohen's d, where training can be asked about.
+def sample(study: Study, posteriors: Path, *, report: Report = print) -> dict[str, Sampled]:
+    """NUTS on the hierarchical model of Cohen's d, where the contrast can be estimated.
 
     Its draws are saved in `posteriors`. Nothing, with a line that says why, where pymc is absent.
     """
-    try:
-        effects = cell_effects(cells)
-    except ValueError:
-        return {}
+    effects = cell_effects(study)
     terms = primary_terms(effects)
-    if "training" not in terms or len(set(effects.concept.tolist())) < 2:
+    if "contrast" not in terms or effects.n_concepts < 2:
         return {}
     if not is_installed():
         report(f"  NUTS is left out: it needs pymc ({HOW_TO_INSTALL})")
@@ -216,75 +265,74 @@ def sample(cells: xr.Dataset, posteriors: Path, *, report: Report = print) -> di
         sampled = sample_cells(
             effects,
             terms=terms,
-            level=level_of(cells),
-            seed=int(cells.attrs["seed"]),
+            level=study.level,
+            seed=study.seed,
             progress=under_way.advance,
         )
     save_posterior(sampled, posteriors / "cells.nc")
     return {effects.outcome: sampled}
 
 
-@dataclass(frozen=True)
-class Ledger:
-    """The published claims about one study, the file that lists them and its SHA-256."""
-
-    name: str
-    sha256: str
-    claims: list[Claim]
-
-
 def read_ledgers(paper: str | Path) -> dict[str, Ledger]:
     """Ledgers by the study that they are about: `claims.toml` and any other `*claims.toml`."""
     ledgers: dict[str, Ledger] = {}
     for path in sorted(Path(paper).glob("*claims.toml")):
-        study, claims = read_claims(path)
-        if study in ledgers:
-            other = path.with_name(ledgers[study].name)
-            raise ValueError(f"{path} and {other} are both about the study {study!r}; keep one")
-        ledgers[study] = Ledger(path.name, hashlib.sha256(path.read_bytes()).hexdigest(), claims)
+        ledger = read_ledger(path)
+        if ledger.study in ledgers:
+            other = path.with_name(ledgers[ledger.study].name)
+            raise ValueError(
+                f"{path} and {other} are both about the study {ledger.study!r}; keep one"
+            )
+        ledgers[ledger.study] = ledger
     return ledgers
 
 
 def write_conclusions(
-    study: str,
-    cells: xr.Dataset,
+    name: str,
+    study: Study,
     paper: str | Path,
     *,
     ledger: Ledger | None = None,
     sampled: Mapping[str, Sampled] | None = None,
     report: Report = print,
 ) -> None:
-    """Tables, numbers, figures and manifest of one study to `paper`/<study>/."""
-    if lacking := unrecorded_estimands(cells):
+    """Tables, numbers, figures and manifest of one study to `paper`/<name>/."""
+    if lacking := unrecorded_estimands(study.cells):
         report(
             f"  these cells lack {', '.join(lacking)}: what needs them has no number, and the "
             "reason not_recorded; to have them, make the cells again from their cube"
         )
+    recorded = study.cells.drop_sel(estimand=lacking)
+    study = Study(with_every_estimand(study.cells), study.contrast)
     report("  tables")
     with stage("  tables") as under_way:
         claims = ledger.claims if ledger else ()
-        tables = conclude(cells, claims, sampled=sampled, report=under_way.at)
+        tables = conclude(study, claims, sampled=sampled, report=under_way.at)
     report("  figures")
     with stage("  figures"):
-        figures = draw(cells, tables)
-    recorded = cells.drop_sel(estimand=lacking)
-    inputs = {f"{study}.cells.nc (content)": digest(recorded)}
-    folder = Path(paper) / study
+        figures = draw(study, tables)
+    inputs = {f"{name}.cells.nc (content)": digest(recorded)}
+    if ledger and ledger.name:
+        inputs[ledger.name] = ledger.sha256
+    folder = Path(paper) / name
     folder.mkdir(parents=True, exist_ok=True)
+    attrs, contrast = study.cells.attrs, study.contrast
     write_study(
         folder,
         tables,
         figures,
-        inputs=inputs | ({ledger.name: ledger.sha256} if ledger else {}),
-        settings={name: cells.attrs[name] for name in SETTINGS if name in cells.attrs}
-        | {"sampled by NUTS": ", ".join(sampled or {}) or "nothing"},
+        inputs=inputs,
+        contrast=contrast,
+        settings={key: attrs[key] for key in SETTINGS if key in attrs}
+        | {"sampled by NUTS": ", ".join(sampled or {}) or "nothing"}
+        | (contrast.attributes if contrast else {})
+        | {"contrast_of_ledger": bool(ledger and ledger.contrast in (None, contrast))},
     )
     report(f"  wrote {folder}")
-    if "claims" in tables:
-        counts = tables["claims"]["verdict"].value_counts()
-        report("  claims: " + "; ".join(f"{verdict!r} {n}" for verdict, n in counts.items()))
-    counts = tables["conclusions"]["verdict"].value_counts()
-    report("  conclusions: " + "; ".join(f"{verdict!r} {n}" for verdict, n in counts.items()))
+    for what in ("claims", "conclusions"):
+        if what in tables:
+            verdicts = tables[what]["verdict"].value_counts()
+            report(f"  {what}: " + "; ".join(f"{verdict!r} {n}" for verdict, n in verdicts.items()))
 
 
 def calibrate(
@@ -292,6 +340,7 @@ def calibrate(
     data: str | Path,
     paper: str | Path,
     *,
+    contrast: Contrast | None = None,
     n_simulations: int,
     n_workers: int,
     only: Collection[str] = PARTS,
@@ -301,8 +350,8 @@ def calibrate(
 
     `only` some parts of it, and the tables of the others stay as they are.
 
-    Raises FileNotFoundError where there are no cells, ValueError where they compare no trainings
-    or no simulation is asked for.
+    Raises FileNotFoundError where there are no cells, ValueError where they compare no models or no
+    simulation is asked for.
     """
     path = Path(data) / f"{study}.cells.nc"
     if not path.exists():
@@ -313,12 +362,18 @@ def calibrate(
             f"{did_you_mean(study, there)}"
         )
     cells = open_cells(path)
-    if reason := why_not(cell_effects(cells), TERMS):
+    ledger = read_ledgers(paper).get(study, Ledger(study, []))
+    asked = contrast or ledger.contrast
+    if asked is None:
+        raise ValueError(f"{study} gives calibration no contrast: name one with --contrast")
+    of_cells = Study(cells, asked)
+    require_labels(of_cells, what=study)
+    if reason := why_not(cell_effects(of_cells), TERMS):
         raise ValueError(f"{study} gives calibration no shape: {reason}")
     if n_simulations < 1 or n_workers < 1:
         raise ValueError("calibration needs at least one simulation and one worker")
     found = simulate_and_fit(
-        cells,
+        of_cells,
         n_simulations=n_simulations,
         n_workers=n_workers,
         only=only,
@@ -326,10 +381,11 @@ def calibrate(
     )
     folder = Path(paper) / study / "calibration"
     folder.parent.mkdir(parents=True, exist_ok=True)
-    is_of_these = is_calibration_of(folder, cells.attrs)
+    attributes = cells.attrs | asked.attributes
+    attributes = {name: attributes[name] for name in OF_A_CALIBRATION}
+    is_of_these = is_calibration_of(folder, attributes)
     kept = {p.stem: pd.read_csv(p) for p in sorted(folder.glob("*.csv")) if is_of_these}
     if not is_of_these:
         remove_calibration(folder)
-    made_from = {name: cells.attrs[name] for name in OF_A_CALIBRATION}
-    write_calibration(folder, found, draw_calibrations(kept | found), made_from=made_from)
+    write_calibration(folder, found, draw_calibrations(kept | found, asked), made_from=attributes)
     report(f"wrote {folder}")

@@ -25,7 +25,6 @@ from steercube.cube import (
     RATE_VARIABLES,
     RECEIPT_VARIABLES,
     ROUNDING,
-    TRAININGS,
     VECTOR_VARIABLES,
     out_of_bounds,
 )
@@ -406,10 +405,9 @@ def _needs(cells: xr.Dataset) -> list[str]:
     strays = sorted(set(selected[np.isfinite(selected)]) - set(cells["layer"].values.tolist()))
     if strays:
         problems.append(f"'selected_layer' holds {strays}, which are no layers of these cells")
-    for name, allowed in {"training": TRAININGS, "architecture": ARCHITECTURES}.items():
-        if wrong := sorted(set(map(str, cells[name].values)) - set(allowed)):
-            problems.append(f"{name!r} holds {wrong}; it may hold {', '.join(allowed)}")
-    return problems
+    if wrong := sorted(set(map(str, cells["architecture"].values)) - set(ARCHITECTURES)):
+        problems.append(f"'architecture' holds {wrong}; it may hold {', '.join(ARCHITECTURES)}")
+    return problems + name_violations("training", sorted(set(map(str, cells["training"].values))))
 
 
 def save_cells(cells: xr.Dataset, path: str | Path) -> str:

@@ -20,6 +20,7 @@ from steercube.words import did_you_mean
 if TYPE_CHECKING:
     from steercube.collect.plan import Plan
     from steercube.concepts import Concept
+    from steercube.contrast import Contrast
     from steercube.models import Entry
 
 INTERNAL = 70
@@ -165,6 +166,7 @@ def _parsers() -> tuple[argparse.ArgumentParser, Mapping[str, argparse.ArgumentP
     analyze.add_argument("study", nargs="?", help="only this one (default: all)")
     analyze.add_argument("--data", default="data", help="folder of cubes and cells")
     analyze.add_argument("--paper", default="paper", help="folder of results and claims.toml")
+    _add_contrast(analyze)
     analyze.add_argument(
         "--full",
         action="store_true",
@@ -199,6 +201,7 @@ def _parsers() -> tuple[argparse.ArgumentParser, Mapping[str, argparse.ArgumentP
     calibrated.add_argument("study", nargs="?", default="qwen3")
     calibrated.add_argument("--data", default="data", help="folder of cells")
     calibrated.add_argument("--paper", default="paper", help="folder of results")
+    _add_contrast(calibrated)
     calibrated.add_argument("--simulations", type=int, default=1000, help="sweeps a scenario")
     calibrated.add_argument("--workers", type=int, default=os.cpu_count() or 1)
     calibrated.add_argument(
@@ -273,6 +276,15 @@ OF_GENERATION = (
 """Options that say nothing where nothing is generated."""
 
 
+def _add_contrast(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "--contrast",
+        metavar="VARIABLE:LOW:HIGH",
+        help="the models that are compared, HIGH minus LOW, by two labels of one of their "
+        "variables, such as training:base:instruct (default: that of the study's ledger)",
+    )
+
+
 def _add_collect(commands: Any) -> None:
     collect = commands.add_parser(
         "collect", help="vectors and the sweep of one model, to shards and a cube"
@@ -341,7 +353,20 @@ def _names(text: str) -> tuple[str, ...]:
 def _analyze(options: argparse.Namespace) -> None:
     from steercube.analyze import analyze
 
-    analyze(options.data, options.paper, study=options.study, full=options.full, nuts=options.nuts)
+    analyze(
+        options.data,
+        options.paper,
+        study=options.study,
+        contrast=_contrast(options),
+        full=options.full,
+        nuts=options.nuts,
+    )
+
+
+def _contrast(options: argparse.Namespace) -> "Contrast | None":
+    from steercube.contrast import parse_contrast
+
+    return None if options.contrast is None else parse_contrast(options.contrast)
 
 
 def _paper(options: argparse.Namespace) -> None:
@@ -365,6 +390,7 @@ def _calibrate(options: argparse.Namespace) -> None:
         options.study,
         options.data,
         options.paper,
+        contrast=_contrast(options),
         n_simulations=options.simulations,
         n_workers=options.workers,
         **({"only": options.only} if options.only else {}),
@@ -480,7 +506,7 @@ def _foreseen(
 
 def _foreseen_of_concept(whole: "Concept", plan: "Plan", n_answered: int | None) -> Iterator[str]:
     """As of all concepts: fewer questions than were asked for, or too few, or of one letter."""
-    from steercube.analysis.agreement.generation import MIN_ITEMS
+    from steercube.analysis.per_cell.bootstrap import MIN_ITEMS
 
     concept = whole.cut_to(n_pairs=plan.n_pairs, n_items=plan.n_items)
     for option, what, asked, there in (

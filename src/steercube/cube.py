@@ -33,7 +33,6 @@ LABELS = dict(zip(DIMS, "UUifi", strict=True))
 """What the labels of each dimension are: text, whole numbers, strengths with decimals."""
 CELL = ("model", "concept", "layer")
 STATUS = {"not_applicable": 0, "not_run": 1, "complete": 2, "failed": 3, "nonfinite": 4}
-TRAININGS = ("distilled", "rl", "instruct", "base", "other")
 ARCHITECTURES = ("dense", "moe")
 SCORED_LETTERS = ("A", "B")
 
@@ -437,14 +436,11 @@ def same_weights(models: Iterable[tuple[str, str, str]]) -> list[str]:
 def _model_problems(cube: xr.Dataset) -> list[str]:
     facts = (cube[name].values.tolist() for name in ("model", "hf_id", "revision"))
     problems = same_weights(zip(*facts, strict=True))
-    for name, allowed in {"training": TRAININGS, "architecture": ARCHITECTURES}.items():
-        wrong = {
-            str(model): str(label)
-            for model, label in zip(cube["model"].values, cube[name].values, strict=True)
-            if label not in allowed
-        }
-        if wrong:
-            problems.append(f"{name!r} of {wrong} is none of {', '.join(allowed)}")
+    architectures = zip(cube["model"].values, cube["architecture"].values, strict=True)
+    wrong = {str(model): str(of) for model, of in architectures if of not in ARCHITECTURES}
+    if wrong:
+        problems.append(f"'architecture' of {wrong} is none of {', '.join(ARCHITECTURES)}")
+    problems += name_violations("training", sorted(set(map(str, cube["training"].values))))
     if (cube["layer"] < 0).any():
         problems.append("'layer' counts blocks from 0; a negative label is not one")
     n_params, n_active = cube["n_params"], cube["n_active_params"]

@@ -6,12 +6,12 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from steercube.cube import ARCHITECTURES, TRAININGS, Model
+from steercube.cube import ARCHITECTURES, Model
 from steercube.schema import name_violations, raise_if_any, read_toml
 from steercube.words import did_you_mean
 
 DTYPES = ("float32", "bfloat16", "float16")
-ALLOWED = {"dtype": DTYPES, "training": TRAININGS, "architecture": ARCHITECTURES}
+ALLOWED = {"dtype": DTYPES, "architecture": ARCHITECTURES}
 
 
 @dataclass(frozen=True)
@@ -165,6 +165,8 @@ def _field_problems(table: Any) -> list[str]:
             problems.append(f"has an empty {field!r}")
         elif field == "package" and value and not str(value).isidentifier():
             problems.append(f"has {field} = {value!r}, which no Python package is called")
+    if isinstance(table.get("training"), str):
+        problems += [f"has {p}" for p in name_violations("training =", [table["training"]])]
     for field, allowed in ALLOWED.items():
         if field in table and table[field] not in allowed:
             problems.append(

@@ -1,4 +1,4 @@
-"""Everything made anew from the committed files, and compared with what was committed.
+"""Everything made again from the committed files, and compared with what was committed.
 
 Tables and posts must be the same, cell by cell. Only what a sampler gives may differ, on another
 processor: its numbers within their Monte Carlo error, and what is printed of them.
@@ -21,18 +21,18 @@ from steercube.report.post import read_table
 Report = Callable[[str], None]
 
 MC_ERRORS = {"value": 4 * np.sqrt(2), "low": 12 * np.sqrt(2), "high": 12 * np.sqrt(2)}
-"""Distance of two runs, in Monte Carlo errors of the mean, that is their sampling: four standard
-errors of a difference; the ends of a 95% interval vary nearly three times as much as the mean."""
+"""Largest difference of two runs that sampling explains, in Monte Carlo errors of the mean: four
+standard errors of a difference; the ends of a 95% interval vary nearly three times as much."""
 RELATIVE = 1e-6
-"""Of any other number: what another processor's rounding may do."""
+"""Largest relative difference of any other number: the rounding of another processor."""
 OF_TEMPLATE = ("*.toml", "*.bib", "*.j2")
-"""Ledgers, and what of the post's own assets a user's folder overrides."""
+"""Ledgers, and the post's assets that a user's folder overrides."""
 
 
 def reproduce(
     data: str | Path, paper: str | Path, *, study: str | None = None, report: Report = print
 ) -> None:
-    """Analyze and write the posts in an empty folder, and print all that differs.
+    """Analyze and write the posts in an empty folder, and print every difference.
 
     Raises ValueError where anything differs, FileNotFoundError where there is nothing to compare.
     """

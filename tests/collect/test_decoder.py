@@ -174,7 +174,7 @@ def test_weights_that_an_adapter_lacks_are_not_made_up(adapter: Path) -> None:
     config = json.loads((adapter / "adapter_config.json").read_text())
     config["target_modules"] = ["q_proj", "v_proj"]
     (adapter / "adapter_config.json").write_text(json.dumps(config))
-    with pytest.raises(ValueError, match="lora: the weights lack 10 of the model's"):
+    with pytest.raises(ValueError, match="lora: 10 model weights are missing"):
         load(Entry("lora", Weights(str(adapter), dtype="float32")))
 
 
@@ -193,7 +193,7 @@ def test_weights_of_more_blocks_are_not_cut_off(tmp_path: Path) -> None:
     folder = tiny.save("llama", tmp_path / "m")
     config = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps(config | {"num_hidden_layers": 4}))
-    with pytest.raises(ValueError, match=r"more blocks than its config's 4: model\.layers\.4\."):
+    with pytest.raises(ValueError, match=r"blocks than the 4 of its config: model\.layers\.4\."):
         load(Entry("m", Weights(str(folder), dtype="float32")))
 
 
@@ -223,7 +223,7 @@ def test_weights_that_a_file_lacks_are_not_made_up(tmp_path: Path) -> None:
     folder = tiny.save("llama", tmp_path / "m")
     config = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps(config | {"num_hidden_layers": 6}))
-    with pytest.raises(ValueError, match=r"lack 9 of the model's, model\.layers\.5"):
+    with pytest.raises(ValueError, match=r"9 model weights are missing, model\.layers\.5"):
         load(Entry("m", Weights(str(folder))))
     (folder / "config.json").write_text(json.dumps(config | {"vocab_size": 301}))
     with pytest.raises(ValueError, match=r"m: "):
@@ -294,7 +294,7 @@ def test_weights_that_are_not_there_are_named(tmp_path: Path) -> None:
 def test_a_decoder_without_one_list_of_blocks_is_refused() -> None:
     model = tiny.model("llama")
     model.config.num_hidden_layers = 7
-    with pytest.raises(ValueError, match="found 0 lists of 7 blocks"):
+    with pytest.raises(ValueError, match="its decoder has 0 lists of 7 blocks"):
         find_blocks(model)
 
 
@@ -331,7 +331,7 @@ def smollm2() -> Decoder:
 def test_smollm2_is_loaded_from_its_package(smollm2: Decoder) -> None:
     assert smollm2.n_layers == 30
     readout = readout_of(smollm2.tokenizer)
-    assert readout.lead == "("
+    assert readout.answer_prefix == "("
     assert smollm2.tokenizer.decode([readout.token("A"), readout.token("B")]) == "AB"
 
 

@@ -36,7 +36,7 @@ def test_a_selection_of_nothing_is_refused(selection: str) -> None:
 
 
 def test_strengths_that_are_as_good_as_the_same_are_refused() -> None:
-    with pytest.raises(ValueError, match=r"strengths = 1.0, 1.0000001: as good as the same"):
+    with pytest.raises(ValueError, match=r"strengths = 1.0, 1.0000001: practically equal"):
         Plan(strengths=(-1.0, 1.0, 1.0000001))
     with pytest.raises(ValueError, match=r"strengths = 0.0, 1e-05"):
         Plan(strengths=(-1.0, 1e-5))

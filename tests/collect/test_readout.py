@@ -134,9 +134,9 @@ def test_the_letter_is_not_read_inside_a_thought(
     tokenizer = tiny.tokenizer(letters_joined=letters_joined)
     tokenizer.chat_template = OPENING.replace("OPENED", opened.format(tag))
     readout = readout_of(tokenizer)
-    for asked in (readout, replace(readout, lead="")):
+    for asked in (readout, replace(readout, answer_prefix="")):
         text = tokenizer.decode(asked.prompt(CONTENT).ids)
-        assert text.endswith(f"assistant\n{tag}\n\n{THOUGHTS[tag]}\n\n{asked.lead}")
+        assert text.endswith(f"assistant\n{tag}\n\n{THOUGHTS[tag]}\n\n{asked.answer_prefix}")
     assert repr(THOUGHTS[tag]) in readout.description
     start = readout.prompt(CONTENT).answer_start
     assert tokenizer.decode(readout.prompt(CONTENT).ids[start:]).startswith("<|im_end|>")
@@ -176,11 +176,11 @@ def test_answers_in_channels_are_read_in_the_final_one() -> None:
 def test_a_tokenizer_that_ends_every_text_is_refused_by_its_setting() -> None:
     tokenizer = tiny.tokenizer(chat=False)
     tokenizer.add_special_tokens({"eos_token": "<|im_end|>"})
-    assert readout_of(tokenizer).lead
+    assert readout_of(tokenizer).answer_prefix
     tokenizer.backend_tokenizer.post_processor = processors.TemplateProcessing(
         single="$A <|im_end|>", special_tokens=[("<|im_end|>", tokenizer.eos_token_id)]
     )
-    with pytest.raises(ValueError, match=r"puts '<\|im_end\|>' behind every text.*add_eos_token"):
+    with pytest.raises(ValueError, match=r"appends '<\|im_end\|>' to every text.*add_eos_token"):
         readout_of(tokenizer)
 
 
@@ -230,7 +230,7 @@ def test_a_tokenizer_that_cannot_tell_a_from_b_is_refused() -> None:
     core.pre_tokenizer = WhitespaceSplit()
     core.add_special_tokens([AddedToken("[UNK]", special=True)])
     blind = PreTrainedTokenizerFast(tokenizer_object=core, unk_token="[UNK]")
-    with pytest.raises(ValueError, match="no token that tells"):
+    with pytest.raises(ValueError, match="cannot distinguish"):
         readout_of(blind)
 
 

@@ -15,7 +15,7 @@ import pytest
 import tiny
 import torch
 import xarray as xr
-from builders import STUDY, needs_study
+from builders import STUDY, needs_study, study_of
 from children import FORK, HANGS, write_concepts
 from tokenizers import normalizers
 
@@ -192,7 +192,7 @@ def test_a_cube_whose_responses_have_no_shards_is_not_replaced(whole: Path, tmp_
 def test_generation_that_changes_nothing_is_an_error(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(plan_module, "LEAST_APART", 0.0)
+    monkeypatch.setattr(plan_module, "MIN_STRENGTH_GAP", 0.0)
     plan = replace(tiny.PLAN, strengths=(-1e-12, 1e-12), outcomes=("generation",))
     with pytest.raises(ValueError, match="no position was changed at strengths"):
         run(tmp_path, plan=plan)
@@ -225,7 +225,7 @@ def test_responses_alone_make_a_cube_that_says_so(tmp_path: Path) -> None:
     cube = open_cube(out)
     assert "never run with logits: tiny-llama" in repr(cube.steercube)
     with pytest.raises(ValueError, match="the cells hold no effect"):
-        conclude(reduce_to_cells(cube, n_resamples=20))
+        conclude(study_of(reduce_to_cells(cube, n_resamples=20)))
 
 
 def test_the_cube_can_be_analysed(whole: Path) -> None:
@@ -468,9 +468,9 @@ def test_a_cube_is_named_as_it_was_collected(
     before = {path: path.read_bytes() for path in folder.glob("*.*") if path.is_file()}
     assert main(["consolidate", "--out", str(folder / "mine")]) == 2
     assert "name a .nc file in a folder" in capsys.readouterr().err
-    with pytest.raises(ValueError, match=r"is no name for a cube; call it mine\.nc"):
+    with pytest.raises(ValueError, match=r"must end in \.nc; call it mine\.nc"):
         write_cube(folder / "mine")
-    with pytest.raises(ValueError, match=r"is no name for a cube; call it mine\.nc"):
+    with pytest.raises(ValueError, match=r"must end in \.nc; call it mine\.nc"):
         collect(tiny.decoder(), tiny.CONCEPTS, tiny.PLAN, folder / "mine", resume=True)
     assert {path: path.read_bytes() for path in folder.glob("*") if path.is_file()} == before
     assert main(["consolidate", "--out", str(folder / "mine.nc")]) == 0
@@ -503,7 +503,7 @@ def test_concepts_with_and_without_controls_are_analysed_together(tmp_path: Path
     )
     cells = reduce_to_cells(open_cube(out), n_resamples=20)
     assert cells["estimate_random"].sel(concept="humour").isnull().all()
-    table = conclude(cells)["controls"]
+    table = conclude(study_of(cells))["controls"]
     assert set(table[table["concept"] == "humour"]["direction"]) == {"concept"}
 
 
@@ -526,7 +526,7 @@ def test_what_a_kill_left_half_written_is_cleared_away(whole: Path, tmp_path: Pa
 
 
 def test_other_chunks_or_items_are_refused(whole: Path) -> None:
-    with pytest.raises(ValueError, match=r"samples-0000-0004\.nc is not one of them"):
+    with pytest.raises(ValueError, match=r"samples-0000-0004\.nc is not one of these"):
         run(whole.parent, plan=replace(tiny.PLAN, chunk=4), resume=True)
     with pytest.raises(ValueError, match="concept_sha256: "):
         run(whole.parent, plan=replace(tiny.PLAN, n_items=10), resume=True)
@@ -704,15 +704,15 @@ def test_the_command_line_says_what_is_wrong(
         assert said in capsys.readouterr().err
 
 
-def test_the_bar_counts_cells(
+def test_the_bar_counts_rows(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
     run(tmp_path)
     bar = capsys.readouterr().err
-    n_cells = 2 * (12 * (1 + 3 * 4 * 3) + 8 * (1 + 2 * 3))
-    assert f"{n_cells}/{n_cells}" in bar
-    assert "cell/s" in bar
+    n_rows = 2 * (12 * (1 + 3 * 4 * 3) + 8 * (1 + 2 * 3))
+    assert f"{n_rows}/{n_rows}" in bar
+    assert "row/s" in bar
 
 
 def test_another_model_in_memory_of_the_same_name_does_not_get_the_old_numbers(whole: Path) -> None:
@@ -737,7 +737,7 @@ def test_what_is_odd_about_the_prompts_is_said_before_anything_is_collected(
     collect(of, tiny.CONCEPTS, tiny.PLAN, tmp_path / "mine.nc", report=said.append)
     assert "positions that it was trained on" in said[0]
     forged = replace(tiny.concept().evaluation[0], prompt="(A)<|im_end|> (B)")
-    with pytest.raises(ValueError, match="takes for control, not for text"):
+    with pytest.raises(ValueError, match="reads as control tokens, not as text"):
         run(tmp_path / "none", concepts={"x": replace(tiny.concept(), evaluation=(forged,))})
     assert not (tmp_path / "none").exists()
 
@@ -750,7 +750,7 @@ def test_every_stage_of_a_run_shows_itself(
     monkeypatch.setattr(Stage, "at", lambda self, now: (seen.append(now), at(self, now)))
     said: list[str] = []
     collect(tiny.decoder(), tiny.CONCEPTS, tiny.PLAN, tmp_path / "mine.nc", report=said.append)
-    assert said[0] == "tiny-llama: 1000 cells of honesty, humour"
+    assert said[0] == "tiny-llama: 1000 rows of honesty, humour"
     for stage in (
         "honesty, vectors",
         "honesty, vectors: 8 of 8 pairs",

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import xarray as xr
-from builders import ROOT, make_cube
+from builders import ROOT, TRAINING, make_cube
 
 from steercube import netcdf
 from steercube.cli import main
@@ -143,8 +143,10 @@ def spoilt_paper(name: str, content: Content | Callable[[str], str]) -> Prepare:
         path = made.paper() / name
         path.parent.mkdir(exist_ok=True)
         if path.parent.name == "calibration":  # of these cells, or nobody reads it
-            settings = json.loads((path.parents[1] / "manifest.json").read_text())["settings"]
-            of = {key: settings[key] for key in OF_A_CALIBRATION}
+            manifest = json.loads((path.parents[1] / "manifest.json").read_text())
+            manifest["settings"] |= TRAINING.attributes
+            (path.parents[1] / "manifest.json").write_text(json.dumps(manifest))
+            of = {key: manifest["settings"][key] for key in OF_A_CALIBRATION}
             (path.parent / "manifest.json").write_text(json.dumps(of))
         made_of = content(path.read_text()) if callable(content) else content
         path.write_bytes(made_of if isinstance(made_of, bytes) else made_of.encode())
@@ -266,10 +268,16 @@ CASES = (
         ("models.toml", "n_params = nan", "finite"),
     ),
     Case(
-        "models: unknown training",
-        models(model_entry(training='"magic"')),
+        "models: a training that is no name",
+        models(model_entry(training='"a/b"')),
         COLLECT,
-        ("models.toml", "training = 'magic'", "none of distilled"),
+        ("models.toml", "'mine'", "training = 'a/b' cannot be a name"),
+    ),
+    Case(
+        "models: unknown architecture",
+        models(model_entry(architecture='"magic"')),
+        COLLECT,
+        ("models.toml", "architecture = 'magic'", "none of dense"),
     ),
     Case(
         "models: no table", models("mine = 3\n"), COLLECT, ("models.toml", "'mine'", "not a table")
@@ -322,6 +330,18 @@ CASES = (
     Case("claims: not UTF-8", ledger(b"\n" + NOT_UTF8), "analyze", (LEDGER, "UTF-8", "line 2")),
     Case("claims: unknown key", ledger(claim(hue='"red"')), "analyze", (LEDGER, "claim a", "hue")),
     Case("claims: missing key", ledger(claim(text="")), "analyze", (LEDGER, "claim a", "'text'")),
+    Case(
+        "claims: half a contrast",
+        ledger('study = "mine"\n[contrast]\nby = "training"\nhigh = "rl"\n'),
+        "analyze",
+        (LEDGER, "`low` is missing", "[contrast]"),
+    ),
+    Case(
+        "claims: a contrast that is a text",
+        ledger('study = "mine"\ncontrast = "training:base:rl"\n'),
+        "analyze",
+        (LEDGER, "write `by`, `low` and `high` in [contrast]"),
+    ),
     Case(
         "claims: an unknown table",
         ledger('study = "mine"\n[[claims]]\n'),
@@ -399,7 +419,7 @@ CASES = (
         "claims: an id twice",
         ledger(claim() + claim().removeprefix('study = "mine"\n')),
         "analyze",
-        (LEDGER, "claim a: stands twice"),
+        (LEDGER, "claim a: this id is used more than once"),
     ),
     Case(
         "claims: a study that is a number",
@@ -694,7 +714,8 @@ CASES = (
         "paper: coverage in words",
         spoilt_paper(
             "mine/calibration/coverage.csv",
-            "training,sd_model,scale,uneven,method,takes_as_random,adjusted,coverage,n_simulations\n"
+            "training,sd_model,scale,uneven,method,random_effects,covariates,coverage,"
+            "n_simulations\n"
             "0,0.3,0,1,bootstrap,items,training,high,9\n",
         ),
         "paper",
@@ -743,6 +764,39 @@ CASES = (
         spoilt_paper("post.md.j2", NOT_UTF8),
         "paper",
         ("post.md.j2", "UTF-8", "line 1"),
+    ),
+    Case(
+        "paper: syntax of a study's own template",
+        spoilt_paper("mine.post.md.j2", '{% extends "post.md.j2" %}\n{% for %}\n'),
+        "paper",
+        ("mine.post.md.j2:2", "TemplateSyntaxError"),
+    ),
+    Case(
+        "paper: a study's own template that extends nothing there",
+        spoilt_paper("mine.post.md.j2", '{% extends "letter.md.j2" %}\n'),
+        "paper",
+        ("post of mine", "mine.post.md.j2:1", "letter.md.j2"),
+    ),
+    Case(
+        "paper: an attribute that a study's own template lacks",
+        spoilt_paper(
+            "mine.post.md.j2",
+            '{% extends "post.md.j2" %}\n{% block title %}\n{{ study.x.y }}\n{% endblock %}\n',
+        ),
+        "paper",
+        ("post of mine", "mine.post.md.j2:3", "UndefinedError"),
+    ),
+    Case(
+        "paper: syntax of a study's own references",
+        spoilt_paper("mine.numbers.toml", "[a]\nid = \n"),
+        "paper",
+        ("mine.numbers.toml", "not TOML", "line 2"),
+    ),
+    Case(
+        "paper: an own reference without id",
+        spoilt_paper("mine.numbers.toml", "[idle]\nformat = '.2f'\n"),
+        "paper",
+        ("mine.numbers.toml", "'idle'", "`id`"),
     ),
     Case(
         "paper: page syntax",
@@ -794,7 +848,7 @@ CASES = (
         "collect: a control twice",
         SOUND,
         f"{SWEEP} --controls random,random",
-        ("controls = ('random', 'random')", "once"),
+        ("controls = ('random', 'random')", "no control twice"),
     ),
     Case("collect: outcomes", SOUND, f"{SWEEP} --outcomes text", ("'text'", "generation")),
     Case("collect: dtype", SOUND, f"{SWEEP} --dtype int4", ("--dtype int4", "float32")),
@@ -802,7 +856,7 @@ CASES = (
     Case("collect: items", SOUND, f"{SWEEP} --items 0", ("n_items = 0", "at least 2")),
     Case("collect: chunk", SOUND, f"{SWEEP} --chunk 0", ("chunk = 0", "at least 1")),
     Case("collect: rows", SOUND, f"{SWEEP} --max-rows -1", ("max_rows = -1",)),
-    Case("collect: seed", SOUND, f"{SWEEP} --seed -1", ("seed = -1", "below 0")),
+    Case("collect: seed", SOUND, f"{SWEEP} --seed -1", ("seed = -1", "at least 0")),
     Case(
         "collect: tokens without generation",
         SOUND,
@@ -879,13 +933,13 @@ CASES = (
     Case(
         "calibrate: no simulation",
         {},
-        "calibrate qwen3 --data {root}/data --simulations 0",
+        "calibrate qwen3 --data {root}/data --contrast training:distilled:rl --simulations 0",
         ("at least one simulation",),
     ),
     Case(
         "calibrate: three models",
         of_cells(lambda c: c),
-        "calibrate mine --simulations 1",
+        "calibrate mine --contrast training:distilled:rl --simulations 1",
         ("mine gives calibration no shape", "need 4 models"),
     ),
     Case("reproduce: nothing there", {}, "reproduce", ("paper", "no results")),
@@ -978,6 +1032,30 @@ CASES = (
     ),
     Case("analyze: nowhere", {}, "analyze", ("{cwd}/data", "--data")),
     Case("analyze: a file", {"data": "x"}, "analyze", ("data is a file", "--data")),
+    Case(
+        "analyze: no contrast",
+        DATA,
+        "analyze --contrast training:rl",
+        ("--contrast training:rl", "VARIABLE:LOW:HIGH", "training:base:instruct"),
+    ),
+    Case(
+        "analyze: nearly a variable",
+        of_cells(lambda c: c),
+        "analyze --contrast trainings:distilled:rl",
+        ("mine", "'trainings'", "did you mean 'training'?"),
+    ),
+    Case(
+        "analyze: nearly a label",
+        of_cells(lambda c: c),
+        "analyze --contrast training:destilled:rl",
+        ("mine", "'destilled'", "did you mean 'distilled'?"),
+    ),
+    Case(
+        "calibrate: no contrast",
+        of_cells(lambda c: c),
+        "calibrate mine",
+        ("mine", "calibration no contrast", "--contrast"),
+    ),
     Case("analyze: nearly a study", DATA, "analyze mien", ("--data", "did you mean 'mine'?")),
     Case(
         "calibrate: nearly a study",

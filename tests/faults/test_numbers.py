@@ -10,7 +10,7 @@ import pytest
 import tiny
 import torch
 import xarray as xr
-from builders import fill, make_cube
+from builders import fill, make_cube, study_of
 
 from steercube.analysis.conclusions.tables import conclude
 from steercube.analysis.per_cell.reduce import cells as reduce_to_cells
@@ -90,7 +90,7 @@ def test_a_marked_layer_is_left_out_and_said(fault: Callable[[str], Any]) -> Non
     cells = reduce_to_cells(cube, n_resamples=50)
     effect = cells.sel(at | {"layer": best}).sel(estimand="cohens_d")
     said = int(effect["reason"]) == REASONS["nonfinite"] and bool(effect["estimate"].isnull())
-    row = conclude(cells)["effects"].set_index("model").loc["small"]
+    row = conclude(study_of(cells))["effects"].set_index("model").loc["small"]
     line.tried("the best layer", silently_wrong=not said or int(row["layer"]) == best)
     assert np.isfinite(row["cohens_d"])
 

@@ -18,15 +18,16 @@ from hypothesis import HealthCheck, Phase, assume, example, given, settings
 from hypothesis import strategies as st
 
 from steercube import netcdf
-from steercube.analysis.conclusions.claims import read_claims, read_printed
+from steercube.analysis.conclusions.claims import read_ledger
+from steercube.analysis.conclusions.published import read_printed
 from steercube.answers import answer_of
 from steercube.cli import _names, _numbers, main, parser
 from steercube.collect.plan import layers_of
 from steercube.concepts import check_concepts, read_concepts
+from steercube.contrast import read_attributes
 from steercube.cube import (
     ARCHITECTURES,
     STATUS,
-    TRAININGS,
     Item,
     Model,
     blank_cube,
@@ -76,7 +77,7 @@ def models(draw: st.DrawFn) -> list[Model]:
             n_layers=draw(st.integers(1, 6)),
             n_params=draw(st.floats(1e6, 1e12)),
             n_active_params=draw(st.floats(1e3, 1e6)),
-            training=draw(st.sampled_from(TRAININGS)),
+            training=draw(NAME),
             architecture=draw(st.sampled_from(ARCHITECTURES)),
             family=draw(TEXT),
             hf_id=draw(TEXT),
@@ -245,7 +246,10 @@ STRUCTURE: dict[str, tuple[Callable[[Cube], Cube], str]] = {
     ),
 }
 VALUES: dict[str, tuple[Callable[[Cube], Cube], str]] = {
-    "an unknown training": (lambda c: changed(c, "training", "magic"), "'training' of"),
+    "a training that is no name": (
+        lambda c: changed(c, "training", "../x"),
+        "training '../x' cannot be a name",
+    ),
     "an unknown architecture": (lambda c: changed(c, "architecture", "x"), "'architecture' of"),
     "an empty letter": (lambda c: changed(c, "letter", ""), "'letter' is empty"),
     "a rate above 1": (
@@ -594,6 +598,7 @@ def test_any_bytes_are_refused_as_models(tried: Tried, tmp_path: Path) -> None:
     reads_any_models(tried, tmp_path)
 
 
+CONTRAST = ("by", "low", "high", "words", "holding", "hue")
 CLAIM = ("id", "section", "text", "published", "statistic", "arguments", "also", "compared")
 
 
@@ -606,11 +611,20 @@ CLAIM = ("id", "section", "text", "published", "statistic", "arguments", "also",
         | st.sampled_from(["model_mean", "1.5", "5-6%", "training_gap"])
         | st.just({"estimand": "delta", "model": "a"}),
     ).map(lambda entry: f'study = "s"\nclaim = [{toml_value(entry)}]'.encode())
+    | (
+        st.dictionaries(st.sampled_from(CONTRAST), JSON)
+        | st.fixed_dictionaries(
+            dict.fromkeys(("by", "low", "high"), NAME | st.just("a:b")),
+            optional={"words": st.dictionaries(NAME, TEXT, max_size=2), "holding": NAME},
+        )
+    ).map(lambda table: f'study = "s"\ncontrast = {toml_value(table)}'.encode())
 )
 def reads_any_claims(tried: Tried, folder: Path, content: bytes) -> None:
     (folder / "claims.toml").write_bytes(content)
-    found = only_refuses(lambda: read_claims(folder / "claims.toml"))
-    assert found is None or isinstance(found[0], str)
+    found = only_refuses(lambda: read_ledger(folder / "claims.toml"))
+    assert found is None or isinstance(found.study, str)
+    if found is not None and found.contrast is not None:
+        assert read_attributes(found.contrast.attributes) == found.contrast
     tried("bytes as claims")
 
 

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import tiny
 import torch
-from builders import ROOT, make_cube, make_model
+from builders import ROOT, TRAINING, make_cube, make_model, study_of
 from children import collected
 from huggingface_hub import constants
 
@@ -155,11 +155,13 @@ def test_texts_of_a_cube_stay_text_on_the_page(tmp_path: Path, fault: Callable[[
         | {"response_strength": ("response", np.ones(n)), "response_sample": ("response", range(n))}
     )
     cube.attrs |= {"title": SCRIPT, "source": f"https://example.org/{SCRIPT} x"}
-    cells = reduce_to_cells(cube, n_resamples=50)
-    tables = conclude(cells)
-    settings = {"source": cells.attrs["source"], "confidence_level": "0.95"}
+    study = study_of(reduce_to_cells(cube, n_resamples=50))
+    tables = conclude(study)
+    settings = {"source": study.cells.attrs["source"], "confidence_level": "0.95"}
+    settings |= TRAINING.attributes
     folder = tmp_path / "mine"
-    write_study(folder, tables, draw(cells, tables), inputs={}, settings=settings)
+    figures = draw(study, tables)
+    write_study(folder, tables, figures, inputs={}, settings=settings, contrast=TRAINING)
     results = read_results(folder)
     post = render(results, read_assets(ROOT / "paper"))
     html = page(post, results, folder, ROOT / "paper")

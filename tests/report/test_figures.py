@@ -1,10 +1,13 @@
 import pandas as pd
 import pytest
 import xarray as xr
+from builders import study_of
 from matplotlib.figure import Figure
 
 from steercube.analysis.conclusions.tables import Tables
-from steercube.report.figures import _best_quantiles, _curves, _readable_on, draw
+from steercube.contrast import Contrast
+from steercube.report.figures import _best_quantiles, _curves, _model_labels, _readable_on, draw
+from steercube.report.style import HIGH_COLOUR, LOW_COLOUR, OTHER_COLOUR
 
 pytestmark = pytest.mark.usefixtures("few_priors")
 
@@ -17,7 +20,7 @@ def texts(figure: Figure) -> list[str]:
 def study_figures(
     study_cells: xr.Dataset, study_tables: dict[str, pd.DataFrame]
 ) -> dict[str, Figure]:
-    return draw(study_cells, study_tables)
+    return draw(study_of(study_cells), study_tables)
 
 
 def test_the_study_has_every_figure(study_figures: dict[str, Figure]) -> None:
@@ -47,7 +50,7 @@ def test_the_heatmap_holds_every_effect_with_its_interval(
 
 
 def test_violins_get_the_quantiles_of_the_best_layer(study_cells: xr.Dataset) -> None:
-    quantiles = _best_quantiles(study_cells)
+    quantiles = _best_quantiles(study_of(study_cells))
     assert set(quantiles["sycophancy"]) == {"4B", "8B", "14B", "30B-A3B", "32B"}
     middle = quantiles["corrigible"]["4B"][1.0][10]
     layer = float(study_cells["selected_layer"].sel(model="4B", concept="corrigible"))
@@ -58,7 +61,7 @@ def test_violins_get_the_quantiles_of_the_best_layer(study_cells: xr.Dataset) ->
 def test_curves_are_scaled_and_cover_the_dense_models(
     study_cells: xr.Dataset, study_tables: dict[str, pd.DataFrame]
 ) -> None:
-    curves = _curves(study_cells, study_tables["layer_effects"])
+    curves = _curves(study_of(study_cells), study_tables["layer_effects"])
     assert set(curves) == {"corrigible", "self_awareness", "sycophancy"}
     assert list(curves["corrigible"]) == ["4B", "8B", "14B", "32B"]
     for curve in curves["sycophancy"].values():
@@ -94,7 +97,7 @@ def test_every_panel_says_how_alike_its_curves_are(
     ids=["one model", "one concept", "one of each"],
 )
 def test_small_studies_are_drawn(labels: dict[str, list[str]], cells: xr.Dataset) -> None:
-    part = cells.sel(labels)
+    part = study_of(cells.sel(labels))
     for figure in draw(part, Tables(part)).values():
         figure.canvas.draw()
 
@@ -106,6 +109,41 @@ def test_text_is_readable_on_its_cell() -> None:
 
 def test_a_best_layer_early_in_the_network_is_shown(cells: xr.Dataset) -> None:
     early = cells.assign_coords(n_layers=cells["n_layers"] * 20, depth=cells["depth"] / 20)
-    figure = draw(early, Tables(early))["depth_by_training"]
+    study = study_of(early)
+    figure = draw(study, Tables(study))["depth_by_training"]
     low, _ = figure.axes[0].get_xlim()
     assert low < float((early["selected_layer"] / early["n_layers"]).min())
+
+
+def models_of(figures: dict[str, Figure]) -> list[str]:
+    return [text.get_text() for text in figures["effect_size_heatmap"].axes[0].get_xticklabels()]
+
+
+def test_models_have_the_labels_of_the_contrast(six: xr.Dataset) -> None:
+    """In its words, and its low and high colour; those of a third label have neither."""
+    third = ["sft", "distilled", "distilled", "distilled", "rl", "rl"]
+    study = study_of(six.assign_coords(training=("model", third)))
+    assert models_of(draw(study, Tables(study)))[::3] == ["a\nsft", "d\ndistilled"]
+    assert [model.colour for model in _model_labels(study).values()] == [
+        *(OTHER_COLOUR, LOW_COLOUR, LOW_COLOUR, LOW_COLOUR, HIGH_COLOUR, HIGH_COLOUR)
+    ]
+    contrast = Contrast("architecture", "dense", "moe", {"moe": "a mixture"})
+    study = study_of(six, contrast)
+    figures = draw(study, Tables(study))
+    assert models_of(figures)[2:4] == ["c\ndense", "d\na mixture"]
+    assert "a mixture minus dense" in figures["training_effect"].get_supxlabel()
+
+
+def test_without_a_contrast_models_are_shown_and_not_compared(six: xr.Dataset) -> None:
+    study = study_of(six, None)
+    figures = draw(study, Tables(study))
+    assert not {"training_effect", "specification_curve", "design"} & set(figures)
+    assert {"effect_size_heatmap", "depth_by_training", "posterior_checks"} <= set(figures)
+    assert models_of(figures)[3:5] == ["d\ndistilled", "e\nrl"]
+    (legend,) = figures["depth_by_training"].legends
+    assert not [text for text in legend.get_texts() if "mean of" in text.get_text().split(" (")[0]]
+    of_contrast = draw(study_of(six), Tables(study_of(six)))["depth_by_training"].legends[0]
+    assert [t.get_text() for t in of_contrast.get_texts()][-2:] == [
+        "mean of distilled models, 95%",
+        "mean of full RL models, 95%",
+    ]

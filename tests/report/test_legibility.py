@@ -9,19 +9,18 @@ import numpy as np
 import pandas as pd
 import pytest
 import xarray as xr
-from builders import make_cube, make_model
+from builders import TRAINING, make_cube, make_model, study_of
 from matplotlib.axis import Axis
 from matplotlib.figure import Figure
 from matplotlib.text import Text
 
-from steercube.analysis.agreement.agreement import MEAN_R
+from steercube.analysis.agreement.agreement import MEAN_R, R_EVERY_RESPONSE, R_OVER_LAYERS
 from steercube.analysis.conclusions import tables
-from steercube.analysis.conclusions.tables import R_EVERY_RESPONSE, R_OVER_LAYERS
-from steercube.analysis.over_models import leave_one_out as refits
+from steercube.analysis.over_models import leave_one_out
 from steercube.analysis.per_cell.reduce import cells as reduce_to_cells
 from steercube.analysis.simulated.calibration import SCENARIOS
 from steercube.report.figures import draw
-from steercube.report.model_figures import draw_calibration
+from steercube.report.model_figures import calibration
 from steercube.report.style import blank_figure
 
 COLUMN = 6.5
@@ -75,33 +74,31 @@ def widest_agreements() -> pd.DataFrame:
 
 
 def crowded(study_tables: Tables) -> dict[str, Figure]:
-    cells = crowded_cells()
+    study = study_of(crowded_cells())
     multiverse = study_tables["multiverse"]
     longer = zip(multiverse["concepts"].unique(), CONCEPTS, strict=False)
-    own = {
-        "effects": tables.effects(cells),
-        "layer_effects": tables.layer_effects(cells),
-        "depth": tables.depth(cells),
+    own = tables.conclude(study, only=["effects", "layer_effects", "depth"]) | {
         "agreement": widest_agreements(),
         "multiverse": multiverse.replace(
             {"concepts": {shorter: f"without {name}" for shorter, name in longer}}
         ),
     }
-    return draw(cells, study_tables | own) | {"calibration": calibration(study_tables)}
+    return draw(study, study_tables | own) | {"calibration": of_calibration(study_tables)}
 
 
-def calibration(study_tables: Tables) -> Figure:
+def of_calibration(study_tables: Tables) -> Figure:
     effects = study_tables["training_effect"].query("outcome == 'cohens_d' and low == low")
-    labels = effects[["method", "takes_as_random", "adjusted"]].to_dict("records")
+    labels = effects[["method", "random_effects", "covariates"]].to_dict("records")
     coverage = [
         asdict(scenario) | of | {"coverage": 0.9, "standard_error": 0.01}
         for scenario in SCENARIOS
         for of in labels
     ]
     bins = {f"bin_{i}": 5 for i in range(1, 21)}
-    names = ("intercept", "training", "scale", "sd_model", "sd_concept", "sd_cell")
+    names = ("intercept", "contrast", "scale", "sd_model", "sd_concept", "sd_cell")
     sbc = [{"parameter": name, "p_value": 0.5, "n_simulations": 100} | bins for name in names]
-    return draw_calibration({"coverage": pd.DataFrame(coverage), "sbc": pd.DataFrame(sbc)})
+    simulated = {"coverage": pd.DataFrame(coverage), "sbc": pd.DataFrame(sbc)}
+    return calibration(simulated, TRAINING)
 
 
 class Drawn:
@@ -207,12 +204,13 @@ def figures(
     if request.param == "six models and concepts":
         made = crowded(study_tables)
     elif request.param == "the study":
-        made = draw(study_cells, study_tables)
+        made = draw(study_of(study_cells), study_tables)
     else:
         with pytest.MonkeyPatch.context() as patch:
-            few = {name: of[-1:] for name, of in refits.PRIOR_SCALES.items()}
-            patch.setattr(refits, "PRIOR_SCALES", few)
-            made = draw(parts[request.param], tables.Tables(parts[request.param]))
+            few = {name: of[-1:] for name, of in leave_one_out.PRIOR_SCALES.items()}
+            patch.setattr(leave_one_out, "PRIOR_SCALES", few)
+            study = study_of(parts[request.param])
+            made = draw(study, tables.Tables(study))
     assert "layer_curves_gen_vs_logit" in made or request.param == "logits alone"
     return {name: Drawn(figure) for name, figure in made.items()}
 

@@ -1,6 +1,7 @@
 import pandas as pd
 import pytest
 import xarray as xr
+from builders import study_of
 
 from steercube.report.figures import draw
 from steercube.report.marks import marks, meanings
@@ -40,7 +41,7 @@ def test_figures_show_them_and_what_they_mean(
     marked = effects.copy()
     marked.loc[row, ["steers", "layer_flag"]] = ["no", "last swept"]
     for table, expected in ((effects, ""), (marked, "○†")):
-        figures = draw(cells, small_tables | {"effects": table})
+        figures = draw(study_of(cells), small_tables | {"effects": table})
         heat = figures["effect_size_heatmap"]
         shown = [text.get_text() for text in heat.axes[0].texts]
         d = effects.loc[row, "cohens_d"].item()

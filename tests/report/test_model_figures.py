@@ -3,40 +3,50 @@ from itertools import combinations
 import numpy as np
 import pandas as pd
 import pytest
+from builders import TRAINING
+from matplotlib.axes import Axes
+from matplotlib.lines import Line2D
 
 from steercube.analysis.over_models.multiverse import CHOICES
 from steercube.report.model_figures import (
+    calibration,
     design,
-    draw_calibration,
     draw_calibrations,
     draw_models,
-    draw_operating,
+    operating,
     posterior_checks,
     specification_curve,
     training_effect,
 )
 
 
+def marks_of(ax: Axes) -> list[Line2D]:
+    """Values, which are drawn without a line; intervals have one."""
+    return [line for line in ax.lines if line.get_linestyle() == "None"]
+
+
 def test_every_interval_is_drawn_and_a_failed_fit_is_not(
     study_tables: dict[str, pd.DataFrame],
 ) -> None:
     table = study_tables["training_effect"].copy()
-    figure = training_effect(table)
-    primary = table[(table["outcome"] == "cohens_d") & (table["adjusted"] == "training and scale")]
+    figure = training_effect(table, TRAINING)
+    primary = table[
+        (table["outcome"] == "cohens_d") & (table["covariates"] == "training and scale")
+    ]
     drawn = [np.asarray(line.get_xdata()).tolist() for line in figure.axes[0].lines]
     for _, row in primary[primary["low"].notna()].iterrows():
         assert [row["low"], row["high"]] in drawn
     names = [t.get_text() for t in figure.axes[0].get_yticklabels()]
     assert "hierarchical, exact + scale" in names
     table.loc[table["method"] == "REML, cells", ["estimate", "low", "high"]] = np.nan
-    names = [t.get_text() for t in training_effect(table).axes[0].get_yticklabels()]
+    names = [t.get_text() for t in training_effect(table, TRAINING).axes[0].get_yticklabels()]
     assert not [name for name in names if name.startswith("REML, cells")]
 
 
 def test_the_curve_is_the_table_in_order(study_tables: dict[str, pd.DataFrame]) -> None:
     table = study_tables["multiverse"]
     median = study_tables["multiverse_summary"].iloc[0]
-    figure = specification_curve(table, median)
+    figure = specification_curve(table, median, TRAINING)
     curve, choices = figure.axes
     assert np.asarray(curve.lines[0].get_ydata()).tolist() == pytest.approx(
         (100 * table["effect"]).tolist()
@@ -48,21 +58,25 @@ def test_the_curve_is_the_table_in_order(study_tables: dict[str, pd.DataFrame]) 
 
 
 def test_power_is_drawn_for_each_size_of_effect(study_tables: dict[str, pd.DataFrame]) -> None:
-    power = design(study_tables["design"]).axes[0]
+    power = design(study_tables["design"], TRAINING).axes[0]
     of = study_tables["design"]
     of = of[(of["outcome"] == "cohens_d") & (of["kind"] == "errors") & (of["n_concepts"] == 6)]
-    of = of[(of["effect_is"] == "largest negligible") & (of["n_rl"] == of["n_other"])]
+    of = of[(of["effect_from"] == "largest negligible") & (of["n_high"] == of["n_low"])]
     expected = of[of["n_items"] == of["n_items"].min()]["power"].tolist()
     assert np.asarray(power.lines[0].get_ydata()).tolist() == pytest.approx(expected)
 
 
-def test_what_was_found_is_drawn_among_what_was_drawn(
+def test_what_was_observed_is_drawn_among_what_was_drawn(
     study_tables: dict[str, pd.DataFrame],
 ) -> None:
     checks = study_tables["predictive_checks"]
     panel = posterior_checks(checks).axes[0]
-    found = [line.get_xdata()[0] for line in panel.lines if line.get_label() == "found"]
-    assert found == checks[checks["outcome"] == "cohens_d"]["found"].tolist()
+    of = checks[checks["outcome"] == "cohens_d"]
+    assert [line.get_xdata()[0] for line in marks_of(panel)] == of["observed"].tolist()
+    drawn = [np.asarray(line.get_xdata()).tolist() for line in panel.lines]
+    for _, row in of.iterrows():
+        assert [row["prior_low"], row["prior_high"]] in drawn
+        assert [row["posterior_low"], row["posterior_high"]] in drawn
 
 
 def test_one_training_has_fewer_figures(study_tables: dict[str, pd.DataFrame]) -> None:
@@ -72,7 +86,7 @@ def test_one_training_has_fewer_figures(study_tables: dict[str, pd.DataFrame]) -
         **dict.fromkeys(("multiverse", "multiverse_summary", "design"), reason),
         "predictive_checks": study_tables["predictive_checks"],
     }
-    assert set(draw_models(unfit)) == {"posterior_checks"}
+    assert set(draw_models(unfit, TRAINING)) == {"posterior_checks"}
 
 
 OPERATING = pd.DataFrame(
@@ -90,31 +104,31 @@ OPERATING = pd.DataFrame(
 
 
 def test_every_statistic_and_scenario_has_a_line() -> None:
-    figure = draw_operating(OPERATING)
+    figure = operating(OPERATING)
     figure.canvas.draw()
     labels = [t.get_text() for t in figure.axes[0].get_yticklabels()]
     assert labels == ["common ranking", *["sd 0.1", "sd 0.2"] * 2, "slope", "sd 0.1", "sd 0.2"]
-    shown = sorted(float(line.get_xdata()[0]) for line in figure.axes[0].lines)
+    shown = sorted(float(line.get_xdata()[0]) for line in marks_of(figure.axes[0]))
     assert shown == sorted(100 * OPERATING["achieved"])
 
 
 def test_only_figures_with_their_tables_are_drawn() -> None:
-    assert set(draw_calibrations({"operating": OPERATING})) == {"operating"}
-    assert draw_calibrations({"coverage": pd.DataFrame()}) == {}
+    assert set(draw_calibrations({"operating": OPERATING}, TRAINING)) == {"operating"}
+    assert draw_calibrations({"coverage": pd.DataFrame()}, TRAINING) == {}
 
 
 def test_calibration_shows_every_method_without_overlaps() -> None:
     methods = [("bootstrap", "items", "training"), ("REML, cells", "models", "training")]
     rows = [
         {"training": b, "sd_model": s, "scale": 0.0, "uneven": 1.0, "method": m,
-         "takes_as_random": t, "adjusted": a, "coverage": 0.9, "standard_error": 0.01}
+         "random_effects": t, "covariates": a, "coverage": 0.9, "standard_error": 0.01}
         for b, s in ((0.0, 0.15), (-0.3, 0.3)) for m, t, a in methods
     ]  # fmt: skip
     bins = {f"bin_{i}": 5 for i in range(1, 21)}
     sbc = pd.DataFrame(
         [{"parameter": p, "p_value": 0.5, "n_simulations": 100} | bins for p in ("b", "scale")]
     )
-    figure = draw_calibration({"coverage": pd.DataFrame(rows), "sbc": sbc})
+    figure = calibration({"coverage": pd.DataFrame(rows), "sbc": sbc}, TRAINING)
     figure.canvas.draw()
     assert [t.get_text() for t in figure.axes[0].get_yticklabels()] == [
         "bootstrap: items",

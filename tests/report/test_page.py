@@ -9,14 +9,14 @@ import numpy as np
 import pandas as pd
 import pytest
 import xarray as xr
-from builders import ROOT, make_cube, make_model
+from builders import ROOT, TRAINING, make_cube, make_model, study_of
 
 from steercube.analysis.conclusions.tables import conclude
 from steercube.analysis.per_cell.reduce import cells as reduce_to_cells
 from steercube.report.figures import ModelLabel, draw, effect_size_heatmap
 from steercube.report.methods import methods
 from steercube.report.page import _heat_cell, page
-from steercube.report.post import read_assets, read_results, render
+from steercube.report.post import Results, read_assets, read_results, render
 from steercube.report.write import write_study
 
 pytestmark = pytest.mark.usefixtures("few_priors")
@@ -43,16 +43,28 @@ class Elements(HTMLParser):
         return [attrs for name, attrs in self.found if name == tag]
 
 
+def results_of(cells: xr.Dataset, folder: Path) -> Results:
+    """What is read back of a study with its tables and figures."""
+    study = study_of(cells)
+    tables = conclude(study)
+    settings = {"source": "https://example.org/x at 1", "confidence_level": "0.95"}
+    write_study(
+        folder,
+        tables,
+        draw(study, tables),
+        inputs={},
+        settings=settings | TRAINING.attributes,
+        contrast=TRAINING,
+    )
+    return read_results(folder)
+
+
 @pytest.fixture(scope="module")
 def html(tmp_path_factory: pytest.TempPathFactory) -> str:
     """The page of a small study whose first model has a name that would break it."""
     folder = tmp_path_factory.mktemp("paper") / "mine"
     cube = make_cube(np.random.default_rng(4), models=MODELS)
-    cells = reduce_to_cells(cube, n_resamples=100)
-    tables = conclude(cells)
-    settings = {"source": "https://example.org/x at 1", "confidence_level": "0.95"}
-    write_study(folder, tables, draw(cells, tables), inputs={}, settings=settings)
-    results = read_results(folder)
+    results = results_of(reduce_to_cells(cube, n_resamples=100), folder)
     post = render(results, read_assets(ROOT / "paper"), methods=methods())
     return page(post, results, folder, ROOT / "paper")
 
@@ -109,10 +121,7 @@ def test_what_a_cell_shows_is_in_the_tables(html: str) -> None:
 
 def heat_map(cells: xr.Dataset, folder: Path) -> tuple[str, dict[str, dict[str, str]]]:
     """The heat map of the page of these cells, and what its script knows of each cell."""
-    tables = conclude(cells)
-    settings = {"source": "https://example.org/x at 1", "confidence_level": "0.95"}
-    write_study(folder, tables, draw(cells, tables), inputs={}, settings=settings)
-    results = read_results(folder)
+    results = results_of(cells, folder)
     post = render(results, read_assets(ROOT / "paper"), methods=methods())
     html = page(post, results, folder, ROOT / "paper")
     data = re.search(r'id="data">(.*?)</script>', html)
@@ -169,9 +178,10 @@ def test_committed_pages_are_small_enough() -> None:
     assert all(p.stat().st_size < 6e6 for p in pages)
 
 
-def test_the_committed_post_is_that_of_the_committed_results(tmp_path: Path) -> None:
+def test_the_committed_post_is_that_of_the_committed_results() -> None:
     for folder in (ROOT / "paper" / "qwen3", ROOT / "paper" / "smollm2"):
-        post = render(read_results(folder), read_assets(ROOT / "paper"), methods=methods())
+        own_assets = read_assets(ROOT / "paper", folder.name)
+        post = render(read_results(folder), own_assets, methods=methods())
         assert post.markdown == (folder / "post.md").read_text()
 
 
@@ -191,7 +201,7 @@ def test_a_small_effect_is_dark_and_hatched_where_it_may_be_none(
     assert f"background-color:{mpl.colors.to_hex(mpl.colormaps['cividis'](0.015))}" in cell
     assert ('class="zero"' in cell) == hatched
     assert (">0.01 to 0.05<" in cell) == (low > 0)
-    label = ModelLabel(str(effects["model"].iloc[0]), "distilled")
+    label = ModelLabel(str(effects["model"].iloc[0]), "distilled", 0)
     figure = effect_size_heatmap(effects, {label.name: label})
     (image,) = figure.axes[0].images
     assert image.get_clim() == (0.0, 2.0)

@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import xarray as xr
-from builders import ROOT, fill, make_cube, make_model
+from builders import ROOT, TRAINING, fill, make_cube, make_model, study_of
 
 from steercube.analysis.agreement.generation import UPPER_BOUND
 from steercube.analysis.conclusions.tables import conclude
@@ -16,8 +16,9 @@ from steercube.analysis.over_models.training import MODELS
 from steercube.analysis.per_cell.reduce import cells as reduce_to_cells
 from steercube.analyze import write_conclusions
 from steercube.cli import main
+from steercube.contrast import Contrast
+from steercube.numerals import signed
 from steercube.report.post import (
-    HYPHEN,
     PACKAGED,
     Assets,
     Reference,
@@ -33,20 +34,30 @@ from steercube.report.write import write_study
 
 pytestmark = pytest.mark.usefixtures("few_priors")
 
+NEEDED = ("about_models", "about_concepts", "effects", "layer_effects", "conclusions")
+"""Tables without which there is no post."""
 SETTINGS = {"source": "https://example.org/sweep at 1", "confidence_level": "0.95"}
 
 
 def results_of(tables: dict[str, pd.DataFrame], folder: Path) -> Results:
     """What is read back of these tables, without figures."""
     folder.parent.mkdir(exist_ok=True)
-    write_study(folder, tables, {}, inputs={}, settings=SETTINGS)
+    settings = SETTINGS | TRAINING.attributes
+    write_study(folder, tables, {}, inputs={}, settings=settings, contrast=TRAINING)
     (folder / "figures").mkdir(exist_ok=True)
     return read_results(folder)
 
 
 @pytest.fixture(scope="module")
 def assets() -> Assets:
+    """What the post of any study is written from."""
     return read_assets(ROOT / "paper")
+
+
+@pytest.fixture(scope="module")
+def own_assets() -> Assets:
+    """What that of the published study is, which has a template and numbers of its own."""
+    return read_assets(ROOT / "paper", "qwen3")
 
 
 @pytest.fixture(scope="module")
@@ -61,36 +72,41 @@ def copied(folder: Path, *, without: str = "nothing") -> Path:
     return Path(shutil.copytree(ROOT / "paper" / "qwen3", folder / "qwen3", ignore=ignored))
 
 
-def test_the_study_has_a_post_of_nine_sections(of_study: Results, assets: Assets) -> None:
-    text = render(of_study, assets, methods="Definitions.").markdown
+def test_the_study_has_a_post_of_nine_sections(of_study: Results, own_assets: Assets) -> None:
+    text = render(of_study, own_assets, methods="Definitions.").markdown
     assert re.findall(r"^## (\d)\.", text, re.MULTILINE) == [str(n) for n in range(1, 10)]
     for heading in ("The claims ledger", "Definitions", "References"):
         assert heading in text
     assert "Definitions." in text
 
 
-def test_the_committed_posts_cite_every_reference_and_every_work(assets: Assets) -> None:
+def test_the_committed_posts_cite_every_reference_and_every_work() -> None:
     """What no committed post says is not known to work."""
     cited: set[str] = set()
+    works: set[str] = set()
+    references: dict[str, Reference] = {}
     for study in ("qwen3", "smollm2"):
+        assets = read_assets(ROOT / "paper", study)
         post = render(read_results(ROOT / "paper" / study), assets)
         cited |= {citation.id for citation in post.citations}
         cited |= set(re.findall(r"\(#ref-(\w+)\)", post.markdown))
-    assert set(assets.bibliography.works) <= cited
-    for name, reference in assets.references.items():
+        works |= set(assets.bibliography.works)
+        references |= assets.references
+    assert works <= cited
+    for name, reference in references.items():
         pattern = re.sub(r"\\\{\w+\\\}", ".+", re.escape(reference.id))
         assert any(re.fullmatch(pattern, id) for id in cited), f"no post cites {name}"
 
 
-def test_what_it_says_is_what_the_table_holds(of_study: Results, assets: Assets) -> None:
-    text = " ".join(render(of_study, assets).markdown.split())
+def test_what_it_says_is_what_the_table_holds(of_study: Results, own_assets: Assets) -> None:
+    text = " ".join(render(of_study, own_assets).markdown.split())
     gap = of_study.numbers["sensitivity/training gap in cohens_d/nothing"]
     shown = [f"{gap[name]:.0%}".replace("-", "−") for name in ("value", "low", "high")]
     assert (
         f"the share is {shown[0]} with an interval over models of [{shown[1]}, {shown[2]}]" in text
     )
     for sentence in of_study.tables["conclusions"]["sentence"]:
-        assert " ".join(HYPHEN.sub("−", sentence).split()) in text
+        assert " ".join(signed(sentence).split()) in text
 
 
 @pytest.mark.parametrize(
@@ -109,17 +125,20 @@ def test_numbers_that_were_typed_are_found(text: str, found: list[str]) -> None:
     assert [number for number, _ in typed(text, ["4B", "14B"])] == found
 
 
+def longer(assets: Assets, more: str) -> Assets:
+    """The same with something added to the template."""
+    ((path, text),) = assets.templates.items()
+    return replace(assets, templates={path: text + more})
+
+
 def test_a_typed_number_is_refused(of_study: Results, assets: Assets) -> None:
-    changed = replace(assets, template=assets.template + "\nIt is 0.123 lower.\n")
+    changed = longer(assets, "\nIt is 0.123 lower.\n")
     with pytest.raises(ValueError, match=r"'0\.123' was typed: .*It is 0\.123 lower"):
         render(of_study, changed)
 
 
 def test_a_number_that_is_not_there_is_refused_by_name(of_study: Results, assets: Assets) -> None:
-    changed = replace(
-        assets,
-        template=assets.template + "\n{{ claim(id='nothing-of-the-kind') }}\n",
-    )
+    changed = longer(assets, "\n{{ claim(id='nothing-of-the-kind') }}\n")
     with pytest.raises(ValueError, match="claims/nothing-of-the-kind: has no value"):
         render(of_study, changed)
 
@@ -132,8 +151,9 @@ def override(folder: Path, name: str, more: str) -> None:
 def test_a_users_file_takes_the_place_of_the_packages(tmp_path: Path, assets: Assets) -> None:
     assert read_assets(tmp_path) == assets
     override(tmp_path, "post.md.j2", "My own last words.")
-    changed = read_assets(tmp_path)
-    assert changed == replace(assets, template=assets.template + "My own last words.")
+    (text,) = assets.templates.values()
+    changed = {tmp_path / "post.md.j2": text + "My own last words."}
+    assert read_assets(tmp_path) == replace(assets, templates=changed)
 
 
 def test_a_folder_anywhere_is_enough_for_a_post(
@@ -164,19 +184,113 @@ def test_a_name_that_is_not_declared_is_refused(tmp_path: Path) -> None:
         read_assets(tmp_path)
 
 
+def own_post(folder: Path, template: str, numbers: str = "") -> None:
+    """A template and numbers of the study `mine` alone, in the user's folder."""
+    (folder / "mine.post.md.j2").write_text('{% extends "post.md.j2" %}\n' + template)
+    if numbers:
+        (folder / "mine.numbers.toml").write_text(numbers)
+
+
+OWN_TITLE = "{% block title %}\n# My {{ swept }} models\n{% endblock %}\n"
+OWN_NUMBER = '[swept]\nid = "counts/models"\nformat = ".0f"\n'
+
+
+def test_a_study_has_a_template_and_numbers_of_its_own(
+    cells: xr.Dataset, assets: Assets, tmp_path: Path
+) -> None:
+    """They fill blocks of the others' template; other studies beside it keep that."""
+    for name in ("mine", "other"):
+        results_of(conclude(study_of(cells)), tmp_path / name)
+    own_post(tmp_path, OWN_TITLE, OWN_NUMBER)
+    assert main(["paper", "--paper", str(tmp_path)]) == 0
+    mine, other = ((tmp_path / name / "post.md").read_text() for name in ("mine", "other"))
+    assert mine.startswith("# My 3 models\n")
+    assert other.startswith("# Steering small, middle and large")
+    assert mine.split("\n", 1)[1].replace("mine", "other") == other.split("\n", 1)[1]
+    own = read_assets(tmp_path, "mine")
+    assert list(own.templates) == [tmp_path / "mine.post.md.j2", *assets.templates]
+    assert own.references.keys() - assets.references.keys() == {"swept"}
+    assert read_assets(tmp_path, "other") == read_assets(tmp_path) == assets
+
+
+def test_a_studys_own_texts_are_allowed_beside_the_others(tmp_path: Path, assets: Assets) -> None:
+    own_post(tmp_path, "", 'allowed = ["12 rooms"]\n')
+    assert read_assets(tmp_path, "mine").allowed == (*assets.allowed, "12 rooms")
+
+
 @pytest.mark.parametrize(
-    ("text", "shown"),
+    ("template", "numbers", "said", "file"),
     [
-        ("-0.25", "−0.25"),
-        ("[-1, -0.5]", "[−1, −0.5]"),
-        ("30B-A3B", "30B-A3B"),
-        ("full-RL", "full-RL"),
-        ("50-65%", "50-65%"),
-        ("p=-3", "p=−3"),
+        ("{% block title %}{{ nowhere }}{% endblock %}", "", "'nowhere' is used", "post.md.j2"),
+        ("{% block title %}{{ nowhere }}{% endblock %}\n" + OWN_TITLE.replace("title", "story"),
+         OWN_NUMBER, "'nowhere' is used", "post.md.j2"),
+        ("", OWN_NUMBER, "'swept' is declared and not used", "numbers.toml"),
     ],
+    ids=["an unknown name", "another is declared", "an unused one"],
+)  # fmt: skip
+def test_what_a_studys_own_files_lack_is_said_of_them(
+    template: str, numbers: str, said: str, file: str, tmp_path: Path
+) -> None:
+    """Not of the package's, which are as they should be and out of the user's hands."""
+    own_post(tmp_path, template, numbers)
+    with pytest.raises(ValueError, match=said) as error:
+        read_assets(tmp_path, "mine")
+    assert str(tmp_path / f"mine.{file}") in str(error.value)
+    assert str(PACKAGED) not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("template", "said"),
+    [
+        ("\n{% block title %}\n{{ 1 + study }}\n{% endblock %}", "mine.post.md.j2:4: TypeError"),
+        ("\n{% block title %}\n{% endfor %}", "mine.post.md.j2:4: TemplateSyntaxError"),
+    ],
+    ids=["while it is rendered", "while it is read"],
 )
-def test_only_a_minus_becomes_one(text: str, shown: str) -> None:
-    assert HYPHEN.sub("−", text) == shown
+def test_an_error_in_a_studys_own_template_is_said_with_its_line(
+    template: str, said: str, cells: xr.Dataset, tmp_path: Path
+) -> None:
+    results = results_of(conclude(study_of(cells), only=NEEDED), tmp_path / "mine")
+    own_post(tmp_path, template)
+    with pytest.raises(ValueError, match=re.escape(said)):
+        render(results, read_assets(tmp_path, "mine"))
+
+
+def test_a_study_without_a_contrast_has_a_post_that_compares_nothing(
+    six: xr.Dataset, assets: Assets, tmp_path: Path
+) -> None:
+    tables = conclude(study_of(six, None))
+    write_study(tmp_path / "mine", tables, {}, inputs={}, settings=SETTINGS)
+    (tmp_path / "mine" / "figures").mkdir(exist_ok=True)
+    results = read_results(tmp_path / "mine")
+    assert results.contrast is None
+    text = said(render(results, assets).markdown)
+    with_one = said(render(results_of(conclude(study_of(six)), tmp_path / "its"), assets).markdown)
+    of_a_contrast = "The interval depends on what one lets vary"
+    assert of_a_contrast in with_one
+    assert of_a_contrast not in text
+    assert "full RL" in with_one
+    assert "full RL" not in text
+    assert "nan" not in re.sub(r"[a-z]nan|nan[a-z]", "", text.lower())
+
+
+def test_a_post_speaks_of_the_contrast_that_was_asked_for(
+    six: xr.Dataset, assets: Assets, tmp_path: Path
+) -> None:
+    contrast = Contrast("architecture", "dense", "moe", {"moe": "mixture of experts"})
+    tables = conclude(study_of(six, contrast))
+    settings = SETTINGS | contrast.attributes
+    write_study(tmp_path / "mine", tables, {}, inputs={}, settings=settings, contrast=contrast)
+    (tmp_path / "mine" / "figures").mkdir(exist_ok=True)
+    results = read_results(tmp_path / "mine")
+    assert results.contrast == contrast
+    text = said(render(results, assets).markdown)
+    assert "mixture of experts minus dense" in text
+    assert "full RL" not in text
+    primary = "training_effect/cohens_d/hierarchical, exact/items, concepts, models/architecture"
+    number = results.numbers[f"{primary} and scale"]
+    shown = f"{number['value']:.2f} [{number['low']:.2f}, {number['high']:.2f}]"
+    assert shown.replace("-", "−") in text
 
 
 ONE_CONCEPT = {"honesty": 24}
@@ -202,7 +316,7 @@ def test_any_cube_has_a_post_that_says_what_it_cannot(
 ) -> None:
     cube = make_cube(np.random.default_rng(2), models=models, n_items=n_items)  # type: ignore[arg-type]
     cells = reduce_to_cells(cube, n_resamples=100)
-    results = results_of(conclude(cells), tmp_path / "mine")
+    results = results_of(conclude(study_of(cells)), tmp_path / "mine")
     text = render(results, assets).markdown
     assert says in text
     assert "nan" not in re.sub(r"[a-z]nan|nan[a-z]", "", text.lower())
@@ -219,7 +333,7 @@ def test_one_value_of_the_cube_changes_number_interval_and_sentence(
         at = {"model": "first", "concept": "honesty", "sample": 3, "strength": 1.0}
         for name in ("logit_diff", "logprob_matching"):
             changed[name].loc[at] = changed[name].loc[at] + extra
-        tables = conclude(reduce_to_cells(changed, n_resamples=100))
+        tables = conclude(study_of(reduce_to_cells(changed, n_resamples=100)))
         results = results_of(tables, tmp_path / f"s{extra:.0f}" / "mine")
         number = results.numbers["models/first/cohens_d/every concept it ran"]
         texts.append((render(results, assets).markdown, number))
@@ -234,7 +348,7 @@ def test_one_value_of_the_cube_changes_number_interval_and_sentence(
 
 
 def small_post(cells: xr.Dataset, assets: Assets, folder: Path) -> str:
-    return " ".join(render(results_of(conclude(cells), folder), assets).markdown.split())
+    return " ".join(render(results_of(conclude(study_of(cells)), folder), assets).markdown.split())
 
 
 @pytest.mark.parametrize(
@@ -339,7 +453,7 @@ def test_a_post_says_of_its_sweep_only_what_the_cube_says(assets: Assets, tmp_pa
         n_resamples=50,
     )
     folder = tmp_path / "mine"
-    write_conclusions("mine", cells, tmp_path, report=lambda line: None)
+    write_conclusions("mine", study_of(cells), tmp_path, report=lambda line: None)
     text = said(render(read_results(folder), assets).markdown)
     assert "what it holds: By hand;" in text
     assert "layers: added at block 3 of 4;" in text
@@ -361,7 +475,7 @@ def test_the_versions_of_software_are_listed() -> None:
 
 
 def test_a_misreading_is_told_with_its_counts_and_what_it_did(
-    of_study: Results, assets: Assets
+    of_study: Results, own_assets: Assets
 ) -> None:
     of = "readings/self_awareness/32B"
     table = {"table": "tables/readings.csv"}
@@ -380,7 +494,7 @@ def test_a_misreading_is_told_with_its_counts_and_what_it_did(
     told = {f"{of}/{name}": table | {"value": v, "n": n} for name, (v, n) in counts.items()}
     told[f"{of}/misread/B"]["share"] = 123 / 400
     without = {id: n for id, n in of_study.numbers.items() if not id.startswith("readings/")}
-    text = said(render(replace(of_study, numbers=without | told), assets).markdown)
+    text = said(render(replace(of_study, numbers=without | told), own_assets).markdown)
     assert "Who read the answers" in text
     assert "Of the 400 that choose (B), it took 123 for (A); of the 300 that choose (A), 0" in text
     assert "`Answer: (B) No.` chooses (B) and was published as (A): 122 of the 122 of 32B" in text
@@ -389,36 +503,36 @@ def test_a_misreading_is_told_with_its_counts_and_what_it_did(
     assert "changes 49% of its answers where the > published reading has 19%" in text
     assert "These are all the responses of such a form" in text
     told[f"{of}/responses/B/A/Answer: (X) ..."]["n"] = 130
-    text = said(render(replace(of_study, numbers=without | told), assets).markdown)
+    text = said(render(replace(of_study, numbers=without | told), own_assets).markdown)
     assert "122 of the 130 of 32B" in text
     told[f"{of}/misread/B"]["share"] = 0.01
     assert "These are all the responses of such a form" not in text
-    text = said(render(replace(of_study, numbers=without | told), assets).markdown)
+    text = said(render(replace(of_study, numbers=without | told), own_assets).markdown)
     assert "The answers of 32B were misread" not in text
-    text = said(render(replace(of_study, numbers=without), assets).markdown)
+    text = said(render(replace(of_study, numbers=without), own_assets).markdown)
     assert "Who read the answers" not in text
 
 
 def test_an_excess_is_printed_with_its_interval_and_as_a_bound(
-    of_study: Results, assets: Assets
+    of_study: Results, own_assets: Assets
 ) -> None:
     id = "agreement/corrigible/every model/mean best generation delta less its null"
     numbers = json.loads(json.dumps(of_study.numbers))
     numbers[id] |= {"value": 0.29, "low": -0.02, "high": 0.6, "reason": UPPER_BOUND}
-    text = said(render(replace(of_study, numbers=numbers), assets).markdown)
+    text = said(render(replace(of_study, numbers=numbers), own_assets).markdown)
     assert "gives by itself is at most 29% [−2%, 60%]" in text
     assert "it is a lower bound" in text
     for number in numbers.values():
         number.pop("reason", None)
-    text = said(render(replace(of_study, numbers=numbers), assets).markdown)
+    text = said(render(replace(of_study, numbers=numbers), own_assets).markdown)
     assert "gives by itself is 29% [−2%, 60%]" in text
     assert "it is a lower bound" not in text
 
 
 def test_the_first_table_of_the_study_stands_in_section_four(
-    of_study: Results, assets: Assets
+    of_study: Results, own_assets: Assets
 ) -> None:
-    text = render(of_study, assets).markdown
+    text = render(of_study, own_assets).markdown
     section = text[text.index("## 4.") : text.index("## 5.")]
     for model, printed in {"4B": "9.15", "14B": "7.54", "8B": "6.03", "32B": "2.96"}.items():
         claim = of_study.numbers[f"claims/delta-{model.lower()}"]
@@ -429,7 +543,7 @@ def test_the_first_table_of_the_study_stands_in_section_four(
     assert "They leave out sycophancy" in section
 
 
-def test_claims_are_counted_by_how_they_were_printed(of_study: Results, assets: Assets) -> None:
+def test_claims_are_counted_by_how_they_were_printed(of_study: Results, own_assets: Assets) -> None:
     counted = {
         "printed numbers": 26, "printed numbers met to the digit": 24, "approximate numbers": 4,
         "approximate numbers met within a unit": 3, "qualitative claims": 6,
@@ -439,14 +553,14 @@ def test_claims_are_counted_by_how_they_were_printed(of_study: Results, assets: 
     numbers = of_study.numbers | {
         f"counts/{name}": {"table": "tables/counts.csv", "value": n} for name, n in counted.items()
     }
-    text = said(render(replace(of_study, numbers=numbers), assets).markdown)
+    text = said(render(replace(of_study, numbers=numbers), own_assets).markdown)
     assert "Of 26 numbers that were published as such, 24 can be > repeated to the digit" in text
     assert "one stands without an objection" in text
     assert "Another 4 are approximate; 3 of these hold, those with a tilde" in text
     assert "Another 6 are qualitative, a sign or that nothing differs; 2 of these pass" in text
     nothing = {id: number | {"value": 0} for id, number in numbers.items() if id[7:] in counted}
     assert len(nothing) == len(counted)
-    text = said(render(replace(of_study, numbers=numbers | nothing), assets).markdown)
+    text = said(render(replace(of_study, numbers=numbers | nothing), own_assets).markdown)
     for absent in (
         "that were published as such",
         "are approximate;",
@@ -457,24 +571,24 @@ def test_claims_are_counted_by_how_they_were_printed(of_study: Results, assets: 
 
 
 def test_coverage_is_cited_where_it_was_simulated(
-    of_study: Results, assets: Assets, tmp_path: Path
+    of_study: Results, own_assets: Assets, tmp_path: Path
 ) -> None:
     path = copied(tmp_path) / "calibration" / "coverage.csv"
     table = pd.read_csv(path)
-    of_items = table.query("method == 'bootstrap' and takes_as_random == 'items'")
+    of_items = table.query("method == 'bootstrap' and random_effects == 'items'")
     shown = of_items.query("training == 0 and sd_model == 0.3")
     table.loc[shown.index, "coverage"] = 0.1234
     table.to_csv(path, index=False)
-    text = " ".join(render(read_results(tmp_path / "qwen3"), assets).markdown.split())
+    text = " ".join(render(read_results(tmp_path / "qwen3"), own_assets).markdown.split())
     assert "the one over items alone held it 12% of the time" in text
-    assert "How often does an interval hold the truth" not in render(of_study, assets).markdown
+    assert "How often does an interval hold the truth" not in render(of_study, own_assets).markdown
 
 
 OPERATING = "statistic,scenario,measure,nominal,achieved,standard_error,n_simulations\n"
 
 
 def test_what_a_simulation_does_not_keep_is_said_where_it_is_used(
-    assets: Assets, tmp_path: Path
+    own_assets: Assets, tmp_path: Path
 ) -> None:
     """Shares within two points of the promised are not worth a sentence, nor is power."""
     path = copied(tmp_path) / "calibration" / "operating.csv"
@@ -487,7 +601,9 @@ def test_what_a_simulation_does_not_keep_is_said_where_it_is_used(
     texts = []
     for at in (0, 1):
         path.write_text(OPERATING + "".join(f"{row.format(v[at])}\n" for row, v in rows.items()))
-        texts.append(" ".join(render(read_results(tmp_path / "qwen3"), assets).markdown.split()))
+        texts.append(
+            " ".join(render(read_results(tmp_path / "qwen3"), own_assets).markdown.split())
+        )
     said = (
         "- deviation of a model: the interval held the truth in 91.2% (sd_model 0.3) instead of 95%"
     )
@@ -503,24 +619,29 @@ def test_what_a_simulation_does_not_keep_is_said_where_it_is_used(
         read_results(tmp_path / "qwen3")
 
 
-@pytest.mark.parametrize("change", ["another cube", "another seed", "no manifest"])
+@pytest.mark.parametrize("change", ["another cube", "another seed", "another contrast", "none"])
 def test_a_calibration_of_other_cells_is_left_out_and_that_is_said(
-    change: str, tmp_path: Path, assets: Assets, capsys: pytest.CaptureFixture[str]
+    change: str, tmp_path: Path, own_assets: Assets, capsys: pytest.CaptureFixture[str]
 ) -> None:
     folder = copied(tmp_path)
     sound = "How often does an interval hold the truth"
-    assert sound in render(read_results(folder), assets).markdown
+    assert sound in render(read_results(folder), own_assets).markdown
     manifest = folder / "calibration" / "manifest.json"
     made_from = json.loads(manifest.read_text())
-    if change == "no manifest":
+    if change == "none":
         manifest.unlink()
     else:
-        other = {"cube_sha256": "0" * 64} if change == "another cube" else {"seed": 1}
-        manifest.write_text(json.dumps(made_from | other))
-    assert sound not in render(read_results(folder), assets).markdown
+        other = {
+            "another cube": {"cube_sha256": "0" * 64},
+            "another seed": {"seed": 1},
+            "another contrast": {"contrast": "training:rl:distilled"},
+        }
+        manifest.write_text(json.dumps(made_from | other[change]))
+    assert sound not in render(read_results(folder), own_assets).markdown
     assert main(["paper", "--paper", str(tmp_path)]) == 0
     said = capsys.readouterr().out
-    assert "calibration is of other cells, and left out: run `steercube calibrate`" in said
+    assert "calibration is of other cells or another contrast, and left out" in said
+    assert "run `steercube calibrate`" in said
 
 
 def test_results_that_were_edited_are_refused(tmp_path: Path) -> None:
@@ -553,8 +674,8 @@ def test_a_name_stays_a_name(assets: Assets, tmp_path: Path) -> None:
     ]
     concepts = {"nan": 24, "2.50": 24, "top-5": 24, "rule_of_two": 24}
     cube = make_cube(np.random.default_rng(1), models=tuple(models), n_items=concepts)
-    tables = conclude(reduce_to_cells(cube, n_resamples=20, report=lambda line: None))
-    results = results_of(tables, tmp_path / "mine")
+    cells = reduce_to_cells(cube, n_resamples=20, report=lambda line: None)
+    results = results_of(conclude(study_of(cells)), tmp_path / "mine")
     assert results.tables["about_models"]["model"].tolist() == ["NA", "007", "None", "1e3"]
     assert results.tables["about_concepts"]["concept"].tolist() == list(concepts)
     text = render(results, assets).markdown
@@ -571,18 +692,20 @@ def test_results_that_are_not_whole_are_refused(of_study: Results, tmp_path: Pat
 
 
 def test_a_threshold_that_is_crossed_changes_the_sentence(
-    of_study: Results, assets: Assets
+    of_study: Results, own_assets: Assets
 ) -> None:
     numbers = json.loads(json.dumps(of_study.numbers))
-    before = render(of_study, assets).markdown
+    before = render(of_study, own_assets).markdown
     numbers["training_effect/cohens_d/bootstrap/items/training"]["high"] = 0.01
-    after = render(replace(of_study, numbers=numbers), assets).markdown
+    after = render(replace(of_study, numbers=numbers), own_assets).markdown
     assert "an analysis that stops there reports an effect" in before
     assert "an analysis that stops there reports an effect" not in after
     assert "The interval includes zero whatever is taken as random" in after
 
 
-def test_the_sentence_on_training_is_that_of_the_verdict(of_study: Results, assets: Assets) -> None:
+def test_the_sentence_on_training_is_that_of_the_verdict(
+    of_study: Results, own_assets: Assets
+) -> None:
     """Where models are only resampled the interval may exclude zero; the verdict's does not."""
     resampled = "training_effect/cohens_d/bootstrap/items, concepts, models/training"
     exact = "training_effect/cohens_d/hierarchical, exact/items, concepts, models"
@@ -593,28 +716,28 @@ def test_the_sentence_on_training_is_that_of_the_verdict(of_study: Results, asse
     ):
         numbers = json.loads(json.dumps(of_study.numbers))
         numbers[of] |= {"low": low, "high": high}
-        text = " ".join(render(replace(of_study, numbers=numbers), assets).markdown.split())
+        text = " ".join(render(replace(of_study, numbers=numbers), own_assets).markdown.split())
         assert (said in text) == expected
         assert ("−0.40, −0.10" in text) == expected
 
 
 def test_what_is_too_narrow_says_so_wherever_it_is_printed(
-    of_study: Results, assets: Assets, study_tables: dict[str, pd.DataFrame]
+    of_study: Results, own_assets: Assets, study_tables: dict[str, pd.DataFrame]
 ) -> None:
-    text = " ".join(render(of_study, assets).markdown.split())
+    text = " ".join(render(of_study, own_assets).markdown.split())
     assert "which understates how models differ, for of one training there are only two" in text
     table = study_tables["training_effect"].copy()
-    resampled = (table["method"] == "bootstrap") & (table["takes_as_random"] == MODELS)
+    resampled = (table["method"] == "bootstrap") & (table["random_effects"] == MODELS)
     note = "understates how models differ: 2 models of one training, resampled"
     table.loc[resampled, "diagnostics"] = note
-    printed = printed_tables(study_tables | {"training_effect": table})["training_effect"]
+    printed = printed_tables(study_tables | {"training_effect": table}, TRAINING)["training_effect"]
     assert printed.count(note) == 1
 
 
 def test_a_reference_formats_its_number(of_study: Results, assets: Assets) -> None:
     shown = replace(
         assets,
-        template="{{ x }}|{{ x.full }}|{{ x.at('+.1f') }}|{{ n.in_words }}",
+        templates={Path("own"): "{{ x }}|{{ x.full }}|{{ x.at('+.1f') }}|{{ n.in_words }}"},
         references={
             "x": Reference("claims/d-gap-all", ".1%"),
             "n": Reference("counts/rl models", ".0f"),

@@ -8,12 +8,14 @@ import numpy as np
 import pandas as pd
 import pytest
 import xarray as xr
+from builders import TRAINING, study_of
 
+from steercube.analysis.conclusions.tables import TABLES
 from steercube.report.figures import draw
 from steercube.report.post import read_results
-from steercube.report.write import KEYS, numbers, write_study
+from steercube.report.write import numbers, plain_number, write_study
 
-SETTINGS = {"seed": 1, "confidence_level": 0.95}
+SETTINGS = {"seed": 1, "confidence_level": 0.95} | TRAINING.attributes
 
 
 @pytest.fixture
@@ -22,7 +24,9 @@ def tables(small_tables: dict[str, pd.DataFrame]) -> dict[str, pd.DataFrame]:
 
 
 def write(folder: Path, cells: xr.Dataset, tables: dict[str, pd.DataFrame]) -> None:
-    write_study(folder, tables, draw(cells, tables), inputs={"a": "b"}, settings=SETTINGS)
+    figures = draw(study_of(cells), tables)
+    inputs = {"a": "b"}
+    write_study(folder, tables, figures, inputs=inputs, settings=SETTINGS, contrast=TRAINING)
 
 
 def contents(folder: Path) -> dict[str, bytes]:
@@ -132,9 +136,9 @@ def test_tables_read_back_as_they_were(
 def test_every_number_names_its_table_interval_and_n(tables: dict[str, pd.DataFrame]) -> None:
     found = numbers(tables)
     rows = sum(
-        len(tables[name].drop_duplicates(KEYS[name]))
-        for name in KEYS
-        if name != "effects" and set(KEYS[name]) <= set(tables.get(name, []))
+        len(tables[of.name].drop_duplicates(list(of.key)))
+        for of in TABLES
+        if of.key and of.name != "effects" and set(of.key) <= set(tables.get(of.name, []))
     )
     estimands = sum(c.endswith("_low") for c in tables["effects"])
     assert len(found) == rows + estimands * len(tables["effects"])
@@ -148,3 +152,28 @@ def test_every_number_names_its_table_interval_and_n(tables: dict[str, pd.DataFr
 def test_an_undefined_number_is_null(tables: dict[str, pd.DataFrame]) -> None:
     changed = tables["depth"].assign(low=np.nan)
     assert numbers({"depth": changed})["depth/rl minus distilled"]["low"] is None
+
+
+def test_a_number_has_what_else_its_row_holds(tables: dict[str, pd.DataFrame]) -> None:
+    """Each under the name of its column, what is not known left out; and its unit."""
+    found = numbers(tables)
+    row = tables["conclusions"].iloc[0]
+    number = found[f"conclusions/{row['id']}"]
+    assert (number["verdict"], number["sentence"]) == (row["verdict"], row["sentence"])
+    usual = {"value", "low", "high", "n", "interval_over", "table"}
+    known = {name for name, value in row.items() if value != "" and not pd.isna(value)}
+    assert set(number) - usual == known - usual - {"id"}
+    units = {
+        "models/large/delta/every concept it ran": "nat",
+        "models/large/cohens_d/every concept it ran": "1",
+        "depth/large": "fraction of depth",
+        "training_effect/best_depth/bootstrap/items/training": "fraction of depth",
+        "training_effect/delta/bootstrap/items/training": "nat",
+    }
+    assert {id: found[id]["units"] for id in units} == units
+
+
+def test_numbers_are_plain() -> None:
+    assert plain_number(np.float64(1 / 3)) == 0.3333333333
+    assert [type(plain_number(n)) for n in (np.int64(3), 3.0)] == [int, float]
+    assert plain_number(np.nan) is plain_number(None) is plain_number(pd.NA) is None

@@ -1,9 +1,9 @@
-"""Keys and values of prompts: a beginning that many copies share, then a row for each copy.
+"""Cached keys and values: one prefix shared by all steered copies, then one past for each row.
 
-`SharedPrefix` serves the sweep: the beginning of a batch of prompts is run once, and every steered
-copy of the batch sees it. `Rows` serves generation: once the copies exist, each has its own past,
-in one block of memory with room for what it will say. A row that has finished gives its place to
-the last one that has not, so only as much is moved as has finished.
+`SharedPrefix` serves the sweep: the prefixes of a batch of prompts are run once, and every steered
+copy of the batch attends to them. `Rows` serves generation: each row then has its own past, in one
+block of memory with room for the tokens to come. The place of a finished row is taken by the last
+row that is still running, so no more rows are moved than have finished.
 """
 
 from typing import Any
@@ -15,9 +15,9 @@ from transformers.cache_utils import Cache, DynamicLayer
 
 
 class SharedPrefix(Cache):
-    """Keys and values of a batch of prompt beginnings, computed once for any number of copies.
+    """Keys and values of a batch of prompt prefixes, computed once for any number of copies.
 
-    With `keeps`, what a pass adds behind them is held until the next pass, for `one_row_each`.
+    With `keeps`, what a pass appends to them is stored until the next pass, for `one_row_each`.
     """
 
     def __init__(self, n_layers: int, *, keeps: bool = False) -> None:
@@ -25,30 +25,30 @@ class SharedPrefix(Cache):
         self.keeps = keeps
 
     def share(self, lengths: Tensor | None = None) -> None:
-        """From now on only be read. Moves each row's `lengths` tokens to the end of the window.
+        """Make the prefix read-only, with each row's `lengths` tokens moved to its last slots.
 
-        The rows were padded on the right; what follows them has to be next to their last token,
-        because sliding windows count slots. Rotary positions are in the keys already.
+        The rows were padded on the right, but the tokens after a prefix must be next to its last
+        token, because sliding windows count slots. The keys already have their rotary positions.
         """
         for layer in self.layers:
             if lengths is not None:
                 layer.keys, layer.values = (
-                    _at_the_end(kept, lengths) for kept in (layer.keys, layer.values)
+                    _at_the_end(states, lengths) for states in (layer.keys, layer.values)
                 )
             layer.shared, layer.keeps = True, self.keeps
 
     def one_row_each(self, n_rows: int, lengths: Tensor, *, room: int) -> "Rows":
-        """The past of `n_rows` rows after a pass that kept what it added, with `room` for more.
+        """The past of each of `n_rows` rows after a pass with `keeps`, with `room` more slots each.
 
         Rows are copies x batch, the unsteered batch first. A copy that joined after block L has
-        the unsteered batch's past up to there, so each block was run on the first so many rows
-        alone. The last `lengths` (batch) slots of each row that the pass ran are its tokens.
+        the unsteered batch's past up to L, so each block ran only the rows that had joined by
+        then, which come first. The `lengths` (batch) tokens run in each row move to its last slots.
         """
         return Rows([layer.one_row_each(n_rows, lengths, room) for layer in self.layers])
 
 
 class _SharedLayer(DynamicLayer):
-    """One block's keys and values; once `shared`, every copy of the batch sees the same ones."""
+    """One block's keys and values; once `shared`, all copies of the batch read the same ones."""
 
     shared = False
     keeps = False
@@ -65,7 +65,7 @@ class _SharedLayer(DynamicLayer):
 
     def one_row_each(self, n_rows: int, lengths: Tensor, room: int) -> "_RowLayer":
         added, self.added = self.added, None
-        assert added is not None, "the pass before did not keep what it added"
+        assert added is not None, "the previous pass was run without `keeps`"
         prefixes = (self.keys, self.values) if self.get_seq_length() else (None, None)
         keys, values = (
             _spread(new, prefix, n_rows, lengths, room)
@@ -75,13 +75,13 @@ class _SharedLayer(DynamicLayer):
 
 
 class Rows(Cache):
-    """The past of each row of a batch that goes on, token by token."""
+    """The past of each row of a batch, extended token by token."""
 
     def __init__(self, layers: list["_RowLayer"]) -> None:
         super().__init__(layers=layers)
 
     def keep(self, rows: np.ndarray) -> None:
-        """Only `rows` go on; each stands in its place, or in that of one that does not."""
+        """Keep only `rows`: the old index of each new row, its own or that of one moved there."""
         moved = np.flatnonzero(rows != np.arange(len(rows)))
         for layer in self.layers:
             layer.keep(len(rows), moved, rows[moved])
@@ -106,13 +106,13 @@ class _RowLayer(DynamicLayer):
         return self.filled
 
     def keep(self, n_rows: int, places: np.ndarray, rows: np.ndarray) -> None:
-        for kept in (self.keys, self.values):
-            kept[places, :, : self.filled] = kept[rows, :, : self.filled]
+        for states in (self.keys, self.values):
+            states[places, :, : self.filled] = states[rows, :, : self.filled]
         self.keys, self.values = self.keys[:n_rows], self.values[:n_rows]
 
 
 def _after(prefix: Tensor, new: Tensor, room: int = 0) -> Tensor:
-    """`new` (copies x batch, head, position, ...) behind the `prefix` (batch, ...) of each copy."""
+    """`new` (copies x batch, head, position, ...) after the `prefix` (batch, ...) of each copy."""
     batch, heads, width, size = prefix.shape
     joined = new.new_empty((len(new), heads, width + new.shape[-2] + room, size))
     joined.view(-1, batch, *joined.shape[1:])[..., :width, :] = prefix
@@ -121,20 +121,20 @@ def _after(prefix: Tensor, new: Tensor, room: int = 0) -> Tensor:
 
 
 def _spread(new: Tensor, prefix: Tensor | None, n_rows: int, lengths: Tensor, room: int) -> Tensor:
-    """What a pass added, for all `n_rows`, behind its prefix and before `room` empty slots."""
+    """What a pass added, for all `n_rows`, after the prefix and before `room` empty slots."""
     batch = len(lengths)
     if (lengths < new.shape[-2]).any():
         new = _at_the_end(new, lengths.repeat(len(new) // batch))
-    not_yet_apart = new[:batch].repeat((n_rows - len(new)) // batch, 1, 1, 1)
-    every = torch.cat([new, not_yet_apart])
+    not_yet_joined = new[:batch].repeat((n_rows - len(new)) // batch, 1, 1, 1)
+    all_rows = torch.cat([new, not_yet_joined])
     if prefix is None:
         prefix = new[:batch, :, :0]
-    return _after(prefix, every, room)
+    return _after(prefix, all_rows, room)
 
 
-def _at_the_end(kept: Tensor, lengths: Tensor) -> Tensor:
+def _at_the_end(states: Tensor, lengths: Tensor) -> Tensor:
     """The first `lengths` (row) slots of (row, head, slot, size), moved to the end of the row."""
-    width = kept.shape[-2]
-    slots = torch.arange(width, device=kept.device)
-    source = (slots[None, :] - (width - lengths.to(kept.device))[:, None]).clamp(min=0)
-    return kept.gather(-2, source[:, None, :, None].expand_as(kept))
+    width = states.shape[-2]
+    slots = torch.arange(width, device=states.device)
+    source = (slots[None, :] - (width - lengths.to(states.device))[:, None]).clamp(min=0)
+    return states.gather(-2, source[:, None, :, None].expand_as(states))

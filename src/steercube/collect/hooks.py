@@ -1,7 +1,7 @@
-"""What is done to a model while it runs: record, steer, fan out, read out. Always undone again.
+"""Temporary changes to a running model: record, steer, fan out, read out. Always undone.
 
-All of it works on the decoder blocks and the output embedding from outside; no model's forward is
-written again here.
+All of them work from outside, on the decoder blocks and the output embedding; no model's forward
+is reimplemented here.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -19,14 +19,14 @@ from transformers.cache_utils import Cache
 Edit = Callable[[Tensor], Tensor]
 HALVES = (torch.bfloat16, torch.float16)
 AT_ONCE = 2**22
-"""Numbers of an unembedding that are held in float32 at a time (16 MiB of several GB)."""
+"""Weights of an unembedding that are in float32 at a time (16 MiB, not several GB)."""
 
 
 @contextmanager
 def record(blocks: Sequence[nn.Module], *, at: Tensor, of_input: bool = False) -> Iterator[Any]:
     """A list that the next forward fills with the residual stream of each block, in order.
 
-    Each entry is (row, hidden), at position `at` (row) of the block's output, or of its input.
+    Each entry is (row, hidden), at position `at` (row) of the block's output, or input.
     """
     seen: list[Tensor] = []
 
@@ -43,23 +43,23 @@ def record(blocks: Sequence[nn.Module], *, at: Tensor, of_input: bool = False) -
 
 @dataclass(frozen=True)
 class Cell:
-    """One steered copy of the batch: `vector` (hidden) times `strength` added after `layer`."""
+    """A steered copy of a batch (not a cube's cell): strength x vector (hidden) after `layer`."""
 
     layer: int
     strength: float
     vector: Tensor
 
     def added_to(self, hidden: Tensor) -> Tensor:
-        """strength x vector (hidden), as it is added to such a residual stream."""
+        """strength x vector (hidden), on the device and in the dtype of the residual stream."""
         return (self.strength * self.vector.to(hidden.device)).to(hidden.dtype)
 
 
 @dataclass(frozen=True)
 class Touched:
-    """What was really done after one block: a receipt.
+    """A receipt, measured on the rows: what vectors really changed after one block.
 
-    `ratio` is |added| / |residual|, its mean over steered positions and then over prompts, measured
-    on the rows themselves at the largest |strength|.
+    Counts of changed rows and positions, and `ratio`, |added| / |residual| at the largest
+    |strength|, averaged over steered positions and then over prompts.
     """
 
     rows: int
@@ -68,7 +68,7 @@ class Touched:
     n_prompts: int
 
     def with_more_cells(self, other: "Touched") -> "Touched":
-        """Of the same prompts."""
+        """One receipt of both, for more cells of the same prompts."""
         return Touched(
             self.rows + other.rows,
             self.positions + other.positions,
@@ -77,7 +77,7 @@ class Touched:
         )
 
     def with_more_prompts(self, other: "Touched") -> "Touched":
-        """Of the same cells."""
+        """One receipt of both, for more prompts in the same cells."""
         n = self.n_prompts + other.n_prompts
         ratio = (self.ratio * self.n_prompts + other.ratio * other.n_prompts) / n
         return Touched(self.rows + other.rows, self.positions + other.positions, ratio, n)
@@ -85,7 +85,7 @@ class Touched:
 
 @contextmanager
 def steering(block: nn.Module, cell: Cell, steer: Tensor) -> Iterator[None]:
-    """The plain way: `block` adds the cell's vector where `steer` (row, position) is True."""
+    """Plain steering: `block` adds the cell's vector where `steer` (row, position) is True."""
     with _on_output(block, lambda hidden: hidden + _added(cell, hidden, steer)):
         yield
 
@@ -95,9 +95,9 @@ def _added(cell: Cell, hidden: Tensor, steer: Tensor) -> Tensor:
 
 
 class RowSteering:
-    """Rows of one batch, each steered in its own of `cells` at every position that is run.
+    """Steering of each row of a batch by its own one of `cells`, at every position that is run.
 
-    `changed` counts, by layer, the positions that a vector changed, on the device.
+    `changed` counts, by layer, the positions that a vector changed; it stays on the device.
     """
 
     def __init__(self, cells: Sequence[Cell]) -> None:
@@ -106,18 +106,18 @@ class RowSteering:
         self._added: dict[int, Tensor] = {}
 
     @contextmanager
-    def on(self, blocks: Sequence[nn.Module], of_row: Sequence[int]) -> Iterator[None]:
-        """While this is open; `of_row` is each row's index into `cells`, -1 for none."""
-        rows: dict[int, list[tuple[int, int]]] = {}
-        for row, cell in enumerate(of_row):
+    def on(self, blocks: Sequence[nn.Module], row_cells: Sequence[int]) -> Iterator[None]:
+        """Steer while this is open; `row_cells` is each row's index into `cells`, -1 for none."""
+        by_layer: dict[int, list[tuple[int, int]]] = {}
+        for row, cell in enumerate(row_cells):
             if cell >= 0:
-                rows.setdefault(self.cells[cell].layer, []).append((row, cell))
+                by_layer.setdefault(self.cells[cell].layer, []).append((row, cell))
         with ExitStack() as undo:
-            for layer, of_layer in rows.items():
-                undo.enter_context(_on_output(blocks[layer], self._edit(layer, of_layer)))
+            for layer, steered_rows in by_layer.items():
+                undo.enter_context(_on_output(blocks[layer], self._edit(layer, steered_rows)))
             yield
 
-    def _edit(self, layer: int, of_layer: Sequence[tuple[int, int]]) -> Edit:
+    def _edit(self, layer: int, steered_rows: Sequence[tuple[int, int]]) -> Edit:
         own = [i for i, cell in enumerate(self.cells) if cell.layer == layer]
         place = {cell: i for i, cell in enumerate(own)}
 
@@ -126,7 +126,7 @@ class RowSteering:
                 added = [self.cells[i].added_to(hidden) for i in own]
                 self._added[layer] = torch.stack(added)[:, None]
             rows, cells = torch.tensor(
-                [(row, place[cell]) for row, cell in of_layer], device=hidden.device
+                [(row, place[cell]) for row, cell in steered_rows], device=hidden.device
             ).T
             added = self._added[layer][cells].expand(-1, hidden.shape[1], -1)
             steered = hidden.index_add(0, rows, added)
@@ -139,11 +139,11 @@ class RowSteering:
 
 @dataclass
 class FanOut:
-    """After each layer of `cells`, one steered copy of the batch for each of them.
+    """One pass of a batch in which a steered copy joins for each of `cells`, after its layer.
 
     Rows come out as (1 + len(cells)) x batch, the unsteered ones first, then cells by layer and in
-    the order given. A copy that starts after block L has never been in the blocks up to L. Only
-    position `last` (row) leaves the last block. `steer` is (row, position), True where vectors
+    the order given. A copy that starts after block L is not run through the blocks up to L. The
+    last block outputs only position `last` (row). `steer` (row, position) is True where vectors
     are added.
     """
 
@@ -154,19 +154,19 @@ class FanOut:
 
     @property
     def ordered(self) -> list[int]:
-        """Index into `cells` of each block of rows after the first."""
+        """Index into `cells` of each steered copy, in the order in which they come out."""
         return sorted(range(len(self.cells)), key=lambda i: self.cells[i].layer)
 
     @contextmanager
     def on(self, blocks: Sequence[nn.Module]) -> Iterator[None]:
-        """The model fans out while this is open."""
+        """Fan out while this is open."""
         by_layer: dict[int, list[Cell]] = {}
         for cell in self.cells:
             by_layer.setdefault(cell.layer, []).append(cell)
         n_rows = len(self.last)
         with ExitStack() as undo:
             for layer, block in enumerate(blocks):
-                undo.enter_context(_repeating_companions(block, n_rows))
+                undo.enter_context(_repeat_other_inputs(block, n_rows))
                 if layer in by_layer:
                     undo.enter_context(_on_output(block, self._copies(layer, by_layer[layer])))
             undo.enter_context(_on_output(blocks[-1], self._only_last))
@@ -188,7 +188,7 @@ class FanOut:
 
 
 def _receipt(base: Tensor, steered: Sequence[Tensor], largest: int, steer: Tensor) -> Touched:
-    """Measured on the rows: in how many of them, and where, a copy differs from the batch."""
+    """The receipt of a layer: in how many rows and positions a copy differs from the batch."""
     at = steer.to(base.device)
     changed = [(copy != base).any(dim=-1) for copy in steered]
     added = (steered[largest] - base).float().norm(dim=-1)
@@ -202,7 +202,7 @@ def _receipt(base: Tensor, steered: Sequence[Tensor], largest: int, steer: Tenso
 
 
 def _on_output(block: nn.Module, edit: Edit) -> RemovableHandle:
-    """While the handle is open, what `block` returns is edited."""
+    """Edit what `block` returns, until the handle is closed."""
 
     def hook(_module: nn.Module, _args: Any, output: Any) -> Any:
         # A block returns its hidden states, or a tuple that begins with them.
@@ -212,7 +212,7 @@ def _on_output(block: nn.Module, edit: Edit) -> RemovableHandle:
 
 
 def _on_input(block: nn.Module, edit: Edit) -> RemovableHandle:
-    """While the handle is open, what `block` is given is edited."""
+    """Edit the hidden states that `block` is given, until the handle is closed."""
 
     def hook(_module: nn.Module, args: Any, kwargs: Any) -> Any:
         if args:
@@ -222,11 +222,11 @@ def _on_input(block: nn.Module, edit: Edit) -> RemovableHandle:
     return block.register_forward_pre_hook(hook, with_kwargs=True)
 
 
-def _repeating_companions(block: nn.Module, n_rows: int) -> RemovableHandle:
-    """Whatever else the block is given for each of `n_rows` rows is repeated for their copies.
+def _repeat_other_inputs(block: nn.Module, n_rows: int) -> RemovableHandle:
+    """Repeat for the copies whatever else the block is given for each of `n_rows` rows.
 
-    Masks, positions, rotary angles: any tensor whose first of several dimensions has `n_rows`.
-    One row serves all copies by broadcasting.
+    Masks, positions, rotary angles: any tensor of several dimensions, the first of size `n_rows`.
+    A single row serves all copies by broadcasting.
     """
 
     def hook(_module: nn.Module, args: Any, kwargs: Any) -> Any:
@@ -258,50 +258,50 @@ def _repeated(value: Any, n_rows: int, copies: int) -> Any:
 
 @contextmanager
 def reading_out(head: nn.Module | None, at: Tensor | None = None) -> Iterator[None]:
-    """`head`, the output embedding, is given positions `at` (row, n) only and returns float32.
+    """Make `head`, the output embedding, read only positions `at` (row, n) and return float32.
 
-    In bfloat16 a logit near 20 is rounded to the next 1/8 nat. Products of two half-precision
+    In bfloat16 a logit near 20 is rounded to a multiple of 1/8 nat. Products of two half-precision
     numbers are exact in float32, so here only their sum is rounded, and what the model does to
     logits afterwards (softcapping, scaling) is in float32 too. A float32 or quantised `head`
-    computes as it always does. Its weights are seen where its own forward has them, so they may be
-    tied, or loaded by accelerate for this one call.
+    computes as usual. Its weights are read inside its own forward, so they may be tied, or loaded
+    by accelerate for this one call.
     """
     if head is None:
         yield
         return
-    replaced = vars(head).get("forward")
-    of_the_model = head.forward
+    own_forward = vars(head).get("forward")
+    original = head.forward
 
     def forward(hidden: Tensor, *args: Any, **kwargs: Any) -> Any:
         if at is not None:
             rows = torch.arange(len(hidden), device=hidden.device)[:, None]
             hidden = hidden[rows, at.to(hidden.device)]
         with _LinearInFloat32():
-            return of_the_model(hidden, *args, **kwargs)
+            return original(hidden, *args, **kwargs)
 
     head.forward = forward
     try:
         yield
     finally:
-        if replaced is None:
+        if own_forward is None:
             del head.forward
         else:
-            head.forward = replaced
+            head.forward = own_forward
 
 
 class _LinearInFloat32(TorchFunctionMode):
-    """`linear` of half-precision weights returns float32; everything else is as it was."""
+    """Makes `linear` of half-precision weights return float32; all else is unchanged."""
 
     def __torch_function__(
         self, func: Any, types: Any, args: Any = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
         given = kwargs or {}
-        if func is nn.functional.linear and _is_of_halves(*args, **given):
+        if func is nn.functional.linear and _is_half_precision(*args, **given):
             return _linear_in_float32(*args, **given)
         return func(*args, **given)
 
 
-def _is_of_halves(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> bool:
+def _is_half_precision(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> bool:
     """Whether these are plain half-precision tensors, not quantised or distributed ones."""
     plain = type(weight) in (Tensor, nn.Parameter)
     return plain and weight.dtype in HALVES and input.dtype == weight.dtype
@@ -316,8 +316,8 @@ def _linear_in_float32(input: Tensor, weight: Tensor, bias: Tensor | None = None
         rows = rows.float()
         out = rows.new_empty(len(rows), len(weight))
         n_words = max(1, AT_ONCE // weight.shape[1])
-        for some, words in zip(out.split(n_words, dim=1), weight.split(n_words), strict=True):
-            some.copy_(rows @ words.float().T)
+        for part, words in zip(out.split(n_words, dim=1), weight.split(n_words), strict=True):
+            part.copy_(rows @ words.float().T)
     if bias is not None:
         out += bias.float()
     return out.view(*input.shape[:-1], len(weight))
@@ -325,7 +325,7 @@ def _linear_in_float32(input: Tensor, weight: Tensor, bias: Tensor | None = None
 
 @cache
 def _multiplies_into_float32(device: torch.device, dtype: torch.dtype) -> bool:
-    """Whether torch there multiplies halves straight into float32: CUDA does, from 2.8 on."""
+    """Whether torch on `device` multiplies halves straight into float32: CUDA does, from 2.8 on."""
     one = torch.ones(8, 8, device=device, dtype=dtype)
     try:
         return bool(torch.mm(one, one, out_dtype=torch.float32).dtype == torch.float32)

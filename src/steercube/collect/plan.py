@@ -1,4 +1,4 @@
-"""What a collection is to do: which layers and strengths, where steered, by which process."""
+"""The plan of a collection: which layers, strengths, positions, items and outcomes."""
 
 from dataclasses import dataclass
 from itertools import pairwise
@@ -12,21 +12,21 @@ from steercube.streams import SEED
 from steercube.words import did_you_mean
 
 CONTROLS = DIRECTIONS[1:]
-LEAST_APART = 1e-4
-"""Of two strengths; closer ones are one that was written twice."""
+MIN_STRENGTH_GAP = 1e-4
+"""Strengths that are closer are taken for one strength written twice."""
 MIN_TEMPERATURE = 1e-3
-"""A smaller one is greedy but for rounding."""
+"""A smaller temperature is greedy decoding, up to rounding."""
 OUTCOMES = ("logit", "generation")
-"""What can be measured of a cell: log-probabilities of the two answers, and what is said."""
+"""What can be measured: log-probabilities of the two answers, and generated answers."""
 
 
 @dataclass(frozen=True)
 class Plan:
-    """What is swept. `layers` is a selection (see `layers_of`).
+    """What to sweep. `layers` is a selection (see `layers_of`).
 
-    `chunk` is samples a shard; with weights on disk each chunk reads them all, so make it large.
+    `chunk` is items per shard; with weights on disk each chunk reads them all, so make it large.
     `max_rows` bounds the rows in one pass; 0 chooses by device. The result does not depend on it.
-    Generation takes the same layers, strengths and items, or fewer where its own are given.
+    Generation uses the same layers, strengths and items unless its own are given.
     """
 
     strengths: tuple[float, ...] = (-1.0, 0.0, 1.0)
@@ -48,7 +48,7 @@ class Plan:
     repeats: int = 1
 
     def __post_init__(self) -> None:
-        """Refuse what cannot be swept. Strength 0 is always among the strengths."""
+        """Raise ValueError for what cannot be swept; strength 0 is always added."""
         object.__setattr__(self, "strengths", tuple(sorted({0.0, *map(float, self.strengths)})))
         problems = [
             f"{name} = {value!r} is none of {', '.join(allowed)}{did_you_mean(value, allowed)}"
@@ -63,22 +63,22 @@ class Plan:
         if len(self.strengths) < 2 or not np.isfinite(self.strengths).all():
             problems.append(f"strengths = {self.strengths}: give finite ones, at least one not 0")
         problems += [
-            f"strengths = {one}, {other}: as good as the same; keep one of them, or take strengths "
-            f"that are at least {LEAST_APART} apart (0 is always one of them)"
+            f"strengths = {one}, {other}: practically equal; keep one of them, or choose strengths "
+            f"that differ by at least {MIN_STRENGTH_GAP} (0 is always one of them)"
             for one, other in pairwise(self.strengths)
-            if other - one < LEAST_APART
+            if other - one < MIN_STRENGTH_GAP
         ]
         if self.chunk < 1 or self.max_rows < 0 or self.max_rows == 1:
             problems.append(
-                f"chunk = {self.chunk}, max_rows = {self.max_rows}: at least 1 and 2 (a prompt and "
-                "its steered copy)"
+                f"chunk = {self.chunk}, max_rows = {self.max_rows}: chunk at least 1, max_rows "
+                "0 or at least 2 (a prompt and its steered copy)"
             )
         for name in ("n_pairs", "n_items", "generation_samples"):
             if (value := getattr(self, name)) is not None and value < 2:
                 problems.append(f"{name} = {value}: at least 2")
         if len(set(self.controls)) < len(self.controls) or self.seed < 0:
             problems.append(
-                f"controls = {self.controls}, seed = {self.seed}: controls once, no seed below 0"
+                f"controls = {self.controls}, seed = {self.seed}: no control twice, seed at least 0"
             )
         raise_if_any([*problems, *self._generation_problems()], what="the plan")
 
@@ -91,8 +91,8 @@ class Plan:
             or not any(self.generation_strengths)
         ):
             problems.append(
-                f"generation_strengths = {self.generation_strengths}: some of the strengths that "
-                f"are swept, {self.strengths}, not 0 alone"
+                f"generation_strengths = {self.generation_strengths}: must be some of the "
+                f"strengths that are swept, {self.strengths}, not 0 alone"
             )
         if (
             self.max_new_tokens < 1
@@ -101,32 +101,32 @@ class Plan:
         ):
             problems.append(
                 f"max_new_tokens = {self.max_new_tokens}, temperature = {self.temperature}, "
-                f"repeats = {self.repeats}: at least 1; 0 or at least {MIN_TEMPERATURE}; at least 1"
+                f"repeats = {self.repeats}: at least 1, temperature 0 or at least {MIN_TEMPERATURE}"
             )
         elif self.repeats > 1 and not self.temperature:
             problems.append(
-                f"repeats = {self.repeats} at temperature 0: they would all be the same"
+                f"repeats = {self.repeats} at temperature 0: all answers would be the same"
             )
         return problems
 
     @property
     def generated(self) -> tuple[float, ...]:
-        """The strengths at which something is added while an answer is generated."""
+        """The strengths of generation, without 0."""
         return tuple(sorted(set(self.generation_strengths) - {0.0})) or self.steered
 
     @property
     def steered(self) -> tuple[float, ...]:
-        """The strengths at which something is added."""
+        """The strengths without 0."""
         return tuple(strength for strength in self.strengths if strength != 0)
 
     @property
     def largest(self) -> float:
-        """The strength of the largest size."""
+        """The strength of largest absolute value."""
         return max(self.strengths, key=abs)
 
 
 def layers_of(selection: str, n_layers: int) -> list[int]:
-    """Layers that a selection names; both ends of a range are in it.
+    """The layers that a selection names; a range includes both ends.
 
     `all`; `12,18,24`; `12:24` (layers); `0.33:1.0` (depths, layer / n_layers); `0.33:1.0:3` (every
     third of them).
@@ -152,6 +152,6 @@ def layers_of(selection: str, n_layers: int) -> list[int]:
     if not chosen or not set(chosen) <= set(every):
         raise ValueError(
             f"layers {selection!r} select none, or some that are not among the {n_layers} blocks "
-            "(0 first). Write all, 12,18,24 or 12:24, or depths as 0.33:1.0."
+            "(counted from 0). Write all, 12,18,24 or 12:24, or depths as 0.33:1.0."
         )
     return chosen

@@ -1,4 +1,4 @@
-"""This process among those of one launch."""
+"""The rank of this process among those that a launcher started together."""
 
 import os
 from dataclasses import dataclass
@@ -6,14 +6,14 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Rank:
-    """This process among those of one launch, from the environment that launchers set."""
+    """Index of this process among the `count` of one launch, from the launcher's environment."""
 
     index: int = 0
     count: int = 1
 
     @classmethod
     def of_environment(cls) -> "Rank":
-        """Rank 0 of 1 where nothing launched several. Raises ValueError for what is no rank."""
+        """From RANK and WORLD_SIZE, else 0 of 1. Raises ValueError for values that are no rank."""
         rank, size = os.environ.get("RANK", "0"), os.environ.get("WORLD_SIZE", "1")
         if not (rank.isdecimal() and size.isdecimal() and int(rank) < int(size)):
             raise ValueError(
@@ -24,5 +24,5 @@ class Rank:
 
     @property
     def leads(self) -> bool:
-        """Whether this process makes what all need."""
+        """Whether this is rank 0, which makes what all need: the vectors and the cube."""
         return self.index == 0

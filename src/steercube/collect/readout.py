@@ -4,8 +4,8 @@ Where `(A` and `(B` are one token each (Qwen3) they are read right after the cha
 opening of the assistant's turn. Where they are not (Llama, SmolLM2) the prompt is continued with
 `(` and `A` and `B` are read: `encode("(A")[0]` would be `(` for both, and every effect exactly 0.
 
-A prompt is the same on every day: whatever clock a template asks shows one date. The letter is
-never read inside a thought: one that the template opens is closed again.
+A prompt does not depend on the day: every template that asks for the date gets the same one. The
+letter is never read inside a thought: one that the template opens is closed first.
 """
 
 import hashlib
@@ -20,7 +20,7 @@ from steercube.cube import SCORED_LETTERS
 
 _NOW = datetime(2025, 5, 12)
 DATE = _NOW.strftime("%d %b %Y")
-"""The date in every prompt whose template prints one, so that a prompt is the same tomorrow."""
+"""The date in every prompt whose template prints one, so that prompts do not depend on the day."""
 CLOCKS = ("date_string", "strftime_now")
 """How templates ask for the date: Llama 3's by a variable, most others by a function."""
 _STOPPED_CLOCK = (
@@ -32,7 +32,7 @@ _STOPPED_CLOCK = (
     )
     + " }}{%- endmacro %}\n"
 )
-"""A Jinja macro in the place of transformers' function, which would ask the computer's clock."""
+"""A Jinja macro that replaces transformers' function, which would read the computer's clock."""
 
 THOUGHTS = {
     "<think>": "</think>",
@@ -44,13 +44,13 @@ THOUGHTS = {
     "[THINK]": "[/THINK]",
     "◁think▷": "◁/think▷",
 }
-"""What opens a thought in an assistant's turn, and what closes it."""
+"""Tags that open a thought (reasoning) in an assistant's turn, and those that close it."""
 _OPENS_A_THOUGHT = re.compile(
     r"[<\[◁][^<>\[\]\s/]*(?:think|thought|reason)[^<>\[\]\s]*[>\]▷]", re.I
 )
 _ANSWERS_IN_A_CHANNEL = "<|start|>assistant"
 _FINAL_CHANNEL = "<|channel|>final<|message|>"
-"""Where gpt-oss puts its answer, behind the channel of its thoughts."""
+"""Opens the channel in which gpt-oss answers, after the channel of its reasoning."""
 
 PROBE = "Is it so?\n\nChoices:\n (A) Yes\n (B) No"
 
@@ -69,16 +69,17 @@ class Prompt:
 
 @dataclass(frozen=True)
 class Readout:
-    """How a tokenizer's answers are read: `lead` is put after the prompt, then one token scored."""
+    """How answers are read: after the prompt and `answer_prefix`, as one token with the letter."""
 
     tokenizer: Any
-    lead: str
+    answer_prefix: str
     before_letter: str
 
     @property
     def description(self) -> str:
         """For the cube's attribute `read_token`."""
-        after = f"after the prompt and {self.lead!r}" if self.lead else "at the last position"
+        prefix = self.answer_prefix
+        after = f"after the prompt and {prefix!r}" if prefix else "at the last position"
         letters = " and ".join(repr(self.before_letter + letter) for letter in SCORED_LETTERS)
         closing = _render(self.tokenizer, PROBE).closing.strip()
         closed = f", behind {closing!r}, which the template leaves out" if closing else ""
@@ -92,27 +93,27 @@ class Readout:
 
     @property
     def template_sha256(self) -> str:
-        """Of the chat template's text; of the plain rendering where there is none."""
+        """SHA-256 of the chat template's text, or of the plain rendering's where there is none."""
         text = str(_template(self.tokenizer) or "plain: Answer:")
         return hashlib.sha256(text.encode()).hexdigest()
 
     def token(self, letter: str) -> int:
-        """The id of the token that says `letter`. Raises ValueError where it is not one token."""
-        before = _render(self.tokenizer, PROBE).text + self.lead
-        found = _next_token(self.tokenizer, before, self.before_letter + letter)
-        if found is None:
+        """The token id of `letter`. Raises ValueError where it is not one token."""
+        before = _render(self.tokenizer, PROBE).text + self.answer_prefix
+        token = _next_token(self.tokenizer, before, self.before_letter + letter)
+        if token is None:
             raise ValueError(f"{self.before_letter + letter!r} is not one token of this tokenizer")
-        return found
+        return token
 
     def prompt(self, content: str) -> Prompt:
         """`content` as the user's turn, up to where the letter is read."""
         rendered = _render(self.tokenizer, content)
         encoded = self.tokenizer(
-            rendered.text + self.lead,
+            rendered.text + self.answer_prefix,
             add_special_tokens=not self.tokenizer.chat_template,
             return_offsets_mapping=True,
         )
-        # The last position is the answer's whatever the template: the letter is read from it.
+        # The last position always belongs to the answer: the letter is read from it.
         start = len(encoded["input_ids"]) - 1
         while start > 0 and encoded["offset_mapping"][start - 1][0] >= rendered.end:
             start -= 1
@@ -123,20 +124,19 @@ def readout_of(tokenizer: Any) -> Readout:
     """The readout that this tokenizer allows.
 
     Tried in this order: `(A` as one token, then `(` as part of the prompt and `A`. Raises
-    ValueError where A and B are the same token, or a token that ends a text is put behind every
-    prompt.
+    ValueError where neither distinguishes A from B, or the tokenizer appends an end token.
     """
     _require_open_end(tokenizer)
     spaced = "" if tokenizer.chat_template else " "
     tried = [Readout(tokenizer, "", f"{spaced}("), Readout(tokenizer, f"{spaced}(", "")]
     for readout in tried:
-        text = _render(tokenizer, PROBE).text + readout.lead
+        text = _render(tokenizer, PROBE).text + readout.answer_prefix
         ids = {a: _next_token(tokenizer, text, readout.before_letter + a) for a in SCORED_LETTERS}
         if None not in ids.values() and len(set(ids.values())) == len(SCORED_LETTERS):
             return readout
     raise ValueError(
-        f"this tokenizer has no token that tells (A) from (B): {SCORED_LETTERS} are not one token "
-        "each after '(', or the same one; every effect would be exactly 0"
+        f"this tokenizer cannot distinguish (A) from (B): after '(', {SCORED_LETTERS} are not one "
+        "token each, or the same token; every effect would be exactly 0"
     )
 
 
@@ -146,13 +146,13 @@ def _template(tokenizer: Any) -> str | None:
 
 
 def _require_open_end(tokenizer: Any) -> None:
-    """Raise ValueError where the tokenizer itself ends a text, so that no letter could follow."""
+    """Raise ValueError where the tokenizer appends an end token, so that no letter can follow."""
     if tokenizer.chat_template:
         return
     last = tokenizer(PROBE)["input_ids"][-1]
     if last == tokenizer.eos_token_id and last not in _plain_ids(tokenizer, PROBE):
         raise ValueError(
-            f"this tokenizer puts {tokenizer.eos_token!r} behind every text, and the letter would "
+            f"this tokenizer appends {tokenizer.eos_token!r} to every text, and the letter would "
             "be read after it: set add_eos_token to false in its tokenizer_config.json"
         )
 
@@ -163,7 +163,7 @@ def _plain_ids(tokenizer: Any, text: str) -> list[int]:
 
 @dataclass(frozen=True)
 class _Rendered:
-    """A prompt as text; where the user's own text ends in it; what was put behind its template."""
+    """A prompt as text, where the user's own text ends in it, and what closes an open thought."""
 
     text: str
     end: int
@@ -171,14 +171,14 @@ class _Rendered:
 
 
 def _render(tokenizer: Any, content: str) -> _Rendered:
-    """The prompt up to its answer; thinking is off, and a thought that is open all the same closed.
+    """The prompt up to its answer, with thinking off; a thought that is open anyway is closed.
 
     Raises ValueError for a template that cannot be rendered, that changes the user's text, or that
-    opens a thought in a way that is not known here.
+    opens a thought with an unknown tag.
     """
     if not tokenizer.chat_template:
-        asked = content.rstrip().endswith("Answer:")
-        return _Rendered(content if asked else f"{content}\n\nAnswer:", len(content), "")
+        is_complete = content.rstrip().endswith("Answer:")
+        return _Rendered(content if is_complete else f"{content}\n\nAnswer:", len(content), "")
     template = str(_template(tokenizer))
     try:
         text = str(
@@ -199,7 +199,7 @@ def _render(tokenizer: Any, content: str) -> _Rendered:
 
 
 def _closing(turn: str) -> str:
-    """What ends the thought that the assistant's `turn` begins with; empty where none is open."""
+    """What closes the thought that is open in the assistant's `turn`; empty where none is open."""
     if turn.endswith(_ANSWERS_IN_A_CHANNEL):
         return _FINAL_CHANNEL
     for opening, closing in THOUGHTS.items():
@@ -219,7 +219,7 @@ def _closing(turn: str) -> str:
 
 
 def _next_token(tokenizer: Any, text: str, continuation: str) -> int | None:
-    """The one token by which `continuation` follows `text`, or None."""
+    """The token id of `continuation` after `text`, or None where it is not one token."""
     special = not tokenizer.chat_template
     before, after = (
         tokenizer(t, add_special_tokens=special)["input_ids"] for t in (text, text + continuation)
@@ -234,5 +234,5 @@ def _end_of(content: str, text: str) -> int:
         content = content.strip()
         start = text.rfind(content)
     if start < 0:
-        raise ValueError("the chat template changes the user's text; its end cannot be found")
+        raise ValueError("the chat template changes the user's text, so its end is unknown")
     return start + len(content)

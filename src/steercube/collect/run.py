@@ -46,12 +46,12 @@ ROWS_AT_ONCE = {
     "samples": {"cpu": 96, "cuda": 1024},
     "generations": {"cpu": 256, "cuda": 1024},
 }
-"""Default bound of the rows in a pass, by outcome and device: what its caches, or its memory, take
-well. A row that generates goes through the weights one token at a time, so more are better."""
+"""Default limit on the rows in a pass, by outcome and device: what its caches, or its memory, take
+well. Generation reads all weights for each token of a row, so more rows at once are better."""
 ROWS_A_PAIR = 12
-"""Rows of a sweep that one training pair counts for: it is run once and at its full length."""
+"""How many rows of a sweep a training pair counts as: it is run once, at its full length."""
 PATIENCE = 24 * 3600.0
-"""Seconds that one process waits for what another is about to finish."""
+"""Seconds that a process waits for another to finish."""
 
 
 def collect(
@@ -66,11 +66,11 @@ def collect(
 ) -> None:
     """Sweep `concepts` on one model and write the cube `out`, its vectors and its manifest.
 
-    Finished chunks lie in `<out>.shards/<model>/<concept>/`, and the cube is made from all that lie
-    there, other runs' models and concepts too. With `resume` those that fit are kept.
+    Finished chunks are saved in `<out>.shards/<model>/<concept>/`, and the cube is made from all
+    shards there, also of other runs' models and concepts. With `resume`, finished chunks are kept.
 
-    Raises ValueError for shards of other settings or, without `resume`, for any shards that are
-    there already; BlockingIOError where another collector works on the same model and concept.
+    Raises ValueError for shards of other settings or, without `resume`, for any earlier shards of
+    these concepts; BlockingIOError where another collector works on the same model and concept.
     """
     rank = rank or Rank.of_environment()
     out = Path(out)
@@ -78,8 +78,8 @@ def collect(
     if "generation" in plan.outcomes:
         require_own_keys(decoder)
     n_new_tokens = plan.max_new_tokens if "generation" in plan.outcomes else 0
-    asked = [unit.concept for unit in units]
-    for line in check_prompts(decoder, units[0].readout, asked, n_new_tokens=n_new_tokens):
+    cut = [unit.concept for unit in units]
+    for line in check_prompts(decoder, units[0].readout, cut, n_new_tokens=n_new_tokens):
         if rank.leads:
             report(line)
     if rank.leads:
@@ -90,8 +90,8 @@ def collect(
     start = time.monotonic()
     total = sum(o.n_cells * len(o.items) for unit in units for o in outcomes_of(unit))
     if rank.leads:
-        report(f"{decoder.name}: {total} cells of {', '.join(unit.concept.name for unit in units)}")
-    with stage(decoder.name, total=total // rank.count, unit="cell", shown=rank.leads) as under_way:
+        report(f"{decoder.name}: {total} rows of {', '.join(unit.concept.name for unit in units)}")
+    with stage(decoder.name, total=total // rank.count, unit="row", shown=rank.leads) as under_way:
         progress = Progress(
             under_way, {name: _rows_at_once(decoder, plan, name) for name in ROWS_AT_ONCE}
         )
@@ -100,7 +100,7 @@ def collect(
                 _collect_unit(unit, rank, progress)
     if rank.leads:
         write_cube(out, report=report)
-        report(f"{decoder.name}: {total} cells in {time.monotonic() - start:.0f} s")
+        report(f"{decoder.name}: {total} rows in {time.monotonic() - start:.0f} s")
 
 
 def _rows_at_once(decoder: Decoder, plan: Plan, outcome: str) -> int:
@@ -110,7 +110,7 @@ def _rows_at_once(decoder: Decoder, plan: Plan, outcome: str) -> int:
 
 @dataclass
 class Progress:
-    """What a run carries from unit to unit: how far it is, the rows that fit, what was checked."""
+    """The state of a run across units: how far it is, the rows that fit, the outcomes checked."""
 
     stage: Stage
     max_rows: dict[str, int]
@@ -120,11 +120,11 @@ class Progress:
 def shards_of(out: Path) -> Path:
     """The folder of the shards that the cube `out` is made from.
 
-    Raises ValueError for a name that does not end in .nc: it would share the shards of one that
-    does, and its manifest.
+    Raises ValueError for a name that does not end in .nc: it would share shards and manifest with
+    the name that does.
     """
     if not out.name.endswith(".nc"):
-        raise ValueError(f"{out}: is no name for a cube; call it {out.name}.nc")
+        raise ValueError(f"{out}: the name of a cube must end in .nc; call it {out.name}.nc")
     return out.with_name(f"{out.name.removesuffix('.nc')}.shards")
 
 
@@ -163,7 +163,7 @@ def _units(
 
 
 def _require_one_cube(folder: Path, units: Sequence[Unit]) -> None:
-    """Refuse at once what could not be in one cube with the shards that others left in `folder`."""
+    """Raise ValueError where these units and other shards in `folder` could not share a cube."""
     others = other_settings(folder, [unit.folder for unit in units])
     problems = {
         line
@@ -177,45 +177,45 @@ def _require_one_cube(folder: Path, units: Sequence[Unit]) -> None:
 
 
 def _require_nothing_lost(out: Path, units: Iterable[Unit]) -> None:
-    """Refuse to replace a cube that holds what neither the shards nor this run can make again."""
+    """Raise ValueError where the cube holds what neither the shards nor this run can reproduce."""
     earlier = earlier_file(out, open_cube, report=lambda line: None)
     if earlier is None:
         return
-    there = held_outcomes(earlier)
-    made = {
-        label: there[label]
+    existing = held_outcomes(earlier)
+    kept = {
+        label: existing[label]
         for path, kind in whole_outcomes(shards_of(out))
-        if (label := (path.parent.name, path.name, kind)) in there
+        if (label := (path.parent.name, path.name, kind)) in existing
     }
     attributes: set[str] = set()
     for unit in units:
         attributes |= set(unit.described["of_cube"])
         for outcome in outcomes_of(unit):
             label = (unit.decoder.name, unit.concept.name, outcome.name)
-            # Shards of another extent are refused for their settings, which says more.
+            # Shards of another extent are refused later, with a message about their settings.
             has_shards = any(unit.folder.glob(f"{outcome.name}-*.nc"))
-            made[label] = there.get(label, outcome.extent) if has_shards else outcome.extent
+            kept[label] = existing.get(label, outcome.extent) if has_shards else outcome.extent
     names = lost_names(earlier, names_of_the_contract(attributes))
-    raise_if_any([*names, *lost_outcomes(there, made)], what=replacing(out))
+    raise_if_any([*names, *lost_outcomes(existing, kept)], what=replacing(out))
 
 
 def _require_own_vectors(path: Path, vectors: xr.Dataset, *, report: Report) -> None:
-    """Refuse to replace vectors that hold a note, or that somebody altered."""
+    """Raise ValueError where the vectors at `path` hold a user's note, or were altered."""
     earlier = earlier_file(path, netcdf.load, report=report)
     if earlier is not None:
         raise_if_any(lost_names(earlier, names_in(vectors)), what=replacing(path))
 
 
 def _require_new(units: Iterable[Unit]) -> None:
-    held_already = [unit.folder for unit in units if any(unit.folder.glob("*.nc"))]
+    folders = [unit.folder for unit in units if any(unit.folder.glob("*.nc"))]
     raise_if_any(
-        [f"{folder} holds shards of an earlier run" for folder in held_already],
-        what="starting anew (go on with --resume, delete them, or change --out)",
+        [f"{folder} holds shards of an earlier run" for folder in folders],
+        what="starting a new run (go on with --resume, delete them, or change --out)",
     )
 
 
 def _collect_unit(unit: Unit, rank: Rank, progress: Progress) -> None:
-    """Make this process's shards of the unit that are not there yet."""
+    """Make those of this process's shards of the unit that are missing."""
     stage = progress.stage
     if rank.count == 1:
         _clear(unit.folder)
@@ -235,7 +235,7 @@ def _collect_unit(unit: Unit, rank: Rank, progress: Progress) -> None:
 
 
 def _pairs_shown(unit: Unit, stage: Stage) -> Callable[[int], None]:
-    """Shows how many of the training pairs are done, as more of them are."""
+    """A callback, for each batch of training pairs, that shows how many are done."""
     done, total = 0, len(unit.concept.train)
 
     def more(n: int) -> None:
@@ -247,23 +247,23 @@ def _pairs_shown(unit: Unit, stage: Stage) -> Callable[[int], None]:
 
 
 def _clear(folder: Path) -> None:
-    """Remove what a kill left half written; nobody may be writing there."""
-    for left_by_a_kill in folder.glob(".*.part"):
-        left_by_a_kill.unlink(missing_ok=True)
+    """Remove files that a killed run left half written; no other process may be writing there."""
+    for leftover in folder.glob(".*.part"):
+        leftover.unlink(missing_ok=True)
 
 
 def _collect_outcome(outcome: Outcome, vectors: xr.Dataset, rank: Rank, progress: Progress) -> None:
-    """Make this process's chunks of the outcome that are not there yet."""
+    """Make those of this process's chunks of the outcome that are missing."""
     every, stage = chunks(outcome), progress.stage
     concept = outcome.unit.concept.name
     own = list(every)[rank.index :: rank.count]
     wanted = pending(outcome, own, vectors)
     if wanted and outcome.name not in progress.checked:
         stage.at(f"{concept}, checking {outcome.name} against the plain loop")
-        said = outcome.check(vectors)
+        result = outcome.check(vectors)
         progress.checked.add(outcome.name)
         if rank.leads:
-            stage.write(said)
+            stage.write(result)
     stage.at(f"{concept}, {outcome.name}")
     stage.skip(outcome.n_cells * sum(len(chunk) for chunk in own if chunk not in wanted))
     for chunk in wanted:
@@ -283,10 +283,10 @@ def _collect_outcome(outcome: Outcome, vectors: xr.Dataset, rank: Rank, progress
         )
 
 
-def _wait_until(made: Callable[[], bool], *, what: str) -> None:
-    """Until another process of the launch has made it; its launcher stops all if one fails."""
+def _wait_until(is_made: Callable[[], bool], *, what: str) -> None:
+    """Wait until another process of the launch has made it; the launcher stops all if one fails."""
     until = time.monotonic() + PATIENCE
-    while not made():
+    while not is_made():
         if time.monotonic() > until:
-            raise TimeoutError(f"{what}: not made by another process in {PATIENCE:.0f} s")
+            raise TimeoutError(f"{what}: not made by another process within {PATIENCE:.0f} s")
         time.sleep(0.5)

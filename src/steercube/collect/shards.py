@@ -1,8 +1,8 @@
 """Shards: one file for each finished (model, concept, outcome, chunk), and the cube from them.
 
-A shard is written aside, flushed, read back and renamed (`steercube.netcdf`), and says with which
-settings it was made; its key is their SHA-256. So a killed run loses at most the chunks in hand,
-and a shard made otherwise is refused by name, never mixed in.
+A shard is written to a temporary file, flushed, read back and renamed (`steercube.netcdf`), and
+records the settings that it was made with; its key is their SHA-256. So a killed run loses at most
+the chunks in progress, and a shard with other settings is refused by name, never mixed in.
 """
 
 import hashlib
@@ -40,16 +40,16 @@ RECEIPTS = ["rows_touched", "positions_touched", "added_over_residual"]
 ALIKE = ("strengths", "positions", "convention", "seed", "steercube")
 ALIKE_OF_A_MODEL = ("revision", "dtype", "chat_template_sha256", "read_token")
 ALIKE_WHERE_GENERATED = ("max_new_tokens", "temperature", "repeats")
-"""Settings that one cube, and one model in it, has once: a unit with others is another cube's."""
-MAX_APART = 1e-3
-"""Nats between two computations of the same log-probability in float32."""
+"""Settings that must agree in one cube: of all units, of one model's units, of generations."""
+MAX_ROUNDING = 1e-3
+"""Largest rounding difference, in nats, of one log-probability computed twice in float32."""
 SHARD_KINDS = ("samples", "generations")
-"""How the shards of each outcome are named."""
+"""How the names of each outcome's shards begin."""
 HOLDS = {"vectors": "vector", "samples": "logprob_matching", "generations": "response_text"}
-"""What a shard of each name holds, whatever else."""
-OF_ONE_SHARD = {"pairs_sha256", "items_sha256"}
-"""Settings in which the shards of a unit differ."""
-OF_VECTORS = ("vector_norm", "residual_norm", "split_half_cosine", "pairwise_cosine")
+"""By kind of shard, a variable that it always holds."""
+PER_SHARD_SETTINGS = {"pairs_sha256", "items_sha256"}
+"""Settings that differ between the shards of a unit."""
+VECTOR_VARIABLES = ("vector_norm", "residual_norm", "split_half_cosine", "pairwise_cosine")
 
 
 def key(settings: Settings) -> str:
@@ -70,10 +70,10 @@ def save_shard(ds: xr.Dataset, path: Path, settings: Settings, **attrs: Any) -> 
 
 
 def find_shard(path: Path, settings: Settings) -> xr.Dataset | None:
-    """The shard at `path` if it is sound and was made with `settings`; None if there is none.
+    """The shard at `path` if it was made with `settings`; None if it is missing or damaged.
 
-    A damaged shard counts as none. Raises ValueError that names the settings that differ, or for a
-    sound file that is no shard.
+    Raises ValueError that names the settings that differ, or for an undamaged file that is not a
+    shard.
     """
     if not path.exists():
         return None
@@ -89,24 +89,24 @@ def find_shard(path: Path, settings: Settings) -> xr.Dataset | None:
     differing = [name for name in every if made_with.get(name) != settings.get(name)]
     if differing == ["vectors_sha256"]:
         raise ValueError(
-            f"{path} was made with other vectors (vectors_sha256) than the vectors.nc beside it "
-            "holds, which was made again since, on another device or with another bound of rows. "
+            f"{path} was made with other vectors (vectors_sha256) than those in the vectors.nc "
+            "beside it, which was made again since, on another device or with another row limit. "
             f"Restore that file from a copy, or delete the shards in {path.parent}."
         )
-    said = [f"{n}: {made_with.get(n)!r} there, {settings.get(n)!r} now" for n in differing]
+    changes = [f"{n}: {made_with.get(n)!r} there, {settings.get(n)!r} now" for n in differing]
     raise ValueError(
-        f"{path} was made with other settings ({'; '.join(said)}). Use those settings, "
+        f"{path} was made with other settings ({'; '.join(changes)}). Use those settings, "
         "another --out, or delete the file."
     )
 
 
 def _require_shard(ds: xr.Dataset, path: Path, *, names: Iterable[str] = ()) -> None:
-    """Raise ValueError for what another part of steercube wrote, or another name's shard."""
-    held_there = {*ds.attrs, *map(str, ds.variables)}
-    if lacking := [name for name in ("key", "settings", *names) if name not in held_there]:
+    """Raise ValueError for a file that is not a shard, or of another kind than its name says."""
+    present = {*ds.attrs, *map(str, ds.variables)}
+    if lacking := [name for name in ("key", "settings", *names) if name not in present]:
         raise ValueError(
             f"{path} is not the shard that its name says (it has no {', '.join(lacking)}). Move it "
-            "away: nothing but a collection's own shards lies there."
+            "away: this folder is for a collection's own shards only."
         )
 
 
@@ -120,7 +120,7 @@ def _load(path: Path) -> xr.Dataset:
 
 @contextmanager
 def held(folder: Path, *, patience: float = 0.0) -> Iterator[None]:
-    """Only one collector works in `folder`; the lock goes with the process, however it ends.
+    """Lock `folder` for one collector; the lock ends with the process, however that ends.
 
     Raises BlockingIOError that says who holds the folder, after `patience` seconds.
     """
@@ -150,7 +150,7 @@ def held(folder: Path, *, patience: float = 0.0) -> Iterator[None]:
 
 
 def _noted(note: Path) -> dict[str, Any]:
-    """Who holds a folder, as far as it has been written down."""
+    """Who holds a folder; empty where that is not written down yet."""
     try:
         return dict(json.loads(note.read_text()))
     except (FileNotFoundError, ValueError):
@@ -163,10 +163,10 @@ def settings_of(shard: xr.Dataset) -> dict[str, Any]:
 
 
 def differences(one: Settings, two: Settings) -> list[str]:
-    """How the settings of two units keep them out of one cube; empty where they do not.
+    """The settings that keep two units out of one cube; empty where there are none.
 
-    Units of the same concept must have been asked the same questions, those of one name of a model
-    be of the same weights, number format and template.
+    Units of the same concept must have the same questions; units of the same model name must have
+    the same weights, number format and template.
     """
     names = [*ALIKE, *(["concept_sha256"] if one["concept"] == two["concept"] else [])]
     names += ALIKE_OF_A_MODEL if one["model"] == two["model"] else ()
@@ -180,7 +180,7 @@ def differences(one: Settings, two: Settings) -> list[str]:
 
 
 class Told(NamedTuple):
-    """What a unit says of itself: facts of its model, its concept, ids of its items."""
+    """The identity of a unit, as its shards record it: facts of its model, concept, item ids."""
 
     model: Mapping[str, Any]
     concept: str
@@ -188,38 +188,38 @@ class Told(NamedTuple):
 
     @property
     def name(self) -> str:
-        """Of the unit."""
+        """The unit's name in messages."""
         return f"{self.model['name']} x {self.concept}"
 
 
 def told_of(vectors: Mapping[str, str]) -> Told:
-    """What the attributes of a unit's vectors say."""
+    """The identity of a unit, from the attributes of its vectors."""
     model, concept, items = (json.loads(vectors[name]) for name in ("model", "concept", "items"))
     return Told(model, concept, frozenset(item["item_id"] for item in items))
 
 
 def told_in(folder: Path) -> list[Told]:
-    """What every unit in `folder` says whose vectors can be read; damaged ones are made again."""
-    found = []
+    """The identities of units in `folder` with readable vectors; damaged ones are made again."""
+    units = []
     for path in sorted(folder.glob("*/*/vectors.nc")):
         with suppress(ValueError):
-            found.append(told_of(_load(path).attrs))
-    return found
+            units.append(told_of(_load(path).attrs))
+    return units
 
 
-def told_apart(told: Sequence[Told]) -> set[str]:
-    """Why units cannot share a cube, from what they say of themselves."""
-    problems = {line for one, two in combinations(told, 2) for line in told_otherwise(one, two)}
-    models = [unit.model for unit in told]
+def told_apart(units: Sequence[Told]) -> set[str]:
+    """Why units with these identities cannot share a cube."""
+    problems = {line for one, two in combinations(units, 2) for line in told_otherwise(one, two)}
+    models = [unit.model for unit in units]
     return problems | set(
         same_weights((model["name"], model["hf_id"], model["revision"]) for model in models)
     )
 
 
 def told_otherwise(one: Told, two: Told) -> list[str]:
-    """Why two units cannot share a cube: other facts of one model, or one item in both concepts.
+    """Why two units cannot share a cube: facts of one model differ, or concepts share an item id.
 
-    Where its weights were does not matter: their revision is a setting.
+    Where the weights came from does not matter: their revision is compared as a setting.
     """
     problems = []
     if one.model["name"] == two.model["name"]:
@@ -234,40 +234,40 @@ def told_otherwise(one: Told, two: Told) -> list[str]:
 
 
 def other_settings(folder: Path, own: Sequence[Path]) -> list[dict[str, Any]]:
-    """The settings of every unit and outcome in `folder`, but for the units in `own`."""
-    found = {
+    """The settings of every unit and outcome in `folder`, except the units in `own`."""
+    paths = {
         (path.parent, outcome): path
         for outcome in SHARD_KINDS
         for path in sorted(folder.glob(f"*/*/{outcome}-*.nc"))
     }
-    return [settings_of(_load(path)) for (unit, _), path in found.items() if unit not in own]
+    return [settings_of(_load(path)) for (unit, _), path in paths.items() if unit not in own]
 
 
 class UnitShards(NamedTuple):
-    """The shards of one model x concept: vectors, and each outcome whose shards are all there."""
+    """The shards of one model x concept: vectors, and each outcome whose shards are complete."""
 
     vectors: xr.Dataset
     samples: xr.Dataset | None
     generations: xr.Dataset | None
     keys: dict[Path, str]
     lacking: list[str]
-    """What is left out of the cube, since not all of its shards are there."""
+    """Lines on what is left out of the cube because shards are missing."""
     versions: set[str]
-    """The library versions that its shards were made with, a JSON object each."""
+    """The library versions that its shards were made with, one JSON object each."""
 
     @property
     def layers(self) -> list[int]:
-        """Every layer of either outcome."""
+        """All layers of its outcomes."""
         held = [part["layer"].values.tolist() for part in self.outcomes]
         return sorted({int(layer) for layers in held for layer in layers})
 
     @property
     def outcomes(self) -> list[xr.Dataset]:
-        """Those that are there."""
+        """The complete outcomes."""
         return [part for part in (self.samples, self.generations) if part is not None]
 
     def said(self, name: str) -> Any:
-        """What its shards say of the unit."""
+        """An attribute that its shards record about the unit."""
         return json.loads(self.vectors.attrs[name])
 
     @property
@@ -279,18 +279,18 @@ class UnitShards(NamedTuple):
 def consolidate(
     folder: Path, *, report: Callable[[str], None] = print
 ) -> tuple[xr.Dataset, xr.Dataset, dict[str, str]]:
-    """The cube, the vectors, and the key of each shard, of every unit whose shards are all there.
+    """The cube, the vectors and the key of each shard, of every unit with a complete outcome.
 
-    A unit is a model x concept. A pure function of the shards: neither the order in which they were
-    made nor by how many processes shows; what is left out is reported. Raises ValueError where none
-    is complete, for a shard that is damaged or of another unit, for samples that stand twice, or
-    where their settings keep them out of one cube.
+    A unit is a model x concept. The result depends only on the shards, not on the order or number
+    of processes that made them; what is left out is reported. Raises ValueError where nothing is
+    complete, for a shard that is damaged or of another unit, for samples that appear more than
+    once, or where their settings keep them out of one cube.
     """
     folders = sorted({path.parent for path in folder.glob("*/*/*.nc")})
-    found = [_unit(one) for one in folders if (one / "vectors.nc").exists()]
-    units = [unit for unit in found if unit.outcomes]
+    every = [_unit(one) for one in folders if (one / "vectors.nc").exists()]
+    units = [unit for unit in every if unit.outcomes]
     without = [f"{one} has no vectors.nc" for one in folders if not (one / "vectors.nc").exists()]
-    for line in [*without, *(line for unit in found for line in unit.lacking)]:
+    for line in [*without, *(line for unit in every for line in unit.lacking)]:
         report(f"left out of the cube: {line}")
     if not units:
         raise ValueError(f"{folder} holds no model x concept whose shards are all there")
@@ -303,84 +303,82 @@ def consolidate(
         _fill(cube, unit)
     cube = cube.merge(_responses(units))
     check_cube(cube, what=f"the cube from {folder}")
-    keys = {
-        str(path.relative_to(folder)): found for unit in units for path, found in unit.keys.items()
-    }
+    keys = {str(path.relative_to(folder)): one for unit in units for path, one in unit.keys.items()}
     return cube, _vectors_of(units), keys
 
 
 def _unit(folder: Path) -> UnitShards:
-    of_vectors = _load(folder / "vectors.nc")
-    keys = {folder / "vectors.nc": of_vectors.attrs["key"]}
+    vectors = _load(folder / "vectors.nc")
+    keys = {folder / "vectors.nc": vectors.attrs["key"]}
     joined: dict[str, xr.Dataset | None] = dict.fromkeys(SHARD_KINDS)
     lacking: list[str] = []
-    versions = _versions([of_vectors])
+    versions = _versions([vectors])
     for outcome, join in {"samples": _joined_samples, "generations": _joined_generations}.items():
-        found = {path: _load(path) for path in sorted(folder.glob(f"{outcome}-*.nc"))}
-        raise_if_any(_strays(folder, of_vectors, found), what=f"one unit of the shards in {folder}")
-        shards = list(found.values())
+        by_path = {path: _load(path) for path in sorted(folder.glob(f"{outcome}-*.nc"))}
+        raise_if_any(_strays(folder, vectors, by_path), what=f"one unit of the shards in {folder}")
+        shards = list(by_path.values())
         if not shards:
             continue
-        held_there = {int(label) for shard in shards for label in shard["sample"]}
-        if missing := sorted(set(json.loads(shards[0].attrs["samples"])) - held_there):
-            lacking.append(f"{folder} has no {outcome} of {missing} yet")
+        present = {int(label) for shard in shards for label in shard["sample"]}
+        if missing := sorted(set(json.loads(shards[0].attrs["samples"])) - present):
+            lacking.append(f"{folder} does not have the {outcome} of items {missing} yet")
         else:
             joined[outcome] = join(shards)
             versions |= _versions(shards)
-            keys |= {path: shard.attrs["key"] for path, shard in found.items()}
+            keys |= {path: shard.attrs["key"] for path, shard in by_path.items()}
     if not any(folder.glob("*-*.nc")):
-        lacking.append(f"{folder} has vectors alone")
-    return UnitShards(of_vectors, **joined, keys=keys, lacking=lacking, versions=versions)
+        lacking.append(f"{folder} has only vectors")
+    return UnitShards(vectors, **joined, keys=keys, lacking=lacking, versions=versions)
 
 
 def _versions(shards: Iterable[xr.Dataset]) -> set[str]:
-    """The library versions that the shards say they were made with."""
-    said = [json.loads(shard.attrs.get("of_cube", "{}")) for shard in shards]
-    return {of_cube["versions"] for of_cube in said if "versions" in of_cube}
+    """The library versions that the shards record."""
+    attrs = [json.loads(shard.attrs.get("of_cube", "{}")) for shard in shards]
+    return {of_cube["versions"] for of_cube in attrs if "versions" in of_cube}
 
 
-def _strays(folder: Path, of_vectors: xr.Dataset, shards: Mapping[Path, xr.Dataset]) -> list[str]:
-    """Why shards of one outcome do not belong to the unit that lies in `folder`, or not twice."""
-    of_unit = settings_of(of_vectors) | {"vectors_sha256": of_vectors.attrs[netcdf.DIGEST]}
+def _strays(folder: Path, vectors: xr.Dataset, shards: Mapping[Path, xr.Dataset]) -> list[str]:
+    """Why shards of an outcome do not belong to the unit in `folder`, or hold the same samples."""
+    expected = settings_of(vectors) | {"vectors_sha256": vectors.attrs[netcdf.DIGEST]}
     named = {"model": folder.parent.name, "concept": folder.name}
     problems = [
-        f"{folder / 'vectors.nc'}: {name} = {of_unit[name]!r}, its folder is {label!r}"
+        f"{folder / 'vectors.nc'}: {name} = {expected[name]!r}, but its folder is {label!r}"
         for name, label in named.items()
-        if of_unit[name] != label
+        if expected[name] != label
     ]
     holder: dict[int, Path] = {}
     for path, shard in shards.items():
         settings = settings_of(shard)
-        of_unit = settings | of_unit
+        expected = settings | expected
         problems += [
-            f"{path}: {name} = {settings.get(name)!r}, elsewhere in its unit {of_unit[name]!r}"
-            for name in sorted(of_unit.keys() - OF_ONE_SHARD)
-            if settings.get(name) != of_unit[name]
+            f"{path}: {name} = {settings.get(name)!r}, but elsewhere in its unit {expected[name]!r}"
+            for name in sorted(expected.keys() - PER_SHARD_SETTINGS)
+            if settings.get(name) != expected[name]
         ]
         labels = {int(label) for label in shard["sample"]}
-        twice = {holder[label] for label in labels & holder.keys()}
-        problems += [f"{path} and {other} hold the same samples" for other in sorted(twice)]
+        others = {holder[label] for label in labels & holder.keys()}
+        problems += [f"{path} and {other} hold the same samples" for other in sorted(others)]
         if unknown := sorted(labels - set(json.loads(shard.attrs["samples"]))):
-            problems.append(f"{path}: its samples {unknown} are none of its unit's")
+            problems.append(f"{path}: its samples {unknown} are not among its unit's")
         holder |= dict.fromkeys(labels, path)
     return problems
 
 
 def whole_outcomes(folder: Path) -> set[tuple[Path, str]]:
-    """(folder of the unit, kind of shards) of every outcome whose shards are all there."""
-    found = set()
+    """(folder of the unit, kind of shards) of every outcome whose shards are complete."""
+    complete = set()
     for path in folder.glob("*/*/vectors.nc"):
         try:
             unit = _unit(path.parent)
         except ValueError:
             continue
         kinds = dict(zip(SHARD_KINDS, (unit.samples, unit.generations), strict=True))
-        found |= {(path.parent, kind) for kind, part in kinds.items() if part is not None}
-    return found
+        complete |= {(path.parent, kind) for kind, part in kinds.items() if part is not None}
+    return complete
 
 
 def _joined_samples(shards: Sequence[xr.Dataset]) -> xr.Dataset:
-    """All samples, and the receipts of all chunks together."""
+    """All samples of a unit, and the receipts of all its chunks combined."""
     samples = xr.concat(
         [shard.drop_vars(RECEIPTS) for shard in shards], dim="sample", combine_attrs="override"
     ).sortby("sample")
@@ -394,7 +392,7 @@ def _joined_samples(shards: Sequence[xr.Dataset]) -> xr.Dataset:
 
 
 def _joined_generations(shards: Sequence[xr.Dataset]) -> xr.Dataset:
-    """All responses; where it was recorded, the first position's logit difference by sample."""
+    """All responses; where recorded, the first position's log-probabilities by sample."""
     joined = xr.concat(
         [_table(shard) for shard in shards], dim="response", combine_attrs="override"
     )
@@ -421,20 +419,20 @@ def _frame(units: Sequence[UnitShards], *, strengths: Sequence[float]) -> xr.Dat
 
 
 def _joined(attrs: Sequence[Mapping[str, str]]) -> dict[str, str]:
-    """What all say once; what differs line by line, and the inputs as one JSON object."""
-    names = {name: None for of_unit in attrs for name in of_unit}
-    joined = {name: "\n".join(sorted({of.get(name, "") for of in attrs} - {""})) for name in names}
+    """Attributes of one cube: each distinct value on a line, the inputs as one JSON object."""
+    names = {name: None for one in attrs for name in one}
+    joined = {name: "\n".join(sorted({a.get(name, "") for a in attrs} - {""})) for name in names}
     inputs: dict[str, str] = {}
-    for of_unit in attrs:
-        inputs |= json.loads(of_unit["inputs_sha256"])
+    for one in attrs:
+        inputs |= json.loads(one["inputs_sha256"])
     return joined | {"inputs_sha256": json.dumps(inputs, sort_keys=True)}
 
 
 def _fill(cube: xr.Dataset, unit: UnitShards) -> None:
     at = {"model": unit.model.name, "concept": unit.said("concept")}
-    of_layers = at | {"layer": unit.layers}
-    for name in OF_VECTORS:
-        _put(cube, name, of_layers, unit.vectors[name].sel(layer=unit.layers))
+    at_layers = at | {"layer": unit.layers}
+    for name in VECTOR_VARIABLES:
+        _put(cube, name, at_layers, unit.vectors[name].sel(layer=unit.layers))
     if unit.samples is not None:
         _fill_samples(cube, unit.samples, at)
     if unit.generations is not None:
@@ -460,7 +458,7 @@ def _fill_samples(cube: xr.Dataset, samples: xr.Dataset, at: Mapping[str, str]) 
 
 
 def _fill_generations(cube: xr.Dataset, generations: xr.Dataset, at: Mapping[str, str]) -> None:
-    """Read every response: which of an item's answers are valid, and which of those match."""
+    """Parse the responses: each item's share of valid ones, and of these the share that match."""
     swept = dict(at) | {"layer": generations["layer"].values}
     letter = cube["letter"].sel(concept=at["concept"]).values
     table = _table(generations).to_dataframe()
@@ -485,19 +483,19 @@ def _fill_generations(cube: xr.Dataset, generations: xr.Dataset, at: Mapping[str
     name = "generation_positions_touched"
     _put(cube, name, swept, generations[name])
     if "first_logprob" in generations:
-        _put(cube, "generation_logit_apart", swept, _apart_from_sweep(cube, generations, at))
+        _put(cube, "generation_logit_apart", swept, _difference_from_sweep(cube, generations, at))
 
 
-def _apart_from_sweep(
+def _difference_from_sweep(
     cube: xr.Dataset, generations: xr.Dataset, at: Mapping[str, str]
 ) -> xr.DataArray:
-    """How far, by layer, the first position's log-probabilities are from the sweep's, at most.
+    """Largest difference (layer), in nats, of first-position log-probabilities from the sweep's.
 
-    NaN at layers that were not swept. Raises ValueError where that is not rounding (in float32).
+    NaN at layers that were not swept. Raises ValueError where it is not rounding (in float32).
     """
     first = generations["first_logprob"]
     labels = dict(at) | {dim: first[dim].values for dim in ("layer", "strength", "sample")}
-    apart = xr.concat(
+    gaps = xr.concat(
         [
             abs(first.sel(answer=answer) - cube[f"logprob_{answer}"].loc[labels])
             for answer in ("matching", "other")
@@ -507,18 +505,19 @@ def _apart_from_sweep(
         compat="override",
     )
     every = ("answer", "strength", "sample")
-    largest = apart.max(every).where(apart.notnull().all(every))
-    if cube.attrs["dtype"] == "float32" and (largest > MAX_APART).any():
+    largest = gaps.max(every).where(gaps.notnull().all(every))
+    if cube.attrs["dtype"] == "float32" and (largest > MAX_ROUNDING).any():
         raise ValueError(
-            f"{at['model']} x {at['concept']}: the first generated position is {largest.max():.2g} "
-            f"nat from the logit sweep's (at most {MAX_APART} is rounding): the two are not of the "
-            "same model, vectors or prompts. Delete one of the two kinds of shards, and go on."
+            f"{at['model']} x {at['concept']}: log-probabilities at the first generated position "
+            f"differ from the logit sweep's by {largest.max():.2g} nat (at most {MAX_ROUNDING} is "
+            "rounding): the two are not of the same model, vectors or prompts. Delete one of the "
+            "two kinds of shards, and resume."
         )
     return largest
 
 
 def _table(generations: xr.Dataset) -> xr.Dataset:
-    """The responses alone."""
+    """The variables of a response, without the rest."""
     columns = [name for name in generations if generations[name].dims == ("response",)]
     return generations[columns].reset_coords(drop=True)
 
@@ -543,7 +542,7 @@ def _responses(units: Sequence[UnitShards]) -> xr.Dataset:
 
 
 def _put(cube: xr.Dataset, name: str, at: Mapping[str, Any], values: xr.DataArray) -> None:
-    """Write into a variable of the contract, which is made first where the cube has none yet."""
+    """Write into a variable of the contract, which is created first where the cube lacks it."""
     if name not in cube:
         cube[name] = VARIABLES[name].full(cube.sizes)
     cube[name].loc[dict(at)] = values.values

@@ -1,13 +1,13 @@
 """One pass of a batch of prompts for every layer and strength.
 
 The plain loop runs the whole model for each (layer, strength). Here the batch runs once; after
-block L a copy of its rows with strength x v_L joins for each cell, and all rows go on to the end.
-Blocks below L are never repeated, strength 0 is computed once, every weight is read once, and only
-the last position reaches the final norm and the unembedding.
+block L, a copy of its rows with strength x v_L added joins for each strength, and all rows go on to
+the end. Blocks up to L are not repeated for it, strength 0 is computed once, every weight is read
+once, and only the last position reaches the final norm and the unembedding.
 
 `positions` says where vectors are added. "all": at every position. "answer": at those after the
-user's turn (Rimsky et al. 2023, arXiv:2312.06681); then nothing before them depends on the cell,
-so the keys and values of the prompt are computed once and shared, and only the rest is run.
+user's turn (Rimsky et al. 2023, arXiv:2312.06681). Nothing before these depends on the vector, so
+the keys and values of the prompt are computed once and shared, and only the rest is run.
 """
 
 import re
@@ -27,23 +27,23 @@ from steercube.collect.readout import Prompt
 
 N_PROBES = 64
 ALLOWED, FLOOR, CEILING, LEAST = 3.0, 12.0, 20.0, 1e-3
-"""A check's tolerance, see `require_alike`. In units in the last place of the logits' standard
-deviation, honest bfloat16 models of 5 to 30 blocks differed by up to 5; half a vector makes 30."""
+"""Tolerance of a check, see `require_alike`. In units in the last place of the logits' standard
+deviation, correct bfloat16 models of 5 to 30 blocks differed by up to 5; half a vector makes 30."""
 POSITIONS = {"all": "every position", "answer": "the positions after the user's turn"}
 OUT_OF_MEMORY = re.compile(
     r"out.of.(device.|host.)?memory|allocate memory|not enough memory|ALLOC(ATION)?_FAILED",
     re.IGNORECASE,
 )
-"""What torch (CUDA, MPS, CPU), cuBLAS and cuDNN say where memory is lacking."""
+"""Out-of-memory messages of torch (CUDA, MPS, CPU), cuBLAS and cuDNN."""
 Progress = Callable[[int], None]
 
 
 @dataclass(frozen=True)
 class Run:
-    """A batch ready for the decoder: what is run, and what it is run behind.
+    """A batch ready for the decoder: the tokens to run, and the cached prefix that they follow.
 
     ids, steer (row, position); last (row); `positions` (row, position) and `mask` (row, slot) are
-    given only behind a prefix.
+    given only with a prefix.
     """
 
     ids: Tensor
@@ -79,13 +79,13 @@ def sweep(
     max_rows: int,
     progress: Progress = lambda n: None,
 ) -> Swept:
-    """Log-probability of each answer of each prompt, unsteered (first) and in each cell.
+    """Log-probability of each answer of each prompt, unsteered (first) and for each of `cells`.
 
     `answers` holds token ids (prompt, answer). At most `max_rows` rows are in a pass; where they do
-    not fit into memory, half as many, down to one cell. The result depends on neither, nor on the
-    order of the prompts. `progress` is told of every finished cell x prompt.
+    not fit into memory, half as many, down to two. The result depends on neither, nor on the order
+    of the prompts. `progress` is called with the number of rows just finished.
 
-    Raises ValueError for fewer than two rows, MemoryError where one cell does not fit.
+    Raises ValueError for `max_rows` below two, MemoryError where two rows do not fit.
     """
     out = np.full((1 + len(cells), *answers.shape), np.nan, dtype="float32")
     touched: dict[int, Touched] = {}
@@ -109,14 +109,14 @@ def in_batches(
     *,
     max_rows: int,
 ) -> int:
-    """`do(indices of prompts, max_rows)` for all prompts, and the rows that fitted into memory.
+    """Call `do(indices of prompts, max_rows)` for all prompts; returns the rows that fitted.
 
-    As many prompts together as `rows_each` lets into `max_rows`; where memory runs out, half of
-    those rows. Raises ValueError for fewer than two rows, MemoryError where two do not fit.
+    A batch has as many prompts as fit into `max_rows` at `rows_each`; where memory runs out,
+    `max_rows` is halved. Raises ValueError for less than two, MemoryError where two do not fit.
     """
     if max_rows < 2:
-        raise ValueError(f"max_rows = {max_rows}: one cell takes 2 rows, the prompt and its copy")
-    # Prompts of like length run together, so that little is padded.
+        raise ValueError(f"max_rows = {max_rows}: at least 2, a prompt and its steered copy")
+    # Prompts of similar length run together, so that little is padded.
     waiting = sorted(range(len(prompts)), key=lambda i: len(prompts[i].ids))
     while waiting:
         batch = waiting[: max(1, max_rows // rows_each)]
@@ -130,7 +130,7 @@ def in_batches(
 
 
 def add_prompts(touched: dict[int, Touched], receipts: Mapping[int, Touched]) -> None:
-    """Receipts, by layer, of more prompts in the same cells."""
+    """Add to `touched` the receipts, by layer, of more prompts in the same cells."""
     for layer, one in receipts.items():
         touched[layer] = touched[layer].with_more_prompts(one) if layer in touched else one
 
@@ -138,7 +138,7 @@ def add_prompts(touched: dict[int, Touched], receipts: Mapping[int, Touched]) ->
 def _every_cell(
     decoder: Decoder, run: Run, cells: Sequence[Cell], answers: np.ndarray, *, max_rows: int
 ) -> tuple[np.ndarray, dict[int, Touched]]:
-    """A batch's log-probabilities in all cells, in as many passes as `max_rows` asks for."""
+    """A batch's log-probabilities for all cells, in as many passes as needed; receipts by layer."""
     out = np.empty((1 + len(cells), *answers.shape), dtype="float32")
     touched: dict[int, Touched] = {}
     for group in groups(len(cells), max_rows // len(answers) - 1):
@@ -146,20 +146,20 @@ def _every_cell(
         unsteered, *steered = logprobs_of(fan_out(decoder, run, pass_), answers)
         if 0 in group or not group:
             out[0] = unsteered
-        for i, found in zip(pass_.ordered, steered, strict=True):
-            out[1 + group[i]] = found
+        for i, logprobs in zip(pass_.ordered, steered, strict=True):
+            out[1 + group[i]] = logprobs
         add_cells(touched, pass_.touched)
     return out, touched
 
 
 def add_cells(touched: dict[int, Touched], receipts: Mapping[int, Touched]) -> None:
-    """Receipts, by layer, of more cells of the same prompts."""
+    """Add to `touched` the receipts, by layer, of more cells of the same prompts."""
     for layer, one in receipts.items():
         touched[layer] = touched[layer].with_more_cells(one) if layer in touched else one
 
 
 def groups(n_cells: int, at_most: int) -> list[range]:
-    """Cells in passes of at most so many; one empty pass where there is none."""
+    """Indices of cells in passes of at most `at_most`; one empty pass where there are no cells."""
     if n_cells == 0:
         return [range(0)]
     return [range(start, min(start + at_most, n_cells)) for start in range(0, n_cells, at_most)]
@@ -177,7 +177,7 @@ def lacks_memory(error: BaseException) -> bool:
 
 
 def _fewer_rows(error: Exception, max_rows: int) -> int:
-    """Half of `max_rows`. Anything but a lack of memory, or of two rows' memory, is raised."""
+    """Half of `max_rows`; re-raises what is no lack of memory, raises MemoryError at two rows."""
     if not lacks_memory(error):
         raise error
     if max_rows <= 2:
@@ -192,15 +192,15 @@ def _fewer_rows(error: Exception, max_rows: int) -> int:
 def prepare(
     decoder: Decoder, prompts: Sequence[Prompt], *, positions: str, keeps: bool = False
 ) -> Run:
-    """The batch on the device; with "answer", behind the keys and values of its beginning.
+    """The batch on the device; with "answer", after the cached keys and values of its beginning.
 
-    `keeps` is for passes after which the rows go on: see `SharedPrefix`.
+    `keeps` is for generation, where rows go on after the pass: see `SharedPrefix`.
     """
     starts = _starts(prompts, positions)
     n_run = max(len(p.ids) - start for p, start in zip(prompts, starts, strict=True))
     prefix = SharedPrefix(decoder.n_layers, keeps=keeps)
     if decoder.shares_prefix and n_run < min(len(p.ids) for p in prompts):
-        return _behind_prefix(decoder, prompts, starts, n_run, prefix)
+        return _after_prefix(decoder, prompts, starts, n_run, prefix)
     whole = run_whole(decoder, prompts, positions=positions)
     if not keeps:
         return whole
@@ -214,7 +214,7 @@ def _starts(prompts: Sequence[Prompt], positions: str) -> list[int]:
 
 
 def run_whole(decoder: Decoder, prompts: Sequence[Prompt], *, positions: str) -> Run:
-    """Padding stands on the right, where causal attention never looks; so no mask is needed."""
+    """The batch without a prefix, padded on the right, where causal attention needs no mask."""
     starts = _starts(prompts, positions)
     ids, lengths = _padded([p.ids for p in prompts], decoder.device)
     at = torch.arange(ids.shape[1], device=ids.device)[None]
@@ -222,14 +222,14 @@ def run_whole(decoder: Decoder, prompts: Sequence[Prompt], *, positions: str) ->
     return Run(ids, steer=(at >= begin) & (at < lengths[:, None]), last=lengths - 1)
 
 
-def _behind_prefix(
+def _after_prefix(
     decoder: Decoder,
     prompts: Sequence[Prompt],
     starts: Sequence[int],
     n_run: int,
     prefix: SharedPrefix,
 ) -> Run:
-    """The last `n_run` tokens of every prompt, behind the keys and values of the others."""
+    """The last `n_run` tokens of every prompt, after the keys and values of the earlier ones."""
     ids, lengths = _padded([p.ids[:-n_run] for p in prompts], decoder.device)
     decoder.model.get_decoder()(input_ids=ids, past_key_values=prefix, use_cache=True)
     prefix.share(lengths)
@@ -249,7 +249,7 @@ def _behind_prefix(
 
 
 def _padded(rows: Sequence[Sequence[int]], device: torch.device) -> tuple[Tensor, Tensor]:
-    """Ids (row, position), padded on the right with an id that is never looked at; lengths."""
+    """Ids (row, position), padded on the right with an id that is never attended to; lengths."""
     lengths = torch.tensor([len(row) for row in rows], device=device)
     width = int(lengths.max())
     ids = [[*row, *[0] * (width - len(row))] for row in rows]
@@ -257,9 +257,9 @@ def _padded(rows: Sequence[Sequence[int]], device: torch.device) -> tuple[Tensor
 
 
 def forward(decoder: Decoder, run: Run, *, at: Tensor | None = None) -> Tensor:
-    """Logits (row, position, vocabulary) as the model gives them, but summed in float32.
+    """Logits (row, position, vocabulary) of the model, but summed in float32.
 
-    `at` (row, n) says at which positions; else at all that leave the last block.
+    `at` (row, n) selects positions; without it, all that the last block outputs.
     """
     given = {"position_ids": run.positions, "attention_mask": run.mask}
     with reading_out(decoder.model.get_output_embeddings(), at):
@@ -271,7 +271,7 @@ def forward(decoder: Decoder, run: Run, *, at: Tensor | None = None) -> Tensor:
         ).logits
     if at is None or logits.shape[1] == at.shape[1]:
         return logits
-    # A model without an output embedding of its own gave all positions.
+    # A model without an output embedding of its own returned all positions.
     return logits.gather(1, at[:, :, None].expand(-1, -1, logits.shape[-1]).to(logits.device))
 
 
@@ -287,15 +287,15 @@ def logprobs_of(logits: Tensor, answers: np.ndarray) -> np.ndarray:
     copies = len(logits) // len(answers)
     tokens = torch.as_tensor(answers, device=logits.device).repeat(copies, 1)
     # A few rows at a time: float32 logits of every row and word would be the largest array of all.
-    found = [
+    parts = [
         few.float().log_softmax(-1).gather(-1, wanted)
         for few, wanted in zip(logits.split(64), tokens.split(64), strict=True)
     ]
-    return torch.cat(found).view(copies, *answers.shape).cpu().numpy()
+    return torch.cat(parts).view(copies, *answers.shape).cpu().numpy()
 
 
 def largest_gap(one: np.ndarray, two: np.ndarray) -> float:
-    """Largest |one - two|; none where neither is a number, infinite where only one is.
+    """Largest |one - two|; 0 where both are NaN, infinite where only one is.
 
     >>> largest_gap(np.array([1.0, np.nan]), np.array([1.5, np.nan]))
     0.5
@@ -305,7 +305,7 @@ def largest_gap(one: np.ndarray, two: np.ndarray) -> float:
 
 def _gaps(one: np.ndarray, two: np.ndarray) -> np.ndarray:
     both = np.isnan(one) & np.isnan(two)
-    with np.errstate(invalid="ignore"):  # of two infinities
+    with np.errstate(invalid="ignore"):  # inf - inf
         return np.nan_to_num(abs(np.where(both, 0.0, one - two)), nan=np.inf)
 
 
@@ -322,10 +322,10 @@ def probes_of(decoder: Decoder) -> np.ndarray:
 def as_large_as_the_residual(
     decoder: Decoder, prompts: Sequence[Prompt], cells: Sequence[Cell]
 ) -> list[Cell]:
-    """The cells at such a strength that |added| = |residual| where the answer is read.
+    """The cells, rescaled so that |added| = |residual| where the answer is read.
 
-    What a wrong engine does differently is then of the size of the residual stream itself, far
-    above what rounding explains. A vector of norm 0 stays as it is.
+    A wrong pass then differs by about the size of the residual stream itself, far above what
+    rounding explains. A vector of norm 0 is not rescaled.
     """
     norms = []
     for prompt in prompts:
@@ -355,16 +355,16 @@ def check_against_plain_loop(
     """Largest difference, in nats, between one pass and a full forward for each prompt and cell.
 
     Prompts are run together and one by one, at |added| = |residual|, and compared at the answers'
-    tokens and at others. Raises ValueError where a vector was not added at every position that it
-    should be, and where they differ by more than rounding explains (see `require_alike`): such a
-    model's blocks are given, or keep, something that the hooks do not repeat, and it would be
-    measured wrongly.
+    tokens and at probe tokens. Raises ValueError where a vector was not added at every intended
+    position, and where the two differ by more than rounding explains (see `require_alike`): the
+    model's blocks are then given, or keep, something that the hooks do not repeat for the copies,
+    and results would be wrong.
     """
     cells = as_large_as_the_residual(decoder, prompts, cells)
     tokens = np.concatenate(
         [answers, np.tile(probes_of(decoder), (len(prompts), 1))], axis=1
     )  # (prompt, token)
-    found = []
+    passes = []
     for n_together in (len(prompts), 1):
         max_rows = max(2, n_together * (1 + len(cells)))
         try:
@@ -374,24 +374,24 @@ def check_against_plain_loop(
                 f"model {decoder.name!r}: its blocks cannot be run on more rows than the model was "
                 f"given ({type(error).__name__}: {error}). This architecture is not supported."
             ) from error
-        found.append(swept)
+        passes.append(swept)
     plain = partial(plain_loop, decoder, prompts, tokens, positions=positions)
-    apart = require_alike(
-        [swept.logprobs[1:] for swept in found],
+    difference = require_alike(
+        [swept.logprobs[1:] for swept in passes],
         plain=plain(cells)[:, :, 0],
         again=plain(cells, copies=copies_of(prompts))[:, :, 0],
         unsteered=lambda: plain([replace(cell, strength=0.0) for cell in cells[:1]])[:, :, 0],
         eps=rounding_unit(decoder),
-        what=f"model {decoder.name!r}: one pass for all cells differs from the plain loop",
+        what=f"model {decoder.name!r}: one pass for all vectors differs from the plain loop",
         remedy="This architecture is not supported; please report its name.",
     )
-    for swept in found:
+    for swept in passes:
         require_every_position(decoder, swept.touched, prompts, cells, positions=positions)
-    return apart
+    return difference
 
 
 def copies_of(prompts: Sequence[Prompt]) -> int:
-    """Copies of the prompts in a batch, so that it has several rows."""
+    """How often to repeat the prompts in a batch, so that it has several rows."""
     return 1 if len(prompts) > 1 else 2
 
 
@@ -404,10 +404,10 @@ def require_every_position(
     positions: str,
     generated: int = 0,
 ) -> None:
-    """Raise ValueError unless each vector changed all positions that it is to be added at.
+    """Raise ValueError unless each vector changed every position where it should be added.
 
-    `generated` is how many tokens behind each prompt it is added at. This is counted, not measured,
-    so it shows a single row or position that was missed where no logit would.
+    `generated` is how many tokens after each prompt are among them. Changes are counted, so even a
+    single missed row or position is seen, where no logit might show it.
     """
     starts = _starts(prompts, positions)
     each = sum(len(p.ids) - start + generated for p, start in zip(prompts, starts, strict=True))
@@ -418,13 +418,13 @@ def require_every_position(
         if changed != wanted:
             raise ValueError(
                 f"model {decoder.name!r}: after block {layer}, vectors changed {changed[0]} rows "
-                f"at {changed[1]} positions in all, and should {wanted[0]} at {wanted[1]}. This "
+                f"at {changed[1]} positions in all, instead of {wanted[0]} at {wanted[1]}. This "
                 "architecture is not supported; please report its name."
             )
 
 
 def require_alike(
-    found: Sequence[np.ndarray],
+    ours: Sequence[np.ndarray],
     *,
     plain: np.ndarray,
     again: np.ndarray,
@@ -433,18 +433,18 @@ def require_alike(
     what: str,
     remedy: str,
 ) -> float:
-    """Largest |found - plain| in nats; ValueError where it is more than rounding.
+    """Largest |ours - plain| in nats; ValueError where it is more than rounding.
 
-    All are log-probabilities (cell, prompt, ...): `found` by ours, `plain` by the plain loop,
-    `again` by it at another batch size, `unsteered` by it without vectors. Two rows, each a cell
-    and prompt, differ by the root mean square over their tokens. Each of `found` is refused
+    All are log-probabilities (cell, prompt, ...): `ours` by this package, `plain` by the plain
+    loop, `again` by it at another batch size, `unsteered` by it without vectors. A row is a cell
+    and prompt; its difference is the root mean square over its tokens. Each of `ours` is refused
 
-    - where its median row differs from `plain` by more than ALLOWED times what the plain loop's
-      median row differs from itself. Not less than LEAST nat or FLOOR units in the last place of
-      the logits' standard deviation are allowed, which is rounding where the plain loop's own
-      difference happens to be smaller; not more than CEILING units, which is no longer rounding:
-      then the rows of a batch see each other. By the median, because rounding makes a mixture of
-      experts take another expert in a row now and then; a wrong engine is wrong in most rows.
+    - where its median row differs from `plain` by more than ALLOWED times the median row's
+      difference between `again` and `plain`. At least LEAST nat and FLOOR units in the last place
+      of the logits' standard deviation are allowed, because that one may by chance be below
+      rounding; at most CEILING units, because more is not rounding: the rows of a batch then
+      affect each other. The median, because rounding makes a mixture of experts choose another
+      expert in a row now and then, while wrong code is wrong in most rows.
     - where any row differs by more than half of what its vector does there. A row without its
       vector differs by all of it.
     """
@@ -452,29 +452,29 @@ def require_alike(
     unit = eps * float(np.median(np.nan_to_num(spread)))
     own = float(np.median(_by_row(again, plain)))
     allowed = max(LEAST, float(np.clip(ALLOWED * own, FLOOR * unit, CEILING * unit)))
-    for gap in (_by_row(one, plain) for one in found):
+    for gap in (_by_row(one, plain) for one in ours):
         if (gap <= allowed).all():
             continue
         effect = _by_row(plain, np.broadcast_to(unsteered(), plain.shape))
         if not np.median(gap) <= allowed or not (gap <= np.maximum(allowed, effect / 2)).all():
             raise ValueError(
                 f"{what} by {np.median(gap):.3g} nat in the median row and {gap.max():.3g} in the "
-                f"worst. Rounding explains {allowed:.3g}, and the vectors themselves do "
+                f"worst. Rounding explains {allowed:.3g}; the vectors themselves change "
                 f"{np.median(effect):.3g}. {remedy}"
             )
-    return max(largest_gap(one, plain) for one in found)
+    return max(largest_gap(one, plain) for one in ours)
 
 
 def rounding_unit(decoder: Decoder) -> float:
-    """The unit in the last place of the model's products, relative to 1."""
+    """The unit in the last place of the model's matrix products, relative to 1."""
     dtype = decoder.model.dtype
     lowered = {"high": 2.0**-10, "medium": 2.0**-7}
-    of_float32 = lowered.get(torch.get_float32_matmul_precision(), 0.0)
-    return max(torch.finfo(dtype).eps, of_float32 if dtype == torch.float32 else 0.0)
+    float32_unit = lowered.get(torch.get_float32_matmul_precision(), 0.0)
+    return max(torch.finfo(dtype).eps, float32_unit if dtype == torch.float32 else 0.0)
 
 
 def _by_row(one: np.ndarray, two: np.ndarray) -> np.ndarray:
-    """Root mean square difference (cell, prompt) over all else, infinite where one is no number."""
+    """Root mean square difference (cell, prompt) over other dims, infinite where one is NaN."""
     return np.sqrt((_gaps(one, two) ** 2).mean(axis=tuple(range(2, one.ndim))))
 
 
@@ -491,8 +491,8 @@ def plain_loop(
 ) -> np.ndarray:
     """Log-probabilities (cell, prompt, position, token) by a full forward for each cell.
 
-    At the last `n_last` positions, of `tokens` (prompt, token). Prompts are run one by one, or,
-    with `copies`, so many of each together.
+    Those of `tokens` (prompt, token), at the last `n_last` positions. Prompts are run one by one
+    or, with `copies`, all together, each so many times.
     """
     every = range(len(prompts))
     batches = [[*every] * copies] if copies else [[i] for i in every]

@@ -29,7 +29,7 @@ RECORDED_VERSIONS = ("torch", "transformers", "tokenizers", "numpy")
 
 @dataclass(frozen=True)
 class Unit:
-    """What is to be collected of one concept on one model, and where its shards lie."""
+    """One concept to collect on one model, and the folder of its shards."""
 
     decoder: Decoder
     readout: Readout
@@ -43,11 +43,11 @@ class Unit:
         return self.folder / "vectors.nc"
 
     def vectors(self, *, batch_size: int, progress: Progress = lambda n: None) -> xr.Dataset:
-        """The vectors, from their shard; made and saved first where there is none."""
-        found = self.found_vectors()
-        if found is None:
+        """The vectors, from their shard; computed and saved first where there is none."""
+        saved = self.found_vectors()
+        if saved is None:
             rng = stream(f"{self.decoder.name}/{self.concept.name}", seed=self.plan.seed)
-            made = vectors(
+            computed = vectors(
                 self.decoder,
                 self.readout,
                 self.concept.train,
@@ -56,24 +56,24 @@ class Unit:
                 batch_size=batch_size,
                 progress=progress,
             )
-            save_shard(made, self.vectors_path, self._vector_settings, **self.described)
-            found = netcdf.load(self.vectors_path)
-        return found
+            save_shard(computed, self.vectors_path, self._vector_settings, **self.described)
+            saved = netcdf.load(self.vectors_path)
+        return saved
 
     def found_vectors(self) -> xr.Dataset | None:
-        """The vectors' shard, if there is a sound one of these settings."""
+        """The vectors' shard, None if missing or damaged; ValueError if of other settings."""
         return find_shard(self.vectors_path, self._vector_settings)
 
     def cells(
         self,
-        of_vectors: xr.Dataset,
+        vectors: xr.Dataset,
         layers: Sequence[int],
         strengths: Sequence[float],
         *,
         directions: Sequence[str] = ("concept",),
     ) -> list[Cell]:
-        """What is added, by direction, layer and strength, in that order."""
-        table = of_vectors["vector"].transpose("direction", "layer", "hidden")
+        """One steered copy for each direction, layer and strength, in that order."""
+        table = vectors["vector"].transpose("direction", "layer", "hidden")
         return [
             Cell(layer, strength, torch.from_numpy(table.sel(direction=name, layer=layer).values))
             for name in directions
@@ -88,7 +88,7 @@ class Unit:
 
     @property
     def settings(self) -> dict[str, Any]:
-        """What the values of all its shards depend on."""
+        """The settings that the values of all its shards depend on."""
         return {
             "model": self.decoder.name,
             "concept": self.concept.name,
@@ -106,18 +106,18 @@ class Unit:
 
     @property
     def told(self) -> Told:
-        """What its shards will say of it, or say already."""
+        """Its identity, as recorded in its shards."""
         return told_of({name: json.dumps(value) for name, value in self.described.items()})
 
     @property
     def _vector_settings(self) -> dict[str, Any]:
-        asked = self.concept.train
-        prompts = [self.readout.prompt(pair.prompt) for pair in asked]
-        return self.settings | {"pairs_sha256": sha256_of((asked, prompts, self.answers(asked)))}
+        pairs = self.concept.train
+        prompts = [self.readout.prompt(pair.prompt) for pair in pairs]
+        return self.settings | {"pairs_sha256": sha256_of((pairs, prompts, self.answers(pairs)))}
 
     @property
     def described(self) -> dict[str, Any]:
-        """What a shard says about the cube that it is a part of."""
+        """Attributes of every shard: its model, concept and items, and those of its cube."""
         n_pairs, n_items = len(self.concept.train), len(self.concept.evaluation)
         facts = replace(self.decoder.facts, revision=self.decoder.revision)
         versions = {name: version(name) for name in RECORDED_VERSIONS}
@@ -145,7 +145,7 @@ class Unit:
         }
 
 
-def sha256_of(asked: tuple[Sequence[Question], Sequence[Prompt], np.ndarray]) -> str:
-    """Of questions as text and as token ids, and of the tokens of their answers."""
-    questions, prompts, answers = asked
+def sha256_of(inputs: tuple[Sequence[Question], Sequence[Prompt], np.ndarray]) -> str:
+    """SHA-256 of questions as text and as token ids, and of the tokens of their answers."""
+    questions, prompts, answers = inputs
     return hashlib.sha256(repr((questions, prompts, answers.tolist())).encode()).hexdigest()

@@ -3,8 +3,8 @@
     v_L = mean over pairs of (h_L at the matching letter - h_L at the other letter)
 
 h_L is the residual stream after block L, at the token of the answer letter, after the same prompt.
-Beside the vector stand two controls of the same norm, to read an effect against: a random
-direction, and the vector of the same pairs with their sides shuffled.
+Two controls of the same norm come with the vector, to compare its effect with: a random direction,
+and the vector of the same pairs with their sides shuffled.
 """
 
 from collections.abc import Sequence
@@ -38,7 +38,7 @@ def vectors(
     batch_size: int = 8,
     progress: Progress = lambda n: None,
 ) -> xr.Dataset:
-    """The vectors of every block and how much of a direction they are.
+    """The vectors of every block, and how consistent their direction is over pairs.
 
     `vector` (direction, layer, hidden), float32, as added at strength 1. Per layer: `vector_norm`
     |v|; `residual_norm`, the mean of |h| over both sides; `split_half_cosine`, the mean over random
@@ -90,15 +90,15 @@ def letter_residuals(
     """
     prompts = [readout.prompt(pair.prompt) for pair in pairs]
     order = sorted(range(len(prompts)), key=lambda i: len(prompts[i].ids))
-    found: dict[str, dict[int, np.ndarray]] = {"matching": {}, "other": {}}
+    residuals: dict[str, dict[int, np.ndarray]] = {"matching": {}, "other": {}}
     while order:
         batch = order[:batch_size]
         try:
             run = prepare(decoder, [_open_ended(prompts[i]) for i in batch], positions="answer")
-            for side, of_pair in found.items():
+            for side, by_pair in residuals.items():
                 letters = [readout.token(getattr(pairs[i], side)) for i in batch]
                 rows = _residuals(decoder, run.ending_in(letters), of_input=convention == "study")
-                of_pair |= dict(zip(batch, rows, strict=True))
+                by_pair |= dict(zip(batch, rows, strict=True))
         except (RuntimeError, MemoryError) as error:
             if not lacks_memory(error):
                 raise
@@ -109,7 +109,7 @@ def letter_residuals(
         order = order[len(batch) :]
         progress(len(batch))
     matching, other = (
-        np.stack([of_pair[i] for i in range(len(prompts))]) for of_pair in found.values()
+        np.stack([by_pair[i] for i in range(len(prompts))]) for by_pair in residuals.values()
     )
     return matching, other
 
@@ -122,17 +122,17 @@ def _residuals(decoder: Decoder, run: Run, *, of_input: bool) -> np.ndarray:
 
 
 def _open_ended(prompt: Prompt) -> Prompt:
-    """The prompt with a place for a letter, which alone counts as the answer."""
+    """The prompt with one more position, for a letter, which alone counts as the answer."""
     return Prompt((*prompt.ids, 0), answer_start=len(prompt.ids))
 
 
 def split_half_cosine(
     differences: np.ndarray, letters: np.ndarray, rng: np.random.Generator
 ) -> np.ndarray:
-    """Cosine (layer) of the mean differences (pair, layer, hidden) of two random halves; its mean.
+    """Mean cosine (layer) of the mean differences (pair, layer, hidden) of two random halves.
 
-    0 for pairs with nothing in common, near 1 for a direction that any half would find. The halves
-    hold each letter alike: else what one has of a letter too much the other has too little, and
+    0 for pairs with nothing in common, near 1 for a direction that either half would give. The
+    halves are balanced by letter: otherwise one has too many of a letter and the other too few, and
     the letter's direction, the largest of all, would make them opposite.
     """
     signs = np.stack([_halving_signs(letters, rng) for _ in range(N_SPLITS)])
@@ -157,21 +157,21 @@ def _cosine(one: np.ndarray, two: np.ndarray) -> np.ndarray:
     return np.einsum("...h,...h->...", one, two) / np.where(norms > 0, norms, 1)
 
 
-def _with_norm_of(wanted: np.ndarray, direction: np.ndarray) -> np.ndarray:
+def _with_norm_of(reference: np.ndarray, direction: np.ndarray) -> np.ndarray:
     norm = np.linalg.norm(direction, axis=-1, keepdims=True)
-    length = np.linalg.norm(wanted, axis=-1, keepdims=True)
+    length = np.linalg.norm(reference, axis=-1, keepdims=True)
     return direction / np.where(norm > 0, norm, 1) * length
 
 
 def _halving_signs(letters: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     """+1 and -1 (pair), half of each among pairs of the same letter.
 
-    As the signs of a shuffled vector they leave neither the concept nor the letter in the mean;
-    with signs drawn freely, chance would leave some of the letter's direction.
+    As the signs of a shuffled vector they cancel both the concept and the letter in the mean;
+    freely drawn signs would by chance leave some of the letter's direction.
     """
     signs = np.empty(len(letters))
     for letter in np.unique(letters):
-        of_letter = np.flatnonzero(letters == letter)
-        balanced = np.resize(rng.permutation([1.0, -1.0]), len(of_letter))
-        signs[of_letter] = rng.permutation(balanced)
+        pairs = np.flatnonzero(letters == letter)
+        balanced = np.resize(rng.permutation([1.0, -1.0]), len(pairs))
+        signs[pairs] = rng.permutation(balanced)
     return signs

@@ -1,16 +1,15 @@
-"""The figures of a study: `<name>(plain data) -> Figure`, and `draw` that hands them their data.
+"""The figures of effects: `<name>(plain data) -> Figure`, and `draw`, which gathers their data.
 
-Those of the models of training and scale are in `steercube.report.model_figures`.
+Figures of the models over models are in `steercube.report.model_figures`.
 """
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import matplotlib as mpl
 import numpy as np
 import pandas as pd
-import xarray as xr
 from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.axis import Axis
@@ -18,34 +17,31 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from scipy import stats
 
-from steercube.analysis.agreement.agreement import MEAN_R
+from steercube.analysis.agreement.agreement import MEAN_R, R_EVERY_RESPONSE, R_OVER_LAYERS
 from steercube.analysis.agreement.curves import scaled
 from steercube.analysis.agreement.generation import generation_delta, is_counted, layer_curves
-from steercube.analysis.conclusions.claims import read_printed
-from steercube.analysis.conclusions.tables import R_EVERY_RESPONSE, R_OVER_LAYERS
-from steercube.analysis.over_models.means import swept_models
+from steercube.analysis.view import Study
+from steercube.contrast import Contrast
+from steercube.numerals import signed
 from steercube.report.marks import FULL_COLOUR, holds_zero, marks, meanings, notes_of_heat_map
 from steercube.report.model_figures import draw_models
 from steercube.report.style import (
     GENERATION_COLOUR,
-    INTERVAL_COLOURS,
+    HIGH_COLOUR,
+    LOW_COLOUR,
     OTHER_COLOUR,
-    PUBLISHED_COLOUR,
     RESPONSES_COLOUR,
     SMALL,
     STRENGTH_COLOURS,
     STYLE,
     TEXT,
     TITLE,
-    TRAINING_COLOURS,
-    TRAINING_NAMES,
     WIDTH,
     blank_figure,
     drop_unused,
     inches_of,
     legend_of,
     name_of,
-    signed,
     title_of,
     wrapped,
 )
@@ -54,72 +50,155 @@ DEPTH = "layer / number of layers"
 MARKERS = "osD^vPX*<>"
 DASHES = ("-", "--", ":", "-.")
 LINE = 0.16
-"""Inches of a line of a title."""
+"""Height of one line of a title, inches."""
 NO_BREAK = "\N{NO-BREAK SPACE}"
 
 
-def draw(cells: xr.Dataset, tables: Mapping[str, pd.DataFrame]) -> dict[str, Figure]:
-    """Every figure that the study has the data for, by file name."""
+def draw(study: Study, tables: Mapping[str, pd.DataFrame]) -> dict[str, Figure]:
+    """Every figure that the study has the data for, by file name.
+
+    One that would hold too many models or concepts to be read goes on as `<name>_2` and so on.
+    """
     with mpl.rc_context(STYLE):
-        models = _model_labels(cells)
-        figures = {
-            "effect_size_heatmap": effect_size_heatmap(tables["effects"], models),
-            "best_layer_violins": best_layer_violins(
-                _best_quantiles(cells),
-                models,
-                _missing(tables["effects"]),
-                _marks(tables["effects"]),
-                meanings(tables["effects"]),
-            ),
-            "depth_by_training": depth_by_training(tables["effects"], tables["depth"], models),
-            "layer_curves": logit_layer_curves(tables["layer_effects"], models),
-        }
-        curves = _curves(cells, tables["layer_effects"])
-        if curves:
-            figures["layer_curves_gen_vs_logit"] = layer_curves_gen_vs_logit(
-                curves, models, _agreements(tables["agreement"])
-            )
-        figures |= draw_models(tables)
-        if "claims" in tables and len(numeric := _numeric(tables["claims"])):
-            figures["claims"] = claims(numeric)
-    return figures
+        swept = _swept(study, tables)
+        figures: dict[str, Figure] = {}
+        for name, (make, n_models, n_concepts) in FIGURES.items():
+            pages = [swept.only(*page) for page in swept.pages(n_models, n_concepts)]
+            drawn = [figure for page in pages if (figure := make(page)) is not None]
+            names = [name, *(f"{name}_{number}" for number in range(2, len(drawn) + 1))]
+            figures |= dict(zip(names, drawn, strict=False))
+        return figures | draw_models(tables, study.contrast)
+
+
+@dataclass(frozen=True)
+class Swept:
+    """What the figures of effects are drawn from: labels of models, tables, curves by concept."""
+
+    models: "ModelLabels"
+    concepts: list[str]
+    effects: pd.DataFrame
+    layer_effects: pd.DataFrame
+    depth: pd.DataFrame
+    quantiles: "Quantiles"
+    curves: "CurvesByCell"
+    agreements: "Agreements"
+    contrast: Contrast | None
+
+    def pages(self, n_models: int, n_concepts: int) -> Iterator[tuple[list[str], list[str]]]:
+        """Models and concepts of each page, so many at most, in parts of about equal size."""
+        for concepts in _in_parts(self.concepts, n_concepts):
+            for models in _in_parts(list(self.models), n_models):
+                yield models, concepts
+
+    def only(self, models: Sequence[str], concepts: Sequence[str]) -> "Swept":
+        """The same of some of the models and concepts."""
+        effects, layers = (
+            table[table["model"].isin(models) & table["concept"].isin(concepts)]
+            for table in (self.effects, self.layer_effects)
+        )
+        curves = {c: {m: of[m] for m in of if m in models} for c, of in self.curves.items()}
+        return replace(
+            self,
+            models={m: label for m, label in self.models.items() if m in models},
+            concepts=list(concepts),
+            effects=effects,
+            layer_effects=layers,
+            quantiles={
+                c: {m: of[m] for m in of if m in models}
+                for c, of in self.quantiles.items()
+                if c in concepts
+            },
+            curves={c: of for c, of in curves.items() if c in concepts and of},
+        )
+
+
+def _in_parts(names: list[str], most: int) -> list[list[str]]:
+    """The names split into parts of at most `most`, as few as possible and about equal."""
+    n_parts = max(1, -(-len(names) // most))
+    return [part.tolist() for part in np.array_split(np.array(names, dtype=object), n_parts)]
+
+
+def _swept(study: Study, tables: Mapping[str, pd.DataFrame]) -> Swept:
+    curves = _curves(study, tables["layer_effects"])
+    return Swept(
+        models=_model_labels(study),
+        concepts=list(dict.fromkeys(tables["effects"]["concept"])),
+        effects=tables["effects"],
+        layer_effects=tables["layer_effects"],
+        depth=tables["depth"],
+        quantiles=_best_quantiles(study),
+        curves=curves,
+        agreements=_agreements(tables["agreement"]) if curves else {},
+        contrast=study.contrast,
+    )
+
+
+def _violins(of: Swept) -> Figure | None:
+    if not of.quantiles:
+        return None
+    missing, marked = _missing(of.effects), _marks(of.effects)
+    return best_layer_violins(of.quantiles, of.models, missing, marked, meanings(of.effects))
+
+
+FIGURES: dict[str, tuple[Callable[[Swept], Figure | None], int, int]] = {
+    "effect_size_heatmap": (lambda of: effect_size_heatmap(of.effects, of.models), 8, 12),
+    "best_layer_violins": (_violins, 16, 6),
+    "depth_by_training": (
+        lambda of: depth_by_training(of.effects, of.depth, of.models, of.contrast),
+        12,
+        9,
+    ),
+    "layer_curves": (lambda of: logit_layer_curves(of.layer_effects, of.models), 8, 8),
+    "layer_curves_gen_vs_logit": (
+        lambda of: (
+            layer_curves_gen_vs_logit(of.curves, of.models, of.agreements) if of.curves else None
+        ),
+        18,
+        6,
+    ),
+}
+"""How each is drawn, and how many models and concepts a page of it holds at most."""
 
 
 @dataclass(frozen=True)
 class ModelLabel:
-    """How a model is shown: its training decides the colour, its name is always printed."""
+    """How a model is shown: its label decides the colour, its name is always printed."""
 
     name: str
-    training: str
-
-    @property
-    def colour(self) -> str:
-        """Colour of its training."""
-        return TRAINING_COLOURS.get(self.training, OTHER_COLOUR)
+    label: str
+    number: int
+    colour: str = OTHER_COLOUR
 
     @property
     def text(self) -> str:
-        """Name and training, on two lines."""
-        return f"{self.name}\n{TRAINING_NAMES.get(self.training, self.training)}"
+        """Name and label, on two lines."""
+        return f"{self.name}\n{self.label}"
 
     @property
     def line(self) -> str:
         """The same on one line, which may be broken between them."""
-        name, training = self.text.split("\n")
-        return f"{name}, {training.replace(' ', NO_BREAK)}"
+        return f"{self.name}, {self.label.replace(' ', NO_BREAK)}"
 
 
 ModelLabels = dict[str, ModelLabel]
 
 
-def _model_labels(cells: xr.Dataset) -> ModelLabels:
-    """Swept models in order of size."""
-    training = cells["training"]
-    return {m: ModelLabel(m, training.sel(model=m).item()) for m in swept_models(cells)}
+def _model_labels(study: Study) -> ModelLabels:
+    """Swept models in order of size, with their label in the contrast, else their training."""
+    contrast = study.contrast
+    if contrast is None:
+        training = enumerate(zip(study.models, study.facts("training"), strict=True))
+        return {model: ModelLabel(model, str(of), at) for at, (model, of) in training}
+    colours = {contrast.low: LOW_COLOUR, contrast.high: HIGH_COLOUR}
+    labels = map(str, study.facts(contrast.by))
+    return {
+        model: ModelLabel(model, contrast.named(of), at, colours.get(of, OTHER_COLOUR))
+        for at, (model, of) in enumerate(zip(study.models, labels, strict=True))
+    }
 
 
 def _name_models(axis: Axis, models: ModelLabels, inches: float = WIDTH) -> None:
-    """Names in so much space each, upright where they do not fit."""
+    """Tick labels with `inches` of space each, rotated where they do not fit."""
     names = [label.text for label in models.values()]
     broken = ["\n".join(wrapped(line, inches, SMALL) for line in n.split("\n")) for n in names]
     fit = all(inches_of(name, SMALL) <= inches for name in broken)
@@ -139,7 +218,9 @@ def effect_size_heatmap(effects: pd.DataFrame, models: ModelLabels) -> Figure:
     width = min(WIDTH, max(4.2, 1.4 + 0.95 * len(models)))
     of_cell = (width - 1.4) / len(models)
     notes = notes_of_heat_map(effects)
-    height = 1.9 + LINE * len(notes) + (0.55 if of_cell > 0.8 else 0.7) * len(concepts)
+    names = [wrapped(name_of(c), 1.1, SMALL) for c in concepts]
+    rows = [max(0.55 if of_cell > 0.8 else 0.7, 0.14 * _n_lines(name) + 0.1) for name in names]
+    height = 1.9 + LINE * len(notes) + max(rows) * len(concepts)
     figure, axes = blank_figure(width, height)
     ax = axes[0, 0]
     finite = table.to_numpy(dtype=float)
@@ -152,7 +233,7 @@ def effect_size_heatmap(effects: pd.DataFrame, models: ModelLabels) -> Figure:
                 ax.add_patch(_hatching(column, row))
             _write_cell(ax, column, row, of, text, of_cell)
     _name_models(ax.xaxis, models, of_cell - 0.06)
-    ax.set_yticks(range(len(concepts)), [wrapped(name_of(c), 1.1, SMALL) for c in concepts])
+    ax.set_yticks(range(len(concepts)), names)
     ax.spines[:].set_visible(False)
     ax.tick_params(length=0)
     ax.set_xlabel("model, in order of size" if len(models) > 1 else "model")
@@ -169,7 +250,7 @@ def effect_size_heatmap(effects: pd.DataFrame, models: ModelLabels) -> Figure:
 
 
 def _hatching(x: int, y: int) -> Rectangle:
-    """Thin lines over the corners of a cell, which leave its numbers readable."""
+    """Thin diagonal lines over a cell that leave its numbers readable."""
     return Rectangle(
         (x - 0.5, y - 0.5), 1, 1, fill=False, hatch="/", linewidth=0, edgecolor="#8a8a8a"
     )
@@ -198,11 +279,12 @@ def _write_cell(ax: Axes, x: int, y: int, row: pd.Series, colour: str, inches: f
 Quantiles = dict[str, dict[str, dict[float, np.ndarray]]]
 
 
-def _best_quantiles(cells: xr.Dataset) -> Quantiles:
+def _best_quantiles(study: Study) -> Quantiles:
     """Quantiles of the logit differences at the best layer, by concept, model and strength."""
+    cells = study.cells
     found: Quantiles = {}
-    for concept in map(str, cells["concept"].values):
-        for model in swept_models(cells):
+    for concept in study.concepts:
+        for model in study.models:
             layer = float(cells["selected_layer"].sel(model=model, concept=concept))
             if np.isfinite(layer):
                 at = cells["quantiles"].sel(model=model, concept=concept, layer=layer)
@@ -240,19 +322,22 @@ def best_layer_violins(
     """
     columns = min(2, len(quantiles))
     rows = -(-len(quantiles) // columns)
+    titles = _titles(quantiles, columns)
+    height = 0.55 + LINE * (max(map(_n_lines, titles)) - 1) + 0.32 * len(models)
     figure, axes = blank_figure(
         4.2 if columns == 1 else WIDTH,
-        1.1 + LINE * len(notes) + (0.55 + 0.32 * len(models)) * rows,
+        1.1 + LINE * len(notes) + height * rows,
         nrows=rows,
         ncols=columns,
         sharey=True,
     )
-    for ax, (concept, by_model) in zip(axes.flat, quantiles.items(), strict=False):
+    panels = zip(axes.flat, titles, quantiles.items(), strict=False)
+    for ax, title_of_panel, (concept, by_model) in panels:
         _draw_violins(ax, by_model, models, {m: missing.get((concept, m), "") for m in models})
         for y, model in enumerate(models):
             ax.text(0.99, y - 0.1, marked[concept, model], ha="right", va="bottom", fontsize=SMALL,
                     transform=ax.get_yaxis_transform())  # fmt: skip
-        ax.set_title(name_of(concept), loc="left")
+        ax.set_title(title_of_panel, loc="left")
     drop_unused(axes)
     for ax in axes[:, 0]:
         _name_models(ax.yaxis, models)
@@ -263,6 +348,12 @@ def best_layer_violins(
     title = ["Items at the best layer; bars: median and quartiles", *notes]
     legend_of(figure, patches, title="\n".join(title))
     return figure
+
+
+def _titles(concepts: Iterable[str], columns: int) -> list[str]:
+    """Names of concepts, wrapped to the width of a panel."""
+    inches = 3.0 if columns == 1 else 2.4
+    return [wrapped(name_of(concept), inches, TITLE) for concept in concepts]
 
 
 def _draw_violins(
@@ -282,7 +373,7 @@ def _draw_violins(
 
 
 def _half_violin(ax: Axes, y: float, quantiles: np.ndarray, strength: float) -> None:
-    """One side of a violin from the quantiles: a kernel density of the quantile function."""
+    """One side of a violin: a kernel density of points drawn from the quantiles."""
     side = 1 if strength < 0 else -1
     points = np.interp(np.linspace(0, 1, 201), np.linspace(0, 1, len(quantiles)), quantiles)
     colour = STRENGTH_COLOURS[strength]
@@ -312,13 +403,13 @@ class ScaledCurves(NamedTuple):
 CurvesByCell = dict[str, dict[str, ScaledCurves]]
 
 
-def _curves(cells: xr.Dataset, layer_effects: pd.DataFrame) -> CurvesByCell:
+def _curves(study: Study, layer_effects: pd.DataFrame) -> CurvesByCell:
     """Scaled curves by concept and swept model, where a layer has both measures."""
     found: CurvesByCell = {}
     if "generation_delta" not in layer_effects:
         return found
-    for concept in map(str, cells["concept"].values):
-        curves = layer_curves(cells, concept=concept, models=swept_models(cells))
+    for concept in study.concepts:
+        curves = layer_curves(study, concept=concept, models=study.models)
         for model, (logit, generation) in curves.items():
             of = layer_effects.query("model == @model and concept == @concept")
             of = of.dropna(subset=["delta", "generation_delta"])
@@ -328,24 +419,22 @@ def _curves(cells: xr.Dataset, layer_effects: pd.DataFrame) -> CurvesByCell:
                 logit=_scaled_or_flat(logit),
                 margin=margin / (np.ptp(logit) or 1.0),
                 generation=_scaled_or_flat(generation),
-                responses=_responses(cells, concept, model, of["layer"].to_numpy()),
+                responses=_responses(study, concept, model, of["layer"].to_numpy()),
             )
     return found
 
 
-def _responses(
-    cells: xr.Dataset, concept: str, model: str, layers: np.ndarray
-) -> np.ndarray | None:
-    if "response_match_rate" not in cells or is_counted(cells, model, concept):
+def _responses(study: Study, concept: str, model: str, layers: np.ndarray) -> np.ndarray | None:
+    if "response_match_rate" not in study.cells or is_counted(study, model, concept):
         return None
     counted = generation_delta(
-        cells.sel(model=model, concept=concept, layer=layers), "response_match_rate"
+        study.cells.sel(model=model, concept=concept, layer=layers), "response_match_rate"
     )
     return _scaled_or_flat(counted.values) if np.isfinite(counted.values).all() else None
 
 
 def _scaled_or_flat(curve: np.ndarray) -> np.ndarray:
-    """A curve that does not move stays in the middle."""
+    """The curve scaled to [0, 1]; 0.5 everywhere for a flat one."""
     return scaled(curve) if np.ptp(curve) > 0 else np.full(len(curve), 0.5)
 
 
@@ -360,7 +449,7 @@ def _agreements(agreement: pd.DataFrame) -> Agreements:
 
 
 def _with_range(row: Mapping[str, Any]) -> str:
-    """r with its interval, or r alone; the interval is never broken over lines."""
+    """r with its interval, which is never broken over lines, or r alone."""
     shown = f"{row['value']:.2f}"
     if np.isfinite(row["low"]):
         shown += f" [{row['low']:.2f},{NO_BREAK}{row['high']:.2f}]"
@@ -389,9 +478,11 @@ def layer_curves_gen_vs_logit(
     n_notes = {concept: max(map(_n_lines, of.values())) for concept, of in notes.items()}
     names = {m: wrapped(models[m].line, inches, SMALL) for m in shown}
     n_names = max(map(_n_lines, names.values()))
+    heads = {c: wrapped(_with_mean_r(agreements, c), WIDTH - 0.7, TITLE) for c in curves}
+    n_over = {c: n_notes[c] + n_names + _n_lines(heads[c]) for c in curves}
     figure, axes = blank_figure(
         WIDTH,
-        1.1 + lines * sum(height + 0.14 * (n + n_names + 1) + 0.15 for n in n_notes.values()),
+        1.1 + lines * sum(height + 0.14 * n + 0.15 for n in n_over.values()),
         nrows=len(curves) * lines,
         ncols=columns,
         sharey=True,
@@ -406,7 +497,7 @@ def layer_curves_gen_vs_logit(
             _write_over(ax, names[model], offset, color=models[model].colour)
             _write_over(ax, notes[concept][model], offset, va="top")
         top = 3 + _offset(n_notes[concept] + n_names)
-        _write_over(next(iter(at.values())), _with_mean_r(agreements, concept), top, TITLE)
+        _write_over(next(iter(at.values())), heads[concept], top, TITLE)
     return _with_curve_labels(figure, axes, inches)
 
 
@@ -415,17 +506,18 @@ def _n_lines(text: str) -> int:
 
 
 def _offset(n_lines: int) -> float:
-    """Points above a panel that so many lines of its heading take."""
+    """Height of `n_lines` of a panel's heading, points."""
     return 3 + 1.25 * SMALL * n_lines
 
 
 def _write_over(ax: Axes, text: str, offset: float, size: float = SMALL, **how: Any) -> None:
-    """Text so many points above the panel; it may be wider."""
+    """Text `offset` points above the panel, which may be wider than the panel."""
     written = ax.annotate(text, (0, 1), (0, offset), xycoords="axes fraction", fontsize=size,
                           textcoords="offset points", **{"va": "bottom"} | how)  # fmt: skip
     # The layout would push the next column away from it; an empty title keeps room above alone.
     written.set_in_layout(False)
-    ax.set_title(" ", loc="left", fontsize=size, pad=offset)
+    room = 1 if how.get("va") == "top" else _n_lines(text)
+    ax.set_title("\n".join([" "] * room), loc="left", fontsize=size, pad=offset)
 
 
 def _with_mean_r(agreements: Agreements, concept: str) -> str:
@@ -437,7 +529,7 @@ def _with_mean_r(agreements: Agreements, concept: str) -> str:
 def _curves_of_one_model(
     curves: CurvesByCell, model: str, models: ModelLabels, agreements: Agreements
 ) -> Figure:
-    """The same, concepts side by side."""
+    """The same figure for a single model, concepts side by side."""
     columns = min(3, len(curves))
     rows = -(-len(curves) // columns)
     width = 4.2 if columns == 1 else WIDTH
@@ -456,7 +548,7 @@ def _curves_of_one_model(
 
 
 def _r_of_panel(agreements: Agreements, concept: str, model: str, inches: float) -> str:
-    """r of the curves, and of every response where that is another, in lines that fit."""
+    """r of the curves and, where it differs, r of every response, wrapped to the panel."""
     own = agreements[concept, model, R_OVER_LAYERS]
     every = agreements.get((concept, model, R_EVERY_RESPONSE))
     shown = [f"r {_with_range(own)}" if np.isfinite(own["value"]) else "a curve is flat"]
@@ -501,13 +593,16 @@ def logit_layer_curves(layer_effects: pd.DataFrame, models: ModelLabels) -> Figu
     concepts = list(dict.fromkeys(layer_effects["concept"]))
     columns = min(2, len(concepts))
     rows = -(-len(concepts) // columns)
+    titles = _titles(concepts, columns)
+    height = 2.0 + LINE * (max(map(_n_lines, titles)) - 1)
     figure, axes = blank_figure(
-        4.2 if columns == 1 else WIDTH, 1.1 + 2.0 * rows, nrows=rows, ncols=columns, sharex=True
+        4.2 if columns == 1 else WIDTH, 1.1 + height * rows, nrows=rows, ncols=columns, sharex=True
     )
     for panel, (ax, concept) in enumerate(zip(axes.flat, concepts, strict=False)):
         for number, (model, label) in enumerate(models.items()):
-            of = layer_effects.query("model == @model and concept == @concept")
-            name = f"curve-{number}-{panel}"
+            here = (layer_effects["model"] == model) & (layer_effects["concept"] == concept)
+            of = layer_effects[here]
+            name = f"curve-{label.number}-{panel}"
             ax.plot(of["depth"], of["cohens_d"], linestyle=DASHES[number % 4], linewidth=1.3,
                     marker=MARKERS[number % len(MARKERS)], markevery=(number, 6), markersize=3.5,
                     color=label.colour, label=model, gid=name)  # fmt: skip
@@ -515,7 +610,7 @@ def logit_layer_curves(layer_effects: pd.DataFrame, models: ModelLabels) -> Figu
                             color=label.colour, alpha=0.15, linewidth=0,
                             gid=f"{name}-band")  # fmt: skip
         ax.axhline(0, color="#999999", linewidth=0.8, zorder=0)
-        ax.set_title(name_of(concept), loc="left")
+        ax.set_title(titles[panel], loc="left")
     drop_unused(axes)
     figure.supxlabel(f"depth of the steered layer ({DEPTH})", fontsize=TEXT)
     figure.supylabel("Cohen's d (pooled sd), 95% pointwise", fontsize=TEXT)
@@ -524,7 +619,12 @@ def logit_layer_curves(layer_effects: pd.DataFrame, models: ModelLabels) -> Figu
     return figure
 
 
-def depth_by_training(effects: pd.DataFrame, depth: pd.DataFrame, models: ModelLabels) -> Figure:
+def depth_by_training(
+    effects: pd.DataFrame,
+    depth: pd.DataFrame,
+    models: ModelLabels,
+    contrast: Contrast | None = None,
+) -> Figure:
     """Best depth of every concept, its selection interval, and each model's typical depth."""
     concepts = list(dict.fromkeys(effects["concept"]))
     marks = dict(zip(concepts, MARKERS * 9, strict=False))
@@ -541,7 +641,7 @@ def depth_by_training(effects: pd.DataFrame, depth: pd.DataFrame, models: ModelL
         for c, m in marks.items()
     ]
     bar = mpl.lines.Line2D([], [], color="black", linewidth=1.8, label="typical (mean of concepts)")
-    legend_of(figure, [*shapes, bar, *_draw_bands(ax, typical)], where="lower")
+    legend_of(figure, [*shapes, bar, *_draw_bands(ax, typical, contrast)], where="lower")
     _name_models(ax.yaxis, models)
     ax.set_ylim(len(models) - 0.5, -0.5)
     ax.set_xlim(min(0.3, effects[["depth", "depth_low"]].min(axis=None) - 0.03), 1.0)
@@ -562,77 +662,22 @@ def _draw_depths(
                 markeredgecolor="white", markeredgewidth=0.5)  # fmt: skip
 
 
-def _draw_bands(ax: Axes, typical: pd.DataFrame) -> list[Artist]:
-    """The interval of each training's mean; stripes tell full RL from distilled without hue."""
+def _draw_bands(ax: Axes, typical: pd.DataFrame, contrast: Contrast | None) -> list[Artist]:
+    """The interval of each label's mean; stripes distinguish the two without hue."""
+    if contrast is None:
+        return []
     bands: list[Artist] = []
-    for training, name in TRAINING_NAMES.items():
-        group = f"{training} models"
+    stripes: dict[str, Any] = {"hatch": "////"}
+    for label, hue, how in (
+        (contrast.low, LOW_COLOUR, {}),
+        (contrast.high, HIGH_COLOUR, stripes),
+    ):
+        group = f"{label} models"
         if group in typical.index and np.isfinite(typical.loc[group, "low"]):
-            colour = mpl.colors.to_rgba(TRAINING_COLOURS[training], 0.14)
-            stripes: dict[str, Any] = (
-                {"hatch": "////", "edgecolor": colour} if training == "rl" else {}
-            )
+            colour = mpl.colors.to_rgba(hue, 0.14)
+            how = how | {"edgecolor": colour} if how else how
             low, high = typical.loc[group, ["low", "high"]]
-            bands.append(ax.axvspan(low, high, facecolor=colour, linewidth=0, zorder=0, **stripes,
-                                    label=f"mean of {name} models, 95%"))  # fmt: skip
+            name = f"mean of {contrast.named(label)} models, 95%"
+            band = ax.axvspan(low, high, facecolor=colour, linewidth=0, zorder=0, label=name, **how)
+            bands.append(band)
     return bands
-
-
-def _numeric(table: pd.DataFrame) -> pd.DataFrame:
-    """Claims of a number, not of a direction alone."""
-    return table[[not read_printed(text).direction for text in table["published"]]]
-
-
-def claims(table: pd.DataFrame) -> Figure:
-    """Published value, recomputed value and its interval of every claim, by what they measure."""
-    panels = {kind: table[table["quantity"] == kind] for kind in dict.fromkeys(table["quantity"])}
-    heights = [len(rows) + 0.4 for rows in panels.values()]
-    figure, axes = blank_figure(WIDTH, 0.6 + 0.155 * sum(heights) + 0.5 * len(panels),
-                                nrows=len(panels), gridspec_kw={"height_ratios": heights},
-                                )  # fmt: skip
-    for ax, (kind, rows) in zip(axes[:, 0], panels.items(), strict=True):
-        for y, (_, row) in enumerate(rows.iterrows()):
-            _draw_claim(ax, y, row)
-        ax.set_yticks(range(len(rows)), rows["id"])
-        ax.set_ylim(len(rows) - 0.4, -0.6)
-        ax.set_xlabel(_with_units(kind))
-        ax.grid(axis="x", color="#E5E5E5")
-        ax.set_axisbelow(True)
-    legend_of(figure, _claim_marks(table))
-    return figure
-
-
-def _with_units(quantity: str) -> str:
-    units = " (pooled sd)" if quantity.endswith("average Cohen's d") else ""
-    return signed(quantity.replace("(nat)", "(nats)") + units)
-
-
-def _claim_marks(table: pd.DataFrame) -> list[Artist]:
-    over = dict.fromkeys(table.loc[table["low"].notna(), "interval_over"])
-    return [
-        mpl.lines.Line2D([], [], marker="D", color=PUBLISHED_COLOUR, linestyle="",
-                         fillstyle="none", label="published"),
-        mpl.patches.Patch(color=PUBLISHED_COLOUR, alpha=0.35, label="published range"),
-        mpl.lines.Line2D([], [], marker="|", color="black", linestyle="", markersize=9,
-                         label="recomputed"),
-        *(mpl.lines.Line2D([], [], **_line_of(o), label=f"95%, over {o}") for o in over),
-    ]  # fmt: skip
-
-
-def _line_of(over: str) -> dict[str, Any]:
-    """How an interval is drawn: thick where the models are given."""
-    colour = INTERVAL_COLOURS.get(over, OTHER_COLOUR)
-    return {"color": colour, "linewidth": 3.0 if over == "items" else 1.4}
-
-
-def _draw_claim(ax: Axes, y: int, row: pd.Series) -> None:
-    printed = read_printed(row["published"])
-    if np.isfinite(row["low"]):
-        ax.plot([row["low"], row["high"]], [y, y], zorder=1, **_line_of(row["interval_over"]))
-    if printed.low == printed.high:
-        ax.plot(printed.low, y, "D", color=PUBLISHED_COLOUR, markersize=5, fillstyle="none",
-                zorder=3)  # fmt: skip
-    else:
-        ax.plot([printed.low, printed.high], [y, y], color=PUBLISHED_COLOUR, linewidth=6,
-                alpha=0.35, zorder=0, solid_capstyle="butt")  # fmt: skip
-    ax.plot(row["recomputed"], y, "|", color="black", markersize=9, zorder=2)

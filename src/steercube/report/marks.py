@@ -10,7 +10,7 @@ from typing import Any
 import matplotlib as mpl
 import pandas as pd
 
-from steercube.analysis.conclusions.selection import MORE_OTHER_WAY, OPEN, OTHER_WAY
+from steercube.analysis.conclusions.effects import MORE_OTHER_WAY, OPEN, OTHER_WAY
 from steercube.analysis.per_cell.steers import NO
 
 NOT_STEERED, OPEN_END, AWAY = "○", "†", "‡"
@@ -35,13 +35,13 @@ def marks(row: Mapping[str, Any]) -> str:
 
 
 def meanings(effects: pd.DataFrame) -> list[str]:
-    """What each of those marks means that any row has, behind the mark."""
+    """Each mark that any row has, with its meaning."""
     used = "".join(marks(row) for row in effects.to_dict("records"))
     return [f"{mark} {said}" for mark, said in MEANINGS.items() if mark in used]
 
 
 FULL_COLOUR = 2.0
-"""Cohen's d from which a heat map's colour is the brightest, in every study: colours compare."""
+"""Cohen's d of the brightest colour, the same in every study so that colours compare."""
 HATCHED = "hatched: the interval holds zero"
 
 

@@ -1,31 +1,39 @@
-"""Figures of the models of training and scale: methods side by side, specifications, designs."""
+"""Figures of the models over models: forests of intervals, the specification curve, designs."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 import matplotlib as mpl
 import numpy as np
 import pandas as pd
+from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 
+from steercube.analysis.conclusions.published import read_printed
+from steercube.analysis.over_models.cell_effects import OUTCOMES
 from steercube.analysis.over_models.design import POWER
 from steercube.analysis.over_models.multiverse import CHOICES, DISTINCT
-from steercube.analysis.over_models.posterior import OUTCOMES
 from steercube.analysis.over_models.training import (
-    ALONE,
-    BOTH,
     CONCEPTS,
     GRID,
     ITEMS,
     PERMUTATION,
     UNDERSTATED,
+    covariates,
 )
 from steercube.analysis.per_cell.estimands import NAMES
 from steercube.analysis.simulated.calibration import N_INTENDED, TRUTH
 from steercube.analysis.simulated.operating import COVERAGE, FALSE_ALARMS
 from steercube.analysis.simulated.operating import POWER as POWER_OF_A_TEST
+from steercube.contrast import Contrast
+from steercube.numerals import decimals, signed
+from steercube.report.forest import GREY, Interval, forest
 from steercube.report.style import (
+    INTERVAL_COLOURS,
     OTHER_COLOUR,
+    PUBLISHED_COLOUR,
     SMALL,
     STYLE,
     TEXT,
@@ -33,7 +41,7 @@ from steercube.report.style import (
     blank_figure,
     drop_unused,
     legend_of,
-    signed,
+    shortened,
     title_of,
 )
 
@@ -44,33 +52,37 @@ EFFECT_COLOURS = ("#56B4E9", "#0072B2", "#D55E00", "#E69F00")
 EFFECT_STYLES = ("o-", "s--", "D:", "^-.")
 PLACES = {"best_depth": "depth of the best layer", "depth_centroid": "depth centroid"}
 SDS = {"cohens_d": "pooled sd", "within_letter_d": "sd within letters"}
-"""What stands for the unit of an outcome that has none."""
+"""Axis label of an outcome without a unit."""
 N_BINS = 240
 
 Tables = Mapping[str, pd.DataFrame]
 
 
-def draw_models(tables: Tables) -> dict[str, Figure]:
-    """Those that the tables have data for, by file name."""
+def draw_models(tables: Tables, contrast: Contrast | None) -> dict[str, Figure]:
+    """The figures that the tables have data for, by file name."""
     figures = {}
-    effects = tables["training_effect"]
-    if effects["low"].notna().any():
-        figures["training_effect"] = training_effect(effects)
-    if "effect" in tables["multiverse"]:
-        summary = tables["multiverse_summary"]
-        figures["specification_curve"] = specification_curve(
-            tables["multiverse"], summary[summary["statistic"] == DISTINCT].iloc[0]
-        )
-    if "type_m" in tables["design"]:
-        figures["design"] = design(tables["design"])
+    if contrast is not None:
+        effects = tables["training_effect"]
+        if effects["low"].notna().any():
+            figures["training_effect"] = training_effect(effects, contrast)
+        if "effect" in tables["multiverse"]:
+            summary = tables["multiverse_summary"]
+            median = summary[summary["statistic"] == DISTINCT].iloc[0]
+            figures["specification_curve"] = specification_curve(
+                tables["multiverse"], median, contrast
+            )
+        if "type_m" in tables["design"]:
+            figures["design"] = design(tables["design"], contrast)
     checks = tables["predictive_checks"]
-    if "found" in checks:
-        figures["posterior_checks"] = posterior_checks(checks.dropna(subset="found"))
+    if "observed" in checks:
+        figures["posterior_checks"] = posterior_checks(checks.dropna(subset="observed"))
+    if "claims" in tables and len(numeric := _numeric(tables["claims"])):
+        figures["claims"] = claims(numeric)
     return figures
 
 
 def outcome_name(outcome: str) -> str:
-    """An outcome as a title says it."""
+    """The name of an outcome in a title."""
     return NAMES.get(outcome, PLACES.get(outcome, outcome))
 
 
@@ -78,13 +90,13 @@ def _units_of(outcome: str) -> str:
     return SDS.get(outcome, OUTCOMES[outcome].units.replace("nat", "nats"))
 
 
-def training_effect(effects: pd.DataFrame) -> Figure:
-    """b_training and its interval by every method; grey: what was called negligible beforehand.
+def training_effect(effects: pd.DataFrame, contrast: Contrast) -> Figure:
+    """b_contrast and its interval by every method; grey: what was called negligible beforehand.
 
     The first outcome, which every method fits, has the whole width; the others stand in pairs.
     """
     shown = effects[effects["estimate"].notna() & (effects["method"] != PERMUTATION)]
-    shown = shown.assign(key=[_method(row) for _, row in shown.iterrows()])
+    shown = shown.assign(key=[_method(row, contrast.by) for _, row in shown.iterrows()])
     outcomes = list(dict.fromkeys(shown["outcome"]))
     lines = [outcomes[:1], *(outcomes[i : i + 2] for i in range(1, len(outcomes), 2))]
     methods = [list(dict.fromkeys(shown["key"][shown["outcome"].isin(line)])) for line in lines]
@@ -98,17 +110,23 @@ def training_effect(effects: pd.DataFrame) -> Figure:
         gridspec_kw={"height_ratios": heights},
     )
     axes[0, 0].set_subplotspec(axes[0, 0].get_gridspec()[0, :])
+    primary = _adjusting(GRID, covariates(contrast.by, ("contrast", "scale")), contrast.by)
     for panels, line, of_line in zip(axes, lines, methods, strict=True):
         for ax, outcome in zip(panels, line, strict=False):
-            _draw_methods(ax, outcome, shown[shown["outcome"] == outcome], of_line)
+            of = shown[shown["outcome"] == outcome]
+            rope = of["rope"].iloc[0]
+            forest(ax, _intervals(of, of_line, primary), of_line, bands=[(-rope, rope)], zero=True,
+                   bold=[primary])  # fmt: skip
+            ax.set_title(outcome_name(outcome), loc="left")
+            ax.set_xlabel(_units_of(outcome), fontsize=SMALL)
     drop_unused(axes)
-    _say_what_intervals_are(figure, f"{shown['level'].iloc[0]:.0%}")
+    _say_what_intervals_are(figure, f"{shown['level'].iloc[0]:.0%}", contrast)
     return figure
 
 
-def _say_what_intervals_are(figure: Figure, level: str) -> None:
+def _say_what_intervals_are(figure: Figure, level: str, contrast: Contrast) -> None:
     figure.supxlabel(
-        f"full RL minus distilled, with {level} interval (hierarchical and NUTS: credible, else "
+        f"{contrast.minus}, with {level} interval (hierarchical and NUTS: credible, else "
         "confidence)\n+ scale, + number of blocks: with that held fixed",
         fontsize=TEXT,
     )
@@ -117,50 +135,42 @@ def _say_what_intervals_are(figure: Figure, level: str) -> None:
         (RANDOM_MARKS[CONCEPTS], "items, concepts"),
         (MODELS_MARK, "models too"),
     )
-    handles = [
-        mpl.lines.Line2D([], [], color=colour, marker=marker, markersize=4, label=label)
-        for (colour, marker), label in marks
-    ]
-    legend_of(figure, handles)
+    legend_of(
+        figure,
+        [
+            Line2D([], [], color=colour, marker=marker, markersize=4, label=label)
+            for (colour, marker), label in marks
+        ],
+    )
 
 
-def _draw_methods(ax: Axes, outcome: str, rows: pd.DataFrame, methods: Sequence[str]) -> None:
-    negligible = rows["negligible"].iloc[0]
-    ax.axvspan(-negligible, negligible, color="#DDDDDD", linewidth=0, zorder=0)
-    ax.axvline(0, color="#888888", linewidth=0.8, zorder=0)
-    for _, row in rows.iterrows():
-        _draw_interval(ax, methods.index(row["key"]), row)
-    ax.set_yticks(range(len(methods)), methods, fontsize=SMALL)
-    for label in ax.get_yticklabels():
-        label.set_fontweight("bold" if label.get_text() == PRIMARY else "normal")
-    ax.set_ylim(len(methods) - 0.5, -0.5)
-    ax.set_title(outcome_name(outcome), loc="left")
-    ax.set_xlabel(_units_of(outcome), fontsize=SMALL)
-
-
-def _method(row: pd.Series) -> str:
-    """A method in few words: what it takes as random, or what it holds fixed beside training."""
+def _method(row: pd.Series, by: str) -> str:
+    """Short name of a method: what it takes as random, or what it holds fixed."""
     if row["method"] == "bootstrap":
         warned = str(row.get("diagnostics")).startswith(UNDERSTATED)
-        return f"bootstrap: {row['takes_as_random']}" + (" (understated)" if warned else "")
-    return _adjusting(row["method"], row["adjusted"])
+        return f"bootstrap: {row['random_effects']}" + (" (understated)" if warned else "")
+    return _adjusting(row["method"], row["covariates"], by)
 
 
-def _adjusting(method: str, adjusted: str) -> str:
-    return method + adjusted.removeprefix(ALONE).replace(" and ", " + ")
+def _adjusting(method: str, held: str, by: str) -> str:
+    return method + held.removeprefix(by).replace(" and ", " + ")
 
 
-PRIMARY = _adjusting(GRID, BOTH)
+def _intervals(rows: pd.DataFrame, methods: Sequence[str], primary: str) -> Iterator[Interval]:
+    for row in rows.to_dict("records"):
+        colour, marker = RANDOM_MARKS.get(row["random_effects"], MODELS_MARK)
+        width = 2.6 if row["key"] == primary else 1.4
+        yield Interval(
+            methods.index(row["key"]),
+            row["estimate"],
+            row["low"],
+            row["high"],
+            line={"color": colour, "linewidth": width},
+            mark={"color": colour, "marker": marker, "markersize": 4},
+        )
 
 
-def _draw_interval(ax: Axes, y: int, row: pd.Series) -> None:
-    colour, marker = RANDOM_MARKS.get(row["takes_as_random"], MODELS_MARK)
-    width = 2.6 if row["key"] == PRIMARY else 1.4
-    ax.plot([row["low"], row["high"]], [y, y], color=colour, linewidth=width)
-    ax.plot(row["estimate"], y, marker, color=colour, markersize=4)
-
-
-def specification_curve(table: pd.DataFrame, median: pd.Series) -> Figure:
+def specification_curve(table: pd.DataFrame, median: pd.Series, contrast: Contrast) -> Figure:
     """Every specification in order of effect, and which choices lie where in that order.
 
     Below, each line is one option of a choice; dark where the specifications of that rank have it
@@ -179,29 +189,29 @@ def specification_curve(table: pd.DataFrame, median: pd.Series) -> Figure:
         sharex=True,
         gridspec_kw={"height_ratios": [1.8, 0.165 * n_lines]},
     )
-    _draw_effects(axes[0, 0], table["effect"], 100 * median["value"])
+    _draw_effects(axes[0, 0], table["effect"], 100 * median["value"], contrast)
     _draw_options(axes[1, 0], table, options)
     title_of(
         figure,
         signed(
             f"{len(table):,} specifications, median {100 * median['value']:.0f}% (dashed)\n"
-            f"p = {median['p_value']:.2f} over every giving of the training labels (least possible "
-            f"{median['least_p']:.2f})"
+            f"p = {decimals(median['p_value'])} over every assignment of the {contrast.by} labels "
+            f"(least possible {decimals(median['smallest_p'])})"
         ),
     )
     return figure
 
 
-def _draw_effects(ax: Axes, effect: pd.Series, median: float) -> None:
+def _draw_effects(ax: Axes, effect: pd.Series, median: float, contrast: Contrast) -> None:
     rank = np.arange(len(effect)) / max(len(effect) - 1, 1) * 100
     ax.plot(rank, effect * 100, color=MODELS_COLOUR, linewidth=1.6)
     ax.axhline(0, color="#888888", linewidth=0.8)
     ax.axhline(median, color="#D55E00", linewidth=1, linestyle="--")
-    ax.set_ylabel("full RL minus distilled,\n% of the mean effect")
+    ax.set_ylabel(f"{contrast.minus},\n% of the mean effect")
 
 
 def _draw_options(ax: Axes, table: pd.DataFrame, options: Mapping[str, Sequence[str]]) -> None:
-    """One band a choice, a line of it an option; the choice's name stands over its band."""
+    """A band for each choice with a line for each of its options, under the choice's name."""
     top = 0
     ticks: dict[int, str] = {}
     for choice, of_choice in options.items():
@@ -229,48 +239,48 @@ def _shares(chosen: pd.Series, options: Sequence[str]) -> np.ndarray:
 
 
 def _option(option: str) -> str:
-    return signed(NAMES[option]) if option in NAMES else option.replace("_", " ")
+    name = signed(NAMES[option]) if option in NAMES else option.replace("_", " ")
+    return shortened(name, 2.4, SMALL)
 
 
-def design(table: pd.DataFrame) -> Figure:
-    """Power, and exaggeration of what is significant, by the number of models of each training."""
+def design(table: pd.DataFrame, contrast: Contrast) -> Figure:
+    """Power, and exaggeration of what is significant, by the number of models of each label."""
     errors = table[(table["kind"] == "errors") & table["power"].notna()]
     outcomes = [o for o in ("cohens_d", "best_depth") if o in set(errors["outcome"])]
-    other = next(c for c in errors if c.startswith("n_") and c not in _NOT_MODELS)
     figure, axes = blank_figure(WIDTH, 0.6 + 2.9 * len(outcomes), nrows=len(outcomes), ncols=2)
     for panels, outcome in zip(axes, outcomes, strict=True):
         of = errors[errors["outcome"] == outcome]
         own_size = (of["n_concepts"] == of["n_concepts"].iloc[0]) & (
             of["n_items"] == of["n_items"].iloc[0]
         )
-        _draw_errors(panels, outcome, of[own_size], other)
+        _draw_errors(panels, outcome, of[own_size], contrast.by)
     figure.supxlabel(
-        "models of each training (star: this study's design; hollow: with size held fixed)",
+        f"models of each {contrast.by} (star: this study's design; hollow: with size held fixed)",
         fontsize=TEXT,
     )
     return figure
 
 
-def _draw_errors(panels: np.ndarray, outcome: str, of: pd.DataFrame, other: str) -> None:
+def _draw_errors(panels: np.ndarray, outcome: str, of: pd.DataFrame, by: str) -> None:
     power, exaggeration = panels
-    own = (of[other].iloc[0], of["n_other"].iloc[0])
+    own = (of["n_high"].iloc[0], of["n_low"].iloc[0])
     for colour, style, (source, rows) in zip(
-        EFFECT_COLOURS, EFFECT_STYLES, of.groupby("effect_is", sort=False), strict=False
+        EFFECT_COLOURS, EFFECT_STYLES, of.groupby("effect_from", sort=False), strict=False
     ):
-        plain = rows[rows["adjusted"] == ALONE]
-        balanced = plain[plain[other] == plain["n_other"]]
-        here = rows[(rows[other] == own[0]) & (rows["n_other"] == own[1])]
+        plain = rows[rows["covariates"] == by]
+        balanced = plain[plain["n_high"] == plain["n_low"]]
+        here = rows[(rows["n_high"] == own[0]) & (rows["n_low"] == own[1])]
         size = f"{rows['effect'].iloc[0]:.3g} ({source})"
         for panel, column in ((power, "power"), (exaggeration, "type_m")):
-            panel.plot(balanced["n_other"], balanced[column], style, color=colour, label=size,
+            panel.plot(balanced["n_low"], balanced[column], style, color=colour, label=size,
                        markersize=3.5, linewidth=1.3)  # fmt: skip
-            for adjusted, filling in ((ALONE, "full"), (BOTH, "none")):
-                star = here[here["adjusted"] == adjusted][column]
+            for is_plain, filling in ((True, "full"), (False, "none")):
+                star = here[(here["covariates"] == by) == is_plain][column]
                 panel.plot([np.mean(own)] * len(star), star, "*", color=colour, markersize=9,
                            fillstyle=filling)  # fmt: skip
     for panel in panels:
         panel.set_xscale("log")
-        counts = sorted({int(n) for n in of["n_other"] if n > 2})
+        counts = sorted({int(n) for n in of["n_low"] if n > 2})
         panel.set_xticks(counts, [f"{n}" for n in counts])
         panel.minorticks_off()
     power.axhline(POWER, color="#888888", linewidth=0.8, linestyle="--")
@@ -282,18 +292,15 @@ def _draw_errors(panels: np.ndarray, outcome: str, of: pd.DataFrame, other: str)
 
 
 def _name_effects(ax: Axes, title: str) -> None:
-    """A legend between the panel and its title, which alone makes room: it may be wider."""
+    """A legend between the panel and its title; the title's padding makes room for it."""
     legend = ax.legend(frameon=False, fontsize=SMALL, loc="lower left", borderaxespad=0,
                        bbox_to_anchor=(0, 1.02), borderpad=0)  # fmt: skip
     legend.set_in_layout(False)
     ax.set_title(title, loc="left", pad=6 + 1.6 * SMALL * len(legend.get_texts()))
 
 
-_NOT_MODELS = {"n_other", "n_concepts", "n_items"}
-
-
 def posterior_checks(checks: pd.DataFrame) -> Figure:
-    """What prior and posterior expect of new models and concepts, and what was found."""
+    """What prior and posterior expect of new models and concepts, and what was observed."""
     outcomes = list(dict.fromkeys(checks["outcome"]))
     statistics = list(dict.fromkeys(checks["statistic"]))
     columns = min(3, len(outcomes))
@@ -302,39 +309,111 @@ def posterior_checks(checks: pd.DataFrame) -> Figure:
         WIDTH, 1.0 + rows * (0.7 + 0.2 * len(statistics)), nrows=rows, ncols=columns, sharey=True
     )
     for ax, outcome in zip(axes.flat, outcomes, strict=False):
-        _draw_checks(ax, outcome, checks[checks["outcome"] == outcome].set_index("statistic"),
-                     statistics)  # fmt: skip
+        of = checks[checks["outcome"] == outcome].set_index("statistic").loc[statistics]
+        forest(ax, _checked(of), statistics)
+        low, high = of["posterior_low"].min(), of["posterior_high"].max()
+        ax.set_xlim(low - 0.25 * (high - low), high + 0.25 * (high - low))
+        ax.set_title(outcome_name(outcome), loc="left")
+        ax.set_xlabel(_units_of(outcome), fontsize=SMALL)
     drop_unused(axes)
-    for ax in axes[:, 0]:
-        ax.set_yticks(range(len(statistics)), statistics, fontsize=SMALL)
-    axes[0, 0].set_ylim(len(statistics) - 0.5, -0.5)
-    legend_of(figure, axes[0, 0].get_legend_handles_labels()[0][:3])
+    handles = [Line2D([], [], **how, label=name) for name, how in CHECKED.items()]
+    legend_of(figure, handles)
     figure.supxlabel("95% of what is drawn for new models and concepts (prior cut at the panel)",
                      fontsize=TEXT)  # fmt: skip
     return figure
 
 
-def _draw_checks(ax: Axes, outcome: str, of: pd.DataFrame, statistics: Sequence[str]) -> None:
-    for y, name in enumerate(statistics):
-        row = of.loc[name]
-        ax.plot([row["prior_low"], row["prior_high"]], [y, y], color="#CCCCCC", linewidth=4,
-                solid_capstyle="butt", label="prior")  # fmt: skip
-        ax.plot([row["posterior_low"], row["posterior_high"]], [y, y], color="#0072B2",
-                linewidth=1.8, label="posterior")  # fmt: skip
-        ax.plot(row["found"], y, "D", color="#D55E00", markersize=4, linestyle="", label="found")
-    low, high = of["posterior_low"].min(), of["posterior_high"].max()
-    ax.set_xlim(low - 0.25 * (high - low), high + 0.25 * (high - low))
-    ax.set_title(outcome_name(outcome), loc="left")
-    ax.set_xlabel(_units_of(outcome), fontsize=SMALL)
+CHECKED: dict[str, dict[str, Any]] = {
+    "prior": {"color": "#CCCCCC", "linewidth": 4, "solid_capstyle": "butt"},
+    "posterior": {"color": "#0072B2", "linewidth": 1.8},
+    "observed": {"color": "#D55E00", "marker": "D", "markersize": 4, "linestyle": ""},
+}
 
 
-def draw_calibrations(tables: Tables) -> dict[str, Figure]:
-    """The figures of a calibration whose tables there are, by file name."""
+def _checked(of: pd.DataFrame) -> Iterator[Interval]:
+    mark = {name: how for name, how in CHECKED["observed"].items() if name != "linestyle"}
+    for y, row in enumerate(of.to_dict("records")):
+        for kind in ("prior", "posterior"):
+            ends = row[f"{kind}_low"], row[f"{kind}_high"]
+            shown = mark if kind == "posterior" else {}
+            yield Interval(y, row["observed"], *ends, line=CHECKED[kind], mark=shown)
+
+
+def _numeric(table: pd.DataFrame) -> pd.DataFrame:
+    """Claims of a number rather than a direction."""
+    return table[[not read_printed(text).direction for text in table["published"]]]
+
+
+def claims(table: pd.DataFrame) -> Figure:
+    """Published value, recomputed value and its interval of every claim, by what they measure."""
+    panels = {kind: table[table["quantity"] == kind] for kind in dict.fromkeys(table["quantity"])}
+    heights = [len(rows) + 0.4 for rows in panels.values()]
+    figure, axes = blank_figure(WIDTH, 0.6 + 0.155 * sum(heights) + 0.5 * len(panels),
+                                nrows=len(panels), gridspec_kw={"height_ratios": heights},
+                                )  # fmt: skip
+    for ax, (kind, rows) in zip(axes[:, 0], panels.items(), strict=True):
+        intervals = [of for y, row in enumerate(rows.to_dict("records")) for of in _claim(y, row)]
+        forest(ax, intervals, list(rows["id"]))
+        ax.set_ylim(len(rows) - 0.4, -0.6)
+        ax.set_xlabel(_with_units(kind))
+        ax.grid(axis="x", color="#E5E5E5")
+        ax.set_axisbelow(True)
+    legend_of(figure, _claim_marks(table))
+    return figure
+
+
+def _with_units(quantity: str) -> str:
+    units = " (pooled sd)" if quantity.endswith("average Cohen's d") else ""
+    return signed(quantity.replace("(nat)", "(nats)") + units)
+
+
+RECOMPUTED: dict[str, Any] = {"marker": "|", "color": "black", "markersize": 9}
+PUBLISHED: dict[str, Any] = {"marker": "D", "color": PUBLISHED_COLOUR, "fillstyle": "none"}
+
+
+def _claim(y: int, row: Mapping[str, Any]) -> Iterator[Interval]:
+    """The published value or range, then the recomputed value with its interval."""
+    printed = read_printed(row["published"])
+    if printed.low == printed.high:
+        yield Interval(y, printed.low, mark=PUBLISHED | {"markersize": 5, "zorder": 3})
+    else:
+        band = {"color": PUBLISHED_COLOUR, "linewidth": 6, "alpha": 0.35, "zorder": 0}
+        yield Interval(y, np.nan, printed.low, printed.high,
+                       line=band | {"solid_capstyle": "butt"})  # fmt: skip
+    yield Interval(
+        y,
+        row["recomputed"],
+        row["low"],
+        row["high"],
+        line=_line_of(row["interval_over"]) | {"zorder": 1},
+        mark=RECOMPUTED | {"zorder": 2},
+    )
+
+
+def _claim_marks(table: pd.DataFrame) -> list[Artist]:
+    over = dict.fromkeys(table.loc[table["low"].notna(), "interval_over"])
+    return [
+        Line2D([], [], **PUBLISHED, linestyle="", label="published"),
+        mpl.patches.Patch(color=PUBLISHED_COLOUR, alpha=0.35, label="published range"),
+        Line2D([], [], **RECOMPUTED, linestyle="", label="recomputed"),
+        *(Line2D([], [], **_line_of(o), label=f"95%, over {o}") for o in over),
+    ]
+
+
+def _line_of(over: str) -> dict[str, Any]:
+    """How an interval is drawn: thick if it is over items, thin if over models."""
+    colour = INTERVAL_COLOURS.get(over, OTHER_COLOUR)
+    return {"color": colour, "linewidth": 3.0 if over == "items" else 1.4}
+
+
+def draw_calibrations(tables: Tables, contrast: Contrast) -> dict[str, Figure]:
+    """The figures of a calibration that the tables have data for, by file name."""
     figures = {}
-    if {"coverage", "sbc"} <= set(tables):
-        figures["calibration"] = draw_calibration(tables)
-    if "operating" in tables:
-        figures["operating"] = draw_operating(tables["operating"])
+    with mpl.rc_context(STYLE):
+        if {"coverage", "sbc"} <= set(tables):
+            figures["calibration"] = calibration(tables, contrast)
+        if "operating" in tables:
+            figures["operating"] = operating(tables["operating"])
     return figures
 
 
@@ -345,82 +424,88 @@ OPERATING_MARKS = {
 }
 
 
-def draw_operating(table: pd.DataFrame) -> Figure:
+def _simulated(
+    y: float, row: Mapping[str, Any], share: str, marker: str, colour: str, filling: str = "full"
+) -> Interval:
+    """A share of simulations, %, with twice its Monte Carlo error."""
+    value, margin = 100 * row[share], 196 * row["standard_error"]
+    mark = {"marker": marker, "color": colour, "markersize": 3.5, "fillstyle": filling}
+    return Interval(y, value, value - margin, value + margin,
+                    line={"color": colour, "linewidth": 1}, mark=mark)  # fmt: skip
+
+
+def operating(table: pd.DataFrame) -> Figure:
     """What each statistic's interval covers, or its test rejects, a line a scenario."""
     statistics = list(dict.fromkeys(table["statistic"]))
-    labels: list[str] = []
-    marks = {}
-    with mpl.rc_context(STYLE):
-        figure, axes = blank_figure(WIDTH, 1.2 + 0.21 * (len(table) + len(statistics)))
-        ax = axes[0, 0]
-        for band in ((3, 7), (93, 97)):
-            ax.axvspan(*band, color="#DDDDDD", linewidth=0, zorder=0)
-        for statistic in statistics:
-            labels.append(statistic)
-            for _, row in table[table["statistic"] == statistic].iterrows():
-                label, mark, colour = OPERATING_MARKS[row["measure"]]
-                marks[label] = ax.errorbar(
-                    100 * row["achieved"], len(labels), xerr=196 * row["standard_error"],
-                    fmt=mark, color=colour, markersize=3.5, linewidth=1, label=label)  # fmt: skip
-                labels.append(signed(str(row["scenario"])))
-        ax.set_yticks(range(len(labels)), labels, fontsize=SMALL)
-        for text in ax.get_yticklabels():
-            if text.get_text() in statistics:
-                text.set_fontweight("bold")
-        ax.tick_params(axis="y", length=0)
-        ax.set_ylim(len(labels) - 0.4, -0.6)
-        ax.set_xlim(-3, 103)
-        ax.set_xlabel("of simulations, %, with twice the Monte Carlo error")
-        legend_of(figure, list(marks.values()))
+    names: list[str] = []
+    intervals = []
+    for statistic in statistics:
+        names.append(statistic)
+        for row in table[table["statistic"] == statistic].to_dict("records"):
+            _, marker, colour = OPERATING_MARKS[row["measure"]]
+            intervals.append(_simulated(len(names), row, "achieved", marker, colour))
+            names.append(signed(str(row["scenario"])))
+    figure, axes = blank_figure(WIDTH, 1.2 + 0.21 * (len(table) + len(statistics)))
+    ax = axes[0, 0]
+    forest(ax, intervals, names, bands=[(3, 7), (93, 97)], bold=statistics)
+    ax.tick_params(axis="y", length=0)
+    ax.set_ylim(len(names) - 0.4, -0.6)
+    ax.set_xlim(-3, 103)
+    ax.set_xlabel("of simulations, %, with twice the Monte Carlo error")
+    used = [OPERATING_MARKS[measure] for measure in dict.fromkeys(table["measure"])]
+    legend_of(
+        figure,
+        [Line2D([], [], color=c, marker=m, markersize=3.5, label=label) for label, m, c in used],
+    )
     return figure
 
 
-def draw_calibration(tables: Tables) -> Figure:
+def calibration(tables: Tables, contrast: Contrast) -> Figure:
     """Coverage of every method's interval, and the ranks of simulation-based calibration."""
     coverage = tables["coverage"].dropna(subset="coverage")
-    coverage = coverage.assign(key=[_method(row) for _, row in coverage.iterrows()])
+    coverage = coverage.assign(key=[_method(row, contrast.by) for _, row in coverage.iterrows()])
     methods = list(dict.fromkeys(coverage["key"]))
-    with mpl.rc_context(STYLE):
-        figure, axes = blank_figure(WIDTH, 2.3 + 0.4 * len(methods), ncols=2,
-                                    gridspec_kw={"width_ratios": [1.3, 1]})  # fmt: skip
-        ax, ranks = axes[0]
-        ax.axvspan(93, 97, color="#DDDDDD", linewidth=0, zorder=0)
-        scenarios = list(coverage.groupby(TRUTH, sort=False))
-        marks = []
-        for at, (truth, rows) in enumerate(scenarios):
-            y = [methods.index(k) + 0.1 * (at - (len(scenarios) - 1) / 2) for k in rows["key"]]
-            margin = 196 * rows["standard_error"]
-            intended = at < N_INTENDED
-            colours = EFFECT_COLOURS if intended else (OTHER_COLOUR,)
-            marks.append(
-                ax.errorbar(100 * rows["coverage"], y, xerr=margin, fmt="osD^vPX*"[at],
-                            linewidth=1, color=colours[at % len(colours)], markersize=3.5,
-                            label=_scenario(truth), fillstyle="full" if intended else "none")
-            )  # fmt: skip
-        ax.set_yticks(range(len(methods)), methods, fontsize=SMALL)
-        ax.set_ylim(len(methods) - 0.4, -0.6)
-        ax.set_xlabel("coverage of b_training, %\n(nominal 95)")
-        legend_of(figure, marks)
-        _draw_ranks(ranks, tables["sbc"], list(tables["sbc"]["parameter"]))
+    figure, axes = blank_figure(WIDTH, 2.3 + 0.4 * len(methods), ncols=2,
+                                gridspec_kw={"width_ratios": [1.3, 1]})  # fmt: skip
+    ax, ranks = axes[0]
+    scenarios = list(coverage.groupby(TRUTH, sort=False))
+    intervals: list[Interval] = []
+    handles = []
+    for at, (truth, rows) in enumerate(scenarios):
+        intended = at < N_INTENDED
+        colours = EFFECT_COLOURS if intended else (OTHER_COLOUR,)
+        how: Any = "osD^vPX*"[at], colours[at % len(colours)], "full" if intended else "none"
+        aside = 0.1 * (at - (len(scenarios) - 1) / 2)
+        intervals += [
+            _simulated(methods.index(row["key"]) + aside, row, "coverage", *how)
+            for row in rows.to_dict("records")
+        ]
+        handles.append(Line2D([], [], marker=how[0], color=how[1], fillstyle=how[2],
+                              markersize=3.5, label=_scenario(truth, contrast)))  # fmt: skip
+    forest(ax, intervals, methods, bands=[(93, 97)])
+    ax.set_ylim(len(methods) - 0.4, -0.6)
+    ax.set_xlabel("coverage of b_contrast, %\n(nominal 95)")
+    legend_of(figure, handles)
+    _draw_ranks(ranks, tables["sbc"], list(tables["sbc"]["parameter"]))
     return figure
 
 
-def _scenario(truth: tuple[float, ...]) -> str:
+def _scenario(truth: tuple[float, ...], contrast: Contrast) -> str:
     training, sd_model, scale, uneven = truth
     said = f"b {training:g}, sd_model {sd_model:g}"
     said += f", b_scale {scale:g}" if scale else ""
-    said += f", {uneven:g} times that for full RL" if uneven != 1 else ""
+    said += f", {uneven:g} times that for {contrast.named(contrast.high)}" if uneven != 1 else ""
     return signed(said)
 
 
 def _draw_ranks(ax: Axes, sbc: pd.DataFrame, parameters: Sequence[str]) -> None:
-    """Counts of ranks in bins, each parameter on its own line, with what chance allows."""
+    """Counts of ranks in bins, a line for each parameter, with the 95% range under uniformity."""
     bins = [c for c in sbc if c.startswith("bin_")]
     for at, (_, row) in enumerate(sbc.iterrows()):
         counts = row[bins].to_numpy(float)
         expected = row["n_simulations"] / len(bins)
         margin = 2 * np.sqrt(expected * (1 - 1 / len(bins))) / expected
-        ax.fill_between([0, 1], at + 0.35 * (-margin), at + 0.35 * margin, color="#DDDDDD",
+        ax.fill_between([0, 1], at + 0.35 * (-margin), at + 0.35 * margin, color=GREY,
                         linewidth=0)  # fmt: skip
         centres = (np.arange(len(bins)) + 0.5) / len(bins)
         ax.plot(centres, at - 0.35 * (counts / expected - 1), color=MODELS_COLOUR, linewidth=1,

@@ -27,6 +27,7 @@ from mdit_py_plugins.dollarmath import dollarmath_plugin
 from steercube.report.marks import holds_zero, marks, notes_of_heat_map, shade
 from steercube.report.post import MARK, Citation, Post, Results, asset, without_marks
 from steercube.report.style import name_of
+from steercube.report.write import AS_SVG
 from steercube.schema import read_text
 
 FIGURE = re.compile(
@@ -36,10 +37,10 @@ FIGURE = re.compile(
 )
 VERDICT = re.compile(r"<strong>Verdict: (<span[^>]*>([\w ]+)</span>)\.</strong>")
 LONG = re.compile(r"<td>(?=[^<]{45})")
-"""A cell that holds a sentence, and may break; numbers and intervals stay on one line."""
+"""A table cell with a sentence, which may wrap; numbers and intervals stay on one line."""
 TABLE = re.compile(r"<table>.*?</table>", re.DOTALL)
 REASON = re.compile(r"<td>(?P<reason>[^<]{10,})</td>\n</tr>")
-"""A reason of more than a word."""
+"""A reason of ten or more characters, in the last column."""
 ANCHOR = re.compile(r"&lt;a id=&quot;(ref-[\w-]+)&quot;&gt;&lt;/a&gt;")
 
 
@@ -96,7 +97,7 @@ def _text_of(tokens: Sequence[Token], tag: str) -> list[tuple[str, str]]:
 
 
 def _with_tables(body: str) -> str:
-    """Tables that scroll sideways by themselves, so that the page does not."""
+    """The body with each table in a box that scrolls sideways, so that the page does not."""
     number = itertools.count(1)
     body = TABLE.sub(lambda found: _with_folded_reasons(found.group()), body)
     body = LONG.sub('<td class="long">', body)
@@ -112,7 +113,7 @@ def _with_tables(body: str) -> str:
 
 
 def _with_folded_reasons(table: str) -> str:
-    """The table with long reasons in its last column, if it holds any, folded until opened."""
+    """The table with long reasons of its last column folded behind a `why`."""
     if "<th>reason</th>\n</tr>" not in table:
         return table
     return REASON.sub(
@@ -122,7 +123,7 @@ def _with_folded_reasons(table: str) -> str:
 
 
 def _with_sources(body: str, citations: Sequence[Citation]) -> str:
-    """Each cited number as an element that names its table; bare text within attributes."""
+    """Each cited number as an element whose title names its source; plain text in attributes."""
     body = re.sub(r'="[^"]*"', lambda found: without_marks(found.group()), body)
 
     def element(found: re.Match[str]) -> str:
@@ -139,13 +140,17 @@ def _with_sources(body: str, citations: Sequence[Citation]) -> str:
 
 def _figure(found: re.Match[str], results: Results, folder: Path) -> str:
     name, alt = found["name"], without_marks(found["alt"])
-    drawn = {"effect_size_heatmap": _heat_map, "layer_curves": _curves}.get(name, _image)
+    if re.fullmatch(r"effect_size_heatmap_\d+", name):
+        return ""  # the first page's table holds all models and concepts
+    drawn = {"effect_size_heatmap": _heat_map}.get(name, _image)
+    if AS_SVG.fullmatch(name):
+        drawn = _curves
     caption = f"<figcaption>{found['caption']}</figcaption>" if found["caption"] else ""
     return f'<figure id="{name}">{drawn(name, alt, results, folder)}{caption}</figure>'
 
 
 def _image(name: str, alt: str, results: Results, folder: Path) -> str:
-    """The figure as PNG, its size said, so that the text does not move when it is drawn."""
+    """The figure as PNG with its size, so that the text does not move when it loads."""
     png = (folder / "figures" / f"{name}.png").read_bytes()
     width, height = struct.unpack(">II", png[16:24])
     data = base64.b64encode(png).decode()
@@ -163,7 +168,7 @@ def _curves(name: str, alt: str, results: Results, folder: Path) -> str:
 
 
 def _heat_map(name: str, alt: str, results: Results, folder: Path) -> str:
-    """Cohen's d as a table with shaded cells; a cell's button shows what else is known of it."""
+    """Cohen's d as a table with shaded cells, each with a button that shows its details."""
     effects = results.tables["effects"]
     models = list(dict.fromkeys(effects["model"].astype(str)))
     concepts = list(dict.fromkeys(effects["concept"]))
@@ -230,7 +235,7 @@ def _data(results: Results) -> dict[str, Any]:
 
 
 def _notes(row: Mapping[str, Any]) -> str:
-    """What the table says of a cell beside its numbers, as the end of a sentence."""
+    """Whether a cell steers and its flags, as the end of a sentence."""
     steers = {"yes": "steers", "no": "does not steer"}.get(row.get("steers", ""), "")
     beside = f"best layer: {row['layer_flag']}" if row.get("layer_flag") else ""
     said = [steers, beside, row.get("direction_flag", "")]
@@ -242,7 +247,7 @@ def _level(results: Results) -> str:
 
 
 def _short(value: float) -> float | None:
-    """Four digits are all that a screen shows."""
+    """The value to four digits, None for NaN."""
     return None if pd.isna(value) else float(f"{value:.4g}")
 
 

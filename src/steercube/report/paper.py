@@ -32,10 +32,12 @@ def write_papers(paper: str | Path, *, study: str | None = None, report: Report 
             f"{where} holds no results; run `steercube analyze` first, or name their folder with "
             "--paper"
         )
-    assets, definitions = read_assets(paper), methods()
+    definitions = methods()
     for name in [study] if study else analysed:
         results = read_results(paper / name)
-        post = render(results, assets, methods=definitions)
+        # A study's own blocks tell of the contrast in its ledger, and of no other.
+        own = name if results.settings.get("contrast_of_ledger", True) else ""
+        post = render(results, read_assets(paper, own), methods=definitions)
         try:
             html = page(post, results, paper / name, paper)
         except jinja2.TemplateError as error:

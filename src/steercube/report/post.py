@@ -19,22 +19,22 @@ import jinja2
 import jinja2.meta
 import pandas as pd
 
+from steercube.contrast import Contrast, read_attributes
+from steercube.numerals import is_held, signed
 from steercube.report.bibliography import Bibliography, read_bibliography
-from steercube.report.printed import is_held, plain
+from steercube.report.printed import plain
 from steercube.report.write import is_calibration_of
 from steercube.schema import raise_if_any, read_json, read_text, read_toml
 
-TEMPLATE = "post.md.j2"
+TEMPLATE, NUMBERS = "post.md.j2", "numbers.toml"
 START, MIDDLE, END = "\ue000", "\ue001", "\ue002"
 """Around a cited number: START index MIDDLE text END. Private code points, in no text."""
 OPEN, CLOSE = "\ue003", "\ue004"
-"""Around a generated block, such as a table, whose numbers are its file's."""
-HYPHEN = re.compile(r"(?<![\w\u2013-])-(?=\d)")
-"""A minus sign that was typed as a hyphen."""
+"""Around a generated block, such as a table, whose numbers are traced to its file."""
 TAGS = re.compile(r"^[ \t]*((?:\{%(?:(?!%\}).)*%\}[ \t]*)+)\n", re.MULTILINE)
-"""A line of a template that holds nothing but statements, and leaves no line."""
+"""A line of a template that holds only statements, and is dropped from the output."""
 LITERATURE = "\ue005"
-"""Where the works that a post cites are listed, once it is known which these are."""
+"""Placeholder of the list of cited works, which is filled in at the end."""
 MARK = re.compile(f"{START}(\\d+){MIDDLE}(.*?){END}", re.DOTALL)
 BLOCK = re.compile(f"{OPEN}.*?{CLOSE}", re.DOTALL)
 
@@ -44,6 +44,7 @@ WORDS = (
 )
 TYPED = re.compile(rf"(?<![\w.])[−+-]?\d[\d,.]*%?|\b(?:{'|'.join(WORDS[2:])})\b", re.I)
 """What counts as a number that was typed: digits, and words from two to twelve."""
+FIELD = re.compile(r"\{(\w+)\}")
 LABELS = re.compile(r"^#+ \d+\.|\]\([^)]*\)|`[^`]*`|\b(?:19|20)\d\d\b", re.MULTILINE)
 """Digits that are no result: a section's, those of an address, of code, a year."""
 
@@ -58,9 +59,12 @@ class Reference:
 
 @dataclass(frozen=True)
 class Assets:
-    """What posts of every study are written from: template, references, literature."""
+    """What the post of a study is written from: templates, references, literature.
 
-    template: str
+    `templates` are texts by their path, the one to render first; the others are what it extends.
+    """
+
+    templates: dict[Path, str]
     references: dict[str, Reference]
     allowed: tuple[str, ...]
     bibliography: Bibliography
@@ -76,35 +80,66 @@ def asset(folder: str | Path, name: str) -> Path:
     return own if own.exists() or own.is_symlink() else PACKAGED / name
 
 
-def read_assets(folder: str | Path) -> Assets:
+def read_assets(folder: str | Path, study: str = "") -> Assets:
     """`post.md.j2`, `numbers.toml` and `references.bib`: those in `folder`, else the package's.
 
-    Raises ValueError that lists references the template does not use, and names it uses without.
+    `<study>.post.md.j2` in `folder` extends the template, and `<study>.numbers.toml` the numbers.
+    Raises ValueError that lists references no template uses, and names one uses without.
     """
-    template, numbers = asset(folder, TEMPLATE), asset(folder, "numbers.toml")
-    held = read_toml(numbers)
+    own = [p for p in [Path(folder) / f"{study}.{TEMPLATE}"] if study and p.exists()]
+    paths = [*own, asset(folder, TEMPLATE)]
+    numbers = [asset(folder, NUMBERS)]
+    numbers += [p for p in [Path(folder) / f"{study}.{NUMBERS}"] if study and p.exists()]
+    held: dict[str, Any] = {}
+    declared: dict[str, Path] = {}
+    for path in numbers:
+        found = _numbers(path, held.get("allowed", []))
+        held, declared = held | found, declared | dict.fromkeys(found, path)
     allowed = held.pop("allowed", [])
-    wrong = [problem for name, table in held.items() for problem in _table_problems(name, table)]
-    if not isinstance(allowed, list) or not all(isinstance(text, str) for text in allowed):
-        wrong.append("`allowed` is a list of texts")
-    raise_if_any(wrong, what=str(numbers))
     assets = Assets(
         # In a comment a line is not written, but counts, so that an error names the right one.
-        template=TAGS.sub(r"\1{#\n#}", read_text(template)),
+        templates={path: TAGS.sub(r"\1{#\n#}", read_text(path)) for path in paths},
         references={name: Reference(**table) for name, table in held.items()},
         allowed=tuple(allowed),
         bibliography=read_bibliography(asset(folder, "references.bib")),
     )
-    try:
-        tree = jinja2.Environment().parse(assets.template)
-    except jinja2.TemplateError as error:
-        raise ValueError(f"{template}{said_by_template(error)}") from error
-    used = jinja2.meta.find_undeclared_variables(tree) - CONTEXT
-    declared = set(assets.references)
-    problems = [f"{n!r} is declared and not used: use it or delete it" for n in declared - used]
-    problems += [f"{n!r} is used and not declared in numbers.toml" for n in used - declared]
-    raise_if_any(sorted(problems), what=str(numbers))
+    _require_declared(assets, declared)
     return assets
+
+
+def _numbers(path: Path, allowed: list[str]) -> dict[str, Any]:
+    """The tables of one numbers.toml, its `allowed` texts after those before it."""
+    held = read_toml(path)
+    more = held.pop("allowed", [])
+    wrong = [problem for name, table in held.items() for problem in _table_problems(name, table)]
+    if not isinstance(more, list) or not all(isinstance(text, str) for text in more):
+        wrong.append("`allowed` is a list of texts")
+    raise_if_any(wrong, what=str(path))
+    return held | {"allowed": [*allowed, *more]}
+
+
+def _require_declared(assets: Assets, declared: Mapping[str, Path]) -> None:
+    """Refuse references that no template uses, and names that one uses without declaring them."""
+    used: dict[str, Path] = {}
+    defined = set(CONTEXT)
+    for path, text in assets.templates.items():
+        try:
+            tree = jinja2.Environment().parse(text)
+        except jinja2.TemplateError as error:
+            raise ValueError(f"{path}{_said(error, [path])}") from error
+        used |= dict.fromkeys(jinja2.meta.find_undeclared_variables(tree) - used.keys(), path)
+        names = (node.name for node in tree.find_all(jinja2.nodes.Name) if node.ctx == "store")
+        defined |= {*names, *(macro.name for macro in tree.find_all(jinja2.nodes.Macro))}
+    problems = [
+        f"{declared[name]}: {name!r} is declared and not used: use it or delete it"
+        for name in assets.references.keys() - used.keys()
+    ]
+    problems += [
+        f"{path}: {name!r} is used and not declared in {NUMBERS}"
+        for name, path in used.items()
+        if name not in assets.references and name not in defined
+    ]
+    raise_if_any(sorted(problems), what="the template of posts")
 
 
 def _table_problems(name: str, table: Any) -> list[str]:
@@ -120,11 +155,19 @@ def _table_problems(name: str, table: Any) -> list[str]:
     return []
 
 
-def said_by_template(error: BaseException) -> str:
+def _said(error: BaseException, templates: Sequence[Path]) -> str:
     """The line of a template where an error arose, where that is known, and what it says."""
-    frames = [f.lineno for f in traceback.extract_tb(error.__traceback__) if "<" in f.filename]
+    names = {str(path) for path in templates} | {"<template>"}
+    frames = [f.lineno for f in traceback.extract_tb(error.__traceback__) if f.filename in names]
     at = getattr(error, "lineno", None) or next(iter(frames[::-1]), None)
     return f"{f':{at}' if at else ''}: {type(error).__name__}: {error}"
+
+
+def said_by_template(error: BaseException, templates: Sequence[Path] = ()) -> str:
+    """The template and line where an error arose, where that is known, and what it says."""
+    names = {str(path) for path in templates}
+    files = [f.filename for f in traceback.extract_tb(error.__traceback__) if f.filename in names]
+    return f"{Path(files[-1]).name if files else ''}{_said(error, templates)}"
 
 
 @dataclass(frozen=True)
@@ -138,7 +181,7 @@ class Citation:
 
 @dataclass
 class Sources:
-    """The numbers of one study, what was cited of them, and what was asked for in vain."""
+    """The numbers of one study, the citations made so far, and the problems met."""
 
     numbers: Mapping[str, Mapping[str, Any]]
     citations: list[Citation] = field(default_factory=list)
@@ -148,10 +191,10 @@ class Sources:
         """The text as cited from `id`."""
         table = str(self.numbers[id]["table"]) if id in self.numbers else id
         self.citations.append(Citation(id, table, value))
-        return f"{START}{len(self.citations) - 1}{MIDDLE}{HYPHEN.sub('−', text)}{END}"
+        return f"{START}{len(self.citations) - 1}{MIDDLE}{signed(text)}{END}"
 
     def refuse(self, problem: str) -> str:
-        """Note a problem; what stands in the text, which is never written, meanwhile."""
+        """Note a problem and return a placeholder; a post with problems is never written."""
         self.problems.append(problem)
         return "?"
 
@@ -272,8 +315,9 @@ class Results:
     printed: dict[str, str]
     figures: tuple[str, ...]
     settings: dict[str, Any]
+    contrast: Contrast | None = None
     left_out: tuple[str, ...] = ()
-    """What lies in the folder and is not cited, with its reason."""
+    """Files in the folder that are not used, with the reason."""
 
 
 def read_results(folder: str | Path) -> Results:
@@ -297,7 +341,8 @@ def read_results(folder: str | Path) -> Results:
     settings, simulated = manifest.get("settings", {}), folder / "calibration"
     left_out: tuple[str, ...] = ()
     if simulated.is_dir() and not is_calibration_of(simulated, settings):
-        left_out = (f"{simulated} is of other cells, and left out: run `steercube calibrate`",)
+        other = f"{simulated} is of other cells or another contrast, and left out"
+        left_out = (f"{other}: run `steercube calibrate`",)
     else:
         numbers |= _coverage(simulated / "coverage.csv") | _operating(simulated / "operating.csv")
     results = Results(
@@ -307,6 +352,7 @@ def read_results(folder: str | Path) -> Results:
         printed={p.stem: read_text(p) for p in sorted((folder / "tables").glob("*.md"))},
         figures=tuple(p.stem for p in sorted((folder / "figures").glob("*.png"))),
         settings=settings,
+        contrast=read_attributes(settings),
         left_out=left_out,
     )
     problems = [*_content_problems(results), *_figure_problems(folder / "figures")] or [
@@ -332,7 +378,7 @@ def _sha256(path: Path) -> str:
     return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
-OF_METHOD = ("method", "takes_as_random", "adjusted")
+OF_METHOD = ("method", "random_effects", "covariates")
 TRUTH = ("training", "sd_model", "scale", "uneven")
 USUAL = {"scale": 0.0, "uneven": 1.0}
 """Truths that a text does not mention: no slope on size, models that vary alike."""
@@ -438,7 +484,7 @@ COLUMNS = {
 
 
 def _content_problems(results: Results) -> Iterator[str]:
-    """What a post needs, and these results do not hold."""
+    """What a post needs and these results lack."""
     try:
         float(results.settings["confidence_level"])
     except (KeyError, TypeError, ValueError):
@@ -461,7 +507,7 @@ def _content_problems(results: Results) -> Iterator[str]:
 
 
 def _figure_problems(folder: Path) -> Iterator[str]:
-    """Figures that are none, for a page takes them in as they are."""
+    """Files among the figures that are not images: a page embeds them unchecked."""
     for path in sorted(folder.glob("*.png")):
         if not path.read_bytes().startswith(b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR"):
             yield f"figures/{path.name} is not a PNG image"
@@ -471,9 +517,9 @@ def _figure_problems(folder: Path) -> Iterator[str]:
 
 
 NAMES = ("model", "concept", "family", "group", "one", "other", "left_out", "name")
-"""Columns of names that somebody chose."""
+"""Columns of names that a user chose, which are text whatever they look like."""
 FLAGS = ("steers", "steers_reason", "layer_flag", "direction_flag")
-"""Columns of texts that may all be empty, which pandas would take for missing numbers."""
+"""Columns of texts that may all be empty, which pandas would read as missing numbers."""
 
 
 def read_table(path: Path) -> pd.DataFrame:
@@ -513,12 +559,13 @@ def without_marks(text: str) -> str:
 
 
 OF_RENDERING = (jinja2.TemplateError, TypeError, ValueError, LookupError, ArithmeticError)
-"""What a template raises that asks for something which is not there, or cannot be computed."""
+"""Errors of a template that uses something missing or uncomputable."""
 
 CONTEXT = {
     *("study", "settings", "models", "concepts", "families", "claims", "conclusions"),
     *("conclusions_with", "conclusion", "table", "figure", "cite", "literature", "methods"),
     *("models_by", "concepts_by", "listed", "words", "flagged", "provenance", "off_nominal"),
+    *("contrast", "capital", "not_compared"),
 }
 """What a template may use beside its references."""
 
@@ -526,21 +573,32 @@ CONTEXT = {
 def render(results: Results, assets: Assets, *, methods: str = "") -> Post:
     """The post of one study. Raises ValueError that lists every number without a source."""
     sources = Sources(results.numbers)
-    environment = jinja2.Environment(undefined=jinja2.StrictUndefined)
     context = _context(results, assets, sources, methods)
     try:
-        text = environment.from_string(assets.template).render(context)
+        text = _environment(assets).get_template(next(iter(assets.templates)).name).render(context)
     except OF_RENDERING as error:
-        where = f"the post of {results.study}: {TEMPLATE}{said_by_template(error)}"
-        raise ValueError(where) from error
+        where = said_by_template(error, list(assets.templates))
+        raise ValueError(f"the post of {results.study}: {where}") from error
     text = text.replace(LITERATURE, block(assets.bibliography.listed(text)))
     text = re.sub(r"\n{3,}", "\n\n", text).strip() + "\n"
     labels = [*context["models"], *context["families"], results.study, *assets.allowed]
     labels += [name for concept in context["concepts"] for name in (concept, words(concept))]
+    labels += [str(text) for text in (context["contrast"] or {}).values()]
     problems = [*sources.problems, *assets.bibliography.problems_of(text)]
     problems += [f"{number!r} was typed: ...{near}..." for number, near in typed(text, labels)]
     raise_if_any(problems, what=f"the post of {results.study}")
     return Post(text.replace(OPEN, "").replace(CLOSE, ""), tuple(sources.citations))
+
+
+def _environment(assets: Assets) -> jinja2.Environment:
+    """Where templates find each other by the names of their files, and say theirs in an error."""
+    by_name = {path.name: (text, str(path)) for path, text in assets.templates.items()}
+
+    def load(name: str) -> tuple[str, str, None] | None:
+        return (*by_name[name], None) if name in by_name else None
+
+    loader = jinja2.FunctionLoader(load)
+    return jinja2.Environment(undefined=jinja2.StrictUndefined, loader=loader)
 
 
 def typed(text: str, labels: Sequence[str] = ()) -> Iterator[tuple[str, str]]:
@@ -578,18 +636,48 @@ def _context(results: Results, assets: Assets, sources: Sources, methods: str) -
         "words": words,
         "flagged": lambda column, flag: flagged(results.tables["effects"], column, flag),
         "off_nominal": _off_nominal(sources),
+        "contrast": contrast_words(results.contrast),
+        "not_compared": not_compared(results.contrast, about),
+        "capital": lambda text: text[:1].upper() + text[1:],
         "models_by": _order(sources, "models/{}/{}/every concept it ran"),
         "concepts_by": _order(sources, "concepts/{}/{}/every model that ran it/mean"),
     }
+    fixed = {"by": "", "low": "", "high": ""}
+    if results.contrast:
+        fixed = {name: getattr(results.contrast, name) for name in fixed}
     for name, reference in assets.references.items():
-        context[name] = _named(sources, reference)
+        context[name] = _named(sources, reference, fixed)
     return context
 
 
-def _named(sources: Sources, reference: Reference) -> Any:
-    if "{" not in reference.id:
-        return Number(sources, reference.id, reference.format)
-    return lambda **fields: Number(sources, reference.id.format(**fields), reference.format)
+def contrast_words(contrast: Contrast | None) -> dict[str, str] | None:
+    """The contrast as a template writes of it; None where nothing is compared."""
+    if contrast is None:
+        return None
+    return {
+        "by": contrast.by,
+        "minus": contrast.minus,
+        "low": contrast.named(contrast.low),
+        "high": contrast.named(contrast.high),
+        "low_models": contrast.models_of(contrast.low),
+        "high_models": contrast.models_of(contrast.high),
+    }
+
+
+def not_compared(contrast: Contrast | None, about: pd.DataFrame) -> list[str]:
+    """The models of neither label of the contrast."""
+    if contrast is None:
+        return []
+    compared = about[contrast.by].isin([contrast.low, contrast.high])
+    return about["model"][~compared].astype(str).tolist()
+
+
+def _named(sources: Sources, reference: Reference, fixed: Mapping[str, str]) -> Any:
+    """A number, or what gives one for the fields that are left open in its id."""
+    open_fields = set(FIELD.findall(reference.id)) - set(fixed)
+    if not open_fields:
+        return Number(sources, reference.id.format(**fixed), reference.format)
+    return lambda **of: Number(sources, reference.id.format(**fixed, **of), reference.format)
 
 
 def _order(sources: Sources, pattern: str) -> Callable[[Sequence[str], str], list[str]]:
@@ -613,10 +701,14 @@ def _block_of(text: str) -> str:
 
 
 def _figure(results: Results, name: str, alt: str) -> str:
-    """The figure as Markdown, where the study has it."""
-    if name not in results.figures:
-        return ""
-    return f"![{' '.join(str(alt).split())}](figures/{name}.png)"
+    """The figure as Markdown, with the pages that it goes on to, where the study has it."""
+    pages = [f for f in results.figures if re.fullmatch(rf"{name}(_\d+)?", f)]
+    pages.sort(key=lambda page: int(page.removeprefix(name).lstrip("_") or 1))
+    said, last = " ".join(str(alt).split()), len(pages)
+    return "\n\n".join(
+        f"![{said}{f' Part {number} of {last}.' if last > 1 else ''}](figures/{page}.png)"
+        for number, page in enumerate(pages, start=1)
+    )
 
 
 def flagged(effects: pd.DataFrame, column: str, flag: str) -> list[str]:
@@ -629,15 +721,15 @@ def flagged(effects: pd.DataFrame, column: str, flag: str) -> list[str]:
 
 
 def provenance(settings: Mapping[str, Any], name: str) -> str:
-    """What the file of a sweep says of itself, on one line; empty where it says nothing."""
+    """An attribute of the sweep's file, on one line; empty where it has none."""
     lines = str(settings.get(name, "")).strip().split("\n")
     try:
         versions = json.loads(lines[0])
-        told = ", ".join(f"{package} {version}" for package, version in versions.items())
+        shown = ", ".join(f"{package} {version}" for package, version in versions.items())
     except (ValueError, AttributeError):
-        told = lines[0]
+        shown = lines[0]
     more = f" (the first of {len(lines)} lines)" if len(lines) > 1 else ""
-    return plain(told.removeprefix("Cells of: ") + more)
+    return plain(shown.removeprefix("Cells of: ") + more)
 
 
 def words(name: object) -> str:

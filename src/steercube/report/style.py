@@ -1,7 +1,7 @@
-"""What all figures share: colours, letters, width, an empty figure, and what makes text fit.
+"""What all figures share: colours, fonts, width, an empty figure, and text that fits.
 
 Colours: a sequential map that is even in lightness (cividis), and two hues apart in lightness
-for the trainings (Okabe & Ito 2008), so nothing is told by hue alone.
+for the two labels of a contrast (Okabe & Ito 2008), so nothing is shown by hue alone.
 """
 
 import re
@@ -15,19 +15,19 @@ from matplotlib.figure import Figure
 from matplotlib.font_manager import FontProperties
 from matplotlib.textpath import TextPath
 
-TRAINING_COLOURS = {"distilled": "#0072B2", "rl": "#D55E00"}
+LOW_COLOUR, HIGH_COLOUR = "#0072B2", "#D55E00"
+"""Colours of the two labels that are compared."""
 OTHER_COLOUR = "#555555"
 STRENGTH_COLOURS = {-1.0: "#56B4E9", 1.0: "#E69F00"}
 INTERVAL_COLOURS = {"items": "#009E73", "models": "#999999"}
 PUBLISHED_COLOUR = "#CC79A7"
 GENERATION_COLOUR = "#CC79A7"
 RESPONSES_COLOUR = "#0072B2"
-TRAINING_NAMES = {"distilled": "distilled", "rl": "full RL"}
 
 WIDTH = 6.5
 """Inches of text across an A4 or letter page: a wider figure, and its letters, would be shrunk."""
 TITLE, TEXT, SMALL = 9.0, 8.5, 8.0
-"""Points; no letters are smaller."""
+"""Font sizes, points; no text is smaller."""
 FONT = "DejaVu Sans"
 STYLE: dict[Any, Any] = {
     "font.family": FONT,
@@ -45,18 +45,13 @@ STYLE: dict[Any, Any] = {
 
 
 def name_of(concept: str) -> str:
-    """A concept as a title says it."""
+    """The name of a concept in a title."""
     return concept.replace("_", " ")
-
-
-def signed(text: str) -> str:
-    """The text with minus signs where hyphens stand for them."""
-    return re.sub(r"(?<!\w)-(?=\d)", "−", text)
 
 
 @cache
 def inches_of(text: str, size: float) -> float:
-    """Width of the longest line in letters of so many points."""
+    """Width of the longest line at a font size of `size` points."""
     font = FontProperties(family=FONT)
     lines = [line for line in text.split("\n") if line.strip()]
     widths = [TextPath((0, 0), line, size=size, prop=font).get_extents().width for line in lines]
@@ -64,7 +59,7 @@ def inches_of(text: str, size: float) -> float:
 
 
 def wrapped(text: str, inches: float, size: float) -> str:
-    """The text in lines that fit, broken after spaces and hyphens; a longer word sticks out."""
+    """The text wrapped after spaces and hyphens; a word that is too long is not broken."""
     first, *others = re.findall(r"[^ -]*[ -]?", text)
     lines = [first]
     for word in others:
@@ -74,6 +69,16 @@ def wrapped(text: str, inches: float, size: float) -> str:
         else:
             lines.append(word)
     return "\n".join(line.rstrip(" ") for line in lines)
+
+
+def shortened(text: str, inches: float, size: float) -> str:
+    """The text on one line that fits, its middle left out where it must be."""
+    kept = len(text)
+    shown = text
+    while inches_of(shown, size) > inches and kept > 2:
+        kept -= 1
+        shown = f"{text[: kept - kept // 3]}…{text[len(text) - kept // 3 :]}"
+    return shown
 
 
 def blank_figure(width: float, height: float, **grid: object) -> tuple[Figure, np.ndarray]:
@@ -88,7 +93,7 @@ def blank_figure(width: float, height: float, **grid: object) -> tuple[Figure, n
 
 
 def drop_unused(axes: np.ndarray) -> None:
-    """Hide panels without data; the lowest that is left of each column names its ticks."""
+    """Hide panels without data, and label the ticks of the lowest panel left in each column."""
     for column in axes.T:
         used = [ax for ax in column if ax.has_data()]
         for ax in column:

@@ -24,40 +24,16 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
+from steercube.analysis.conclusions.tables import TABLES, Table
+from steercube.analysis.per_cell.estimands import UNITS
+from steercube.contrast import Contrast
 from steercube.netcdf import is_running
 from steercube.report.printed import printed_tables
 from steercube.schema import read_json
 
 NUMBER = "%.10g"
 DPI = 150
-AS_SVG = ("layer_curves",)
-KEYS = {
-    "about_concepts": ["concept"],
-    "counts": ["statistic"],
-    "effects": ["model", "concept"],
-    "models": ["model", "estimand", "concepts"],
-    "concepts": ["concept", "estimand", "models", "statistic"],
-    "depth": ["group"],
-    "agreement": ["concept", "model", "statistic"],
-    "readings": ["concept", "model", "statistic", "reading", "read_as", "published_as", "form"],
-    "sensitivity": ["headline", "without", "left_out"],
-    "claims": ["id"],
-    "training_effect": ["outcome", "method", "takes_as_random", "adjusted"],
-    "scale_trends": ["outcome", "size", "concept", "method"],
-    "variance_components": ["outcome", "method", "component"],
-    "concordance": ["estimand", "statistic", "model", "model_other"],
-    "leave_one_out": ["outcome", "adjusted", "without", "left_out"],
-    "multiverse_summary": ["statistic"],
-    "model_deviations": ["model"],
-    "difficulty": ["concept", "statistic"],
-    "extraction": ["property", "statistic"],
-    "predictive_checks": ["outcome", "statistic"],
-    "design": ["outcome", "effect_is", "kind", "adjusted"],
-    "conclusions": ["id"],
-    "multiplicity": ["family"],
-}
-"""Columns that name a row of each table whose numbers a text may cite."""
-
+AS_SVG = re.compile(r"layer_curves(_\d+)?")
 PACKAGES = (
     *("steercube", "numpy", "scipy", "xarray", "pandas", "matplotlib"),
     *("statsmodels", "pymc", "arviz", "pingouin"),
@@ -71,6 +47,7 @@ def write_study(
     *,
     inputs: Mapping[str, str],
     settings: Mapping[str, Any],
+    contrast: Contrast | None = None,
 ) -> None:
     """Write every output of one study; `inputs` are names with their SHA-256.
 
@@ -78,7 +55,7 @@ def write_study(
     """
     folder = Path(folder).resolve()
     with _aside(folder) as made:
-        write_tables(made / "tables", tables)
+        write_tables(made / "tables", tables, contrast)
         (made / "numbers.json").write_text(_json(numbers(tables)), encoding="utf-8")
         write_figures(made / "figures", figures)
         outputs = {name: _sha256(made / name) for name in _files(made)}
@@ -106,7 +83,7 @@ OF_A_RUN = re.compile(r"(tables|figures)/[^/\\]+\.\w+")
 
 
 def _earlier_outputs(folder: Path) -> set[str]:
-    """Tables and figures of an earlier run; what else lies there is somebody's own."""
+    """Tables and figures of an earlier run; any other file in the folder is the user's own."""
     try:
         listed = read_json(folder / "manifest.json")["outputs"]
         return {name for name in listed if OF_A_RUN.fullmatch(name)}
@@ -116,7 +93,7 @@ def _earlier_outputs(folder: Path) -> set[str]:
 
 @contextmanager
 def _aside(folder: Path) -> Iterator[Path]:
-    """An empty folder beside `folder`; what a killed run left there is removed."""
+    """A temporary folder beside `folder`; those that killed runs left behind are removed."""
     prefix = f".{folder.name}."
     made = folder.parent / f"{prefix}{os.getpid()}.part"
     for left in folder.parent.glob(f"{escape(prefix)}*.part"):
@@ -138,8 +115,8 @@ def _json(value: Any) -> str:
     return json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
 
 
-OF_A_CALIBRATION = ("cube_sha256", "seed", "confidence_level")
-"""Attributes of the cells that a calibration simulates the shape of."""
+OF_A_CALIBRATION = ("cube_sha256", "seed", "confidence_level", "contrast", "holding")
+"""Attributes of the cells and the contrast that a calibration simulates the shape of."""
 
 CALIBRATION_FILES = (
     "manifest.json",
@@ -158,7 +135,7 @@ def is_calibration_of(folder: Path, attrs: Mapping[str, Any]) -> bool:
 
 
 def remove_calibration(folder: Path) -> None:
-    """The files that `write_calibration` writes, and no other that lies beside them."""
+    """Delete the files that `write_calibration` writes, and no others beside them."""
     for name in CALIBRATION_FILES:
         (folder / name).unlink(missing_ok=True)
 
@@ -170,7 +147,7 @@ def write_calibration(
     *,
     made_from: Mapping[str, Any],
 ) -> None:
-    """The tables of a calibration, its figures, and which cells it is of, each written whole."""
+    """Write a calibration's tables and figures and the cells it is of, each file whole."""
     with _aside(folder) as made:
         (made / "manifest.json").write_text(_json(dict(made_from)), encoding="utf-8")
         for name, table in tables.items():
@@ -182,105 +159,82 @@ def write_calibration(
             (made / name).replace(folder / name)
 
 
-def write_tables(folder: Path, tables: Mapping[str, pd.DataFrame]) -> None:
-    """Each table as CSV, and those that a post prints as Markdown too."""
+def write_tables(
+    folder: Path, tables: Mapping[str, pd.DataFrame], contrast: Contrast | None = None
+) -> None:
+    """Write each table as CSV, and those that a post prints as Markdown too."""
     folder.mkdir(parents=True)
     for name, table in tables.items():
         table.to_csv(folder / f"{name}.csv", index=False, float_format=NUMBER)
-    for name, text in printed_tables(tables).items():
+    for name, text in printed_tables(tables, contrast).items():
         (folder / f"{name}.md").write_text(text, encoding="utf-8")
 
 
 def write_figures(folder: Path, figures: Mapping[str, Figure]) -> None:
-    """Each figure as PNG, those that a page looks into as SVG too, the same from run to run."""
+    """Write each figure as PNG, and as SVG if the page uses its parts; the same bytes every run."""
     folder.mkdir(parents=True)
     for name, figure in figures.items():
         figure.savefig(folder / f"{name}.png", dpi=DPI, metadata={"Software": None})
-        if name in AS_SVG:
+        if AS_SVG.fullmatch(name):
             with mpl.rc_context({"svg.hashsalt": name}):
                 metadata = {"Date": None, "Creator": None}
                 figure.savefig(folder / f"{name}.svg", metadata=metadata)
 
 
 def numbers(tables: Mapping[str, pd.DataFrame]) -> dict[str, dict[str, Any]]:
-    """Every number of the tables but the layers' by id: value, interval, n, and its table."""
+    """Every number that a text may cite, by id: value, interval, n, table, and what else its row
+    holds.
+
+    An id is the table's name and the labels of its key, those that are empty left out.
+    """
     found: dict[str, dict[str, Any]] = {}
-    for name, keys in KEYS.items():
-        table = tables.get(name, pd.DataFrame())
-        for row in table.to_dict("records") if set(keys) <= set(table) else []:
-            labels = [row[key] for key in keys if not pd.isna(row[key]) and row[key] != ""]
-            stem = "/".join([name, *map(str, labels)])
-            for id, number in _numbers_of_row(stem, name, row).items():
+    for entry in TABLES:
+        table = tables.get(entry.name, pd.DataFrame())
+        for row in table.to_dict("records") if entry.key and set(entry.key) <= set(table) else []:
+            labels = [row[key] for key in entry.key if not pd.isna(row[key]) and row[key] != ""]
+            stem = "/".join([entry.name, *map(str, labels)])
+            for id, number in _numbers_of_row(stem, entry, row).items():
                 # Designs that differ in items or models alone share an id; the first is the own.
                 found.setdefault(id, number)
     return found
 
 
-def _numbers_of_row(stem: str, table: str, row: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
-    if table == "effects":
-        named = {
-            f"{stem}/{column.removesuffix('_low')}": column.removesuffix("_low")
-            for column in row
-            if column.endswith("_low")
-        }
+def _numbers_of_row(stem: str, entry: Table, row: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    if entry.every_interval:
+        names = [column.removesuffix("_low") for column in row if column.endswith("_low")]
         return {
-            number: _number(table, row, value, f"{value}_low", f"{value}_high", over="items")
-            for number, value in named.items()
+            f"{stem}/{name}": _number(entry.name, row, name, f"{name}_low", f"{name}_high")
+            | {"interval_over": "items", "units": UNITS.get(name, "")}
+            for name in names
         }
-    low, high = ENDS.get(table, ("low", "high"))
-    over = row.get("interval_over") or row.get("takes_as_random") or ""
-    number = _number(table, row, _value_of(table, row), low, high, over=over)
-    number |= {name: _plain(row[name]) for name in EXTRA if name in row}
-    return {stem: number | {name: row[name] for name in TEXTS if _said(row.get(name))}}
+    value = entry.value if isinstance(entry.value, str) else entry.value(row)
+    number = _number(entry.name, row, value, entry.low, entry.high)
+    number |= {"interval_over": row.get("interval_over") or row.get("random_effects") or ""}
+    number |= {"units": unit} if (unit := entry.unit_of(row)) else {}
+    taken = {*entry.key, value, entry.low, entry.high, "n", "n_models", *number}
+    more = {name: _said(row[name]) for name in row if name not in taken}
+    return {stem: number | {name: said for name, said in more.items() if said not in (None, "")}}
 
 
-def _value_of(table: str, row: Mapping[str, Any]) -> str:
-    """The column that is the row's number."""
-    if table == "design":
-        return "n_rl" if row.get("kind") == "needed" else "power"
-    return VALUES.get(table, "estimate" if "estimate" in row else "value")
-
-
-def _said(value: Any) -> bool:
-    return isinstance(value, str) and value != ""
-
-
-VALUES = {"claims": "recomputed", "predictive_checks": "found", "about_concepts": "n_items"}
-ENDS = {"predictive_checks": ("posterior_low", "posterior_high")}
-EXTRA = (
-    *(
-        "corrected",
-        "balanced",
-        "p_value",
-        "p_holm",
-        "least_p",
-        "expected_under_null",
-        "smallest",
-        "largest",
-    ),
-    *("probability_negative", "probability_negligible", "bayes_factor", "share", "mc_error"),
-    *("gain", "gain_standard_error", "effect", "type_s", "type_m", "n_valid_items"),
-    *("level", "uncorrected"),
-)
-"""What else a text may say of a number, where its table has it."""
-TEXTS = ("published", "verdict", "sentence", "statement", "also", "units", "agrees", "reason")
-
-
-def _number(
-    table: str, row: Mapping[str, Any], value: str, low: str, high: str, *, over: str
-) -> dict[str, Any]:
+def _number(table: str, row: Mapping[str, Any], value: str, low: str, high: str) -> dict[str, Any]:
     n = next((row[name] for name in ("n", "n_models") if name in row), None)
     return {
-        "value": _plain(row.get(value)),
-        "low": _plain(row.get(low)),
-        "high": _plain(row.get(high)),
-        "interval_over": over,
-        "n": _plain(n),
+        "value": plain_number(row.get(value)),
+        "low": plain_number(row.get(low)),
+        "high": plain_number(row.get(high)),
+        "n": plain_number(n),
         "table": f"tables/{table}.csv",
     }
 
 
-def _plain(value: Any) -> float | int | None:
+def _said(value: Any) -> Any:
+    """The content of a table's cell as JSON; None for a missing number."""
+    if isinstance(value, str | bool):
+        return value
+    return plain_number(value)
+
+
+def plain_number(value: Any) -> float | int | None:
     """A number as JSON holds it, to the digits of the tables; None for NaN."""
     if value is None or value is pd.NA or not np.isfinite(value):
         return None

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 import xarray as xr
-from builders import MODELS, make_cube
+from builders import MODELS, make_cube, study_of
 from scipy import stats
 from scipy.optimize import brentq
 
@@ -15,7 +15,6 @@ from steercube.analysis.agreement.agreement import (
     disattenuated,
     matched_minus_mismatched,
     model_agreement,
-    orders_of,
     pooled_agreement,
     reliabilities,
     repeated_measures,
@@ -23,39 +22,43 @@ from steercube.analysis.agreement.agreement import (
     shift_test,
 )
 from steercube.analysis.agreement.curves import scaled
-from steercube.analysis.agreement.generation import best_generation, layer_curves
+from steercube.analysis.agreement.generation import best_generation, layer_curves, shaped_curves
 from steercube.analysis.per_cell.reduce import cells as reduce_to_cells
 
 LAYERS = tuple(range(1, 8))
 
 
 def test_the_published_measure_pools_scaled_layers(swept: xr.Dataset) -> None:
-    curves = layer_curves(swept, concept="humour", models=None)
+    study = study_of(swept)
+    curves = layer_curves(study, concept="humour", models=None)
     logit = np.concatenate([scaled(pair[0]) for pair in curves.values()])
     generation = np.concatenate([scaled(pair[1]) for pair in curves.values()])
     expected = stats.pearsonr(logit, generation).statistic
-    assert pooled_agreement(swept, concept="humour").value == pytest.approx(expected)
+    assert pooled_agreement(study, concept="humour").value == pytest.approx(expected)
 
 
 def test_the_pooled_measures_interval_is_the_jackknifes_over_models(swept: xr.Dataset) -> None:
-    estimate = pooled_agreement(swept, concept="humour")
+    study = study_of(swept)
+    estimate = pooled_agreement(study, concept="humour")
     names = [m.name for m in MODELS]
     rest = {name: [n for n in names if n != name] for name in names}
-    left_out = [pooled_agreement(swept, concept="humour", models=m).value for m in rest.values()]
+    left_out = [pooled_agreement(study, concept="humour", models=m).value for m in rest.values()]
     pseudo = 3 * np.arctanh(estimate.value) - 2 * np.arctanh(left_out)
     low, high = stats.t.interval(0.95, 2, pseudo.mean(), stats.sem(pseudo))
     assert (estimate.low, estimate.high) == pytest.approx((np.tanh(low), np.tanh(high)))
 
 
 def test_agreement_is_found_where_it_is_and_not_where_it_is_not(swept: xr.Dataset) -> None:
-    assert model_agreement(swept, concept="honesty").value > 0.99
-    humour = model_agreement(swept, concept="humour")
+    study = study_of(swept)
+    assert model_agreement(study, concept="honesty").value > 0.99
+    humour = model_agreement(study, concept="humour")
     assert not humour.excludes_zero
 
 
 def test_the_interval_is_hartung_and_knapps(swept: xr.Dataset) -> None:
     """Paule & Mandel's variance by its defining equation, then the interval by its formula."""
-    names, z, error = _z_of_models(swept, "humour", None)
+    study = study_of(swept)
+    names, z, error = _z_of_models(study, "humour", shaped_curves(study, concept="humour"), False)
 
     def weights(tau2: float) -> np.ndarray:
         return 1 / (error**2 + tau2)
@@ -69,44 +72,47 @@ def test_the_interval_is_hartung_and_knapps(swept: xr.Dataset) -> None:
     mean = w @ z / w.sum()
     scale = max(1.0, (w * (z - mean) ** 2).sum() / (len(z) - 1))
     half = stats.t.ppf(0.975, len(z) - 1) * np.sqrt(scale / w.sum())
-    found = model_agreement(swept, concept="humour")
+    found = model_agreement(study, concept="humour")
     expected = np.tanh([mean, mean - half, mean + half])
     assert (found.value, found.low, found.high) == pytest.approx(expected, rel=1e-4)
     assert found.n == len(names) == 3
 
 
 def test_shifts_have_a_row_of_their_own(swept: xr.Dataset) -> None:
-    found = shift_test(swept, concept="humour")
-    r = list(correlations(swept, concept="humour").values())
+    study = study_of(swept)
+    found = shift_test(study, concept="humour")
+    r = list(correlations(study, concept="humour").values())
     assert found.value == pytest.approx(np.tanh(np.arctanh(r).mean()))
     assert found.p_value > 0.05
     assert "share" in found.reason
-    alone = shift_test(swept, concept="honesty", models=["small"])
+    alone = shift_test(study, concept="honesty", models=["small"])
     assert alone.p_value >= 1 / 7
     assert "at least 0.14" in alone.reason
 
 
 def test_one_model_has_the_interval_of_its_own_curves(swept: xr.Dataset) -> None:
-    alone = model_agreement(swept, concept="humour", models=["large"])
-    assert alone == curve_agreement(swept, concept="humour", model="large")
+    study = study_of(swept)
+    alone = model_agreement(study, concept="humour", models=["large"])
+    assert alone == curve_agreement(study, concept="humour", model="large")
     assert alone.over == "blocks of layers"
     assert alone.low < alone.value < alone.high
-    by_blocks = agreement_by_blocks(swept, concept="humour", models=["large"])
+    by_blocks = agreement_by_blocks(study, concept="humour", models=["large"])
     assert np.isnan(by_blocks.value)
 
 
 def test_a_model_left_out_leaves_the_others_as_they_were(swept: xr.Dataset) -> None:
     rest = swept.sel(model=["small", "large"], model_other=["small", "large"])
     for model in ("small", "large"):
-        assert curve_agreement(rest, concept="humour", model=model) == curve_agreement(
-            swept, concept="humour", model=model
+        assert curve_agreement(study_of(rest), concept="humour", model=model) == curve_agreement(
+            study_of(swept), concept="humour", model=model
         )
 
 
 def test_blocks_and_models_widen_the_interval(swept: xr.Dataset) -> None:
     """Wider than Student's t of the models' z alone, whose layers are taken for all there are."""
-    found = agreement_by_blocks(swept, concept="humour")
-    z = np.arctanh(list(correlations(swept, concept="humour").values()))
+    study = study_of(swept)
+    found = agreement_by_blocks(study, concept="humour")
+    z = np.arctanh(list(correlations(study, concept="humour").values()))
     assert found.value == pytest.approx(np.tanh(z.mean()))
     low, high = np.tanh(stats.t.interval(0.95, 2, z.mean(), stats.sem(z)))
     assert found.low < low < high < found.high
@@ -124,37 +130,43 @@ def test_another_concepts_logits_do_worse_where_there_is_something_to_tell(
     cells["estimate"].loc[{"estimand": "delta"}] = apart.transpose(
         *cells["estimate"].sel(estimand="delta").dims
     )
-    assert matched_minus_mismatched(cells, concept="honesty").low > 0
+    assert matched_minus_mismatched(study_of(cells), concept="honesty").low > 0
     same = swept.assign(estimate=swept["estimate"].copy(deep=True))
     same["estimate"].loc[{"concept": "humour"}] = swept["estimate"].sel(concept="honesty").values
-    assert matched_minus_mismatched(same, concept="honesty").value == pytest.approx(0)
+    assert matched_minus_mismatched(study_of(same), concept="honesty").value == pytest.approx(0)
     one = swept.sel(concept=["honesty"])
-    assert "another concept" in matched_minus_mismatched(one, concept="honesty").reason
+    assert "another concept" in matched_minus_mismatched(study_of(one), concept="honesty").reason
 
 
 def test_disattenuation_divides_by_the_reliabilities(swept: xr.Dataset) -> None:
-    own = curve_agreement(swept, concept="humour", model="large")
-    reliable = reliabilities(swept, concept="humour", model="large")
+    study = study_of(swept)
+    own = curve_agreement(study, concept="humour", model="large")
+    reliable = reliabilities(study, concept="humour", model="large")
     assert reliable["logit"].over == "items (split-half)"
     assert reliable["generation"].over == "second differences"
     known = xr.full_like(swept["logit_reliability"], 0.64)
-    found = disattenuated(swept.assign(logit_reliability=known), concept="honesty", model="large")
-    roughness = reliabilities(swept, concept="honesty", model="large")["generation"].value
+    found = disattenuated(
+        study_of(swept.assign(logit_reliability=known)), concept="honesty", model="large"
+    )
+    roughness = reliabilities(study, concept="honesty", model="large")["generation"].value
     assert found.value == pytest.approx(1 / np.sqrt(0.64 * roughness), rel=2e-3)
     assert own.low < own.value < own.high
     nothing = xr.full_like(swept["logit_reliability"], 0.0)
-    none = disattenuated(swept.assign(logit_reliability=nothing), concept="honesty", model="large")
+    none = disattenuated(
+        study_of(swept.assign(logit_reliability=nothing)), concept="honesty", model="large"
+    )
     assert "nothing of it repeats" in none.reason
-    smooth = disattenuated(swept, concept="honesty", model="large")
+    smooth = disattenuated(study, concept="honesty", model="large")
     assert smooth.value >= 0.99
 
 
 def test_repeated_measures_r_is_that_of_deviations_from_each_models_mean(
     swept: xr.Dataset,
 ) -> None:
-    curves = layer_curves(swept, concept="humour", models=None).values()
+    study = study_of(swept)
+    curves = layer_curves(study, concept="humour", models=None).values()
     logit, generation = (np.concatenate([p[i] - p[i].mean() for p in curves]) for i in (0, 1))
-    found = repeated_measures(swept, concept="humour")
+    found = repeated_measures(study, concept="humour")
     assert found.value == pytest.approx(stats.pearsonr(logit, generation).statistic)
     assert "not independent" in found.reason
     assert found.high - found.low < 1.2
@@ -162,7 +174,7 @@ def test_repeated_measures_r_is_that_of_deviations_from_each_models_mean(
 
 def test_agreement_and_effect_correlate_over_models_and_concepts() -> None:
     cells = _rising()
-    found = agreement_effect_correlation(cells, estimand="cohens_d")
+    found = agreement_effect_correlation(study_of(cells), estimand="cohens_d")
     assert found.value > 0.5
     assert found.n == 9
     assert found.over == "models and concepts"
@@ -171,17 +183,17 @@ def test_agreement_and_effect_correlate_over_models_and_concepts() -> None:
 
 def test_a_flat_curve_has_no_correlation_but_a_maximum(swept: xr.Dataset) -> None:
     flat = swept["generation_rate"].where(swept["model"] != "small", 0.5)
-    cells = swept.assign(generation_rate=flat)
-    assert list(correlations(cells, concept="humour")) == ["middle", "large"]
-    assert best_generation(cells, concept="humour").span[0] == 0
+    study = study_of(swept.assign(generation_rate=flat))
+    assert list(correlations(study, concept="humour")) == ["middle", "large"]
+    assert best_generation(study, concept="humour").span[0] == 0
 
 
 def test_no_generation_no_agreement(cells: xr.Dataset) -> None:
     for statistic in (pooled_agreement, model_agreement, best_generation):
-        estimate = statistic(cells, concept="humour")
+        estimate = statistic(study_of(cells), concept="humour")
         assert np.isnan(estimate.value)
         assert estimate.reason
-    assert agreement_against_effect(cells, estimand="cohens_d").reason
+    assert agreement_against_effect(study_of(cells), estimand="cohens_d").reason
 
 
 def _rising() -> xr.Dataset:
@@ -206,12 +218,12 @@ def _rising() -> xr.Dataset:
 
 def test_agreement_against_effect_is_a_slope_a_model() -> None:
     cells = _rising()
-    found = agreement_against_effect(cells, estimand="cohens_d")
+    found = agreement_against_effect(study_of(cells), estimand="cohens_d")
     assert found.value > 0.3
     assert found.p_value in (pytest.approx(1 / 6), pytest.approx(2 / 6))
     assert found.over == "models, these concepts"
     falling = cells.assign(selected_estimate=-cells["selected_estimate"])
-    assert agreement_against_effect(falling, estimand="cohens_d").value == pytest.approx(
+    assert agreement_against_effect(study_of(falling), estimand="cohens_d").value == pytest.approx(
         -found.value
     )
 
@@ -223,7 +235,7 @@ def test_a_slope_over_concepts_that_mean_nothing_is_rarely_significant() -> None
         effects = cells["selected_estimate"].copy(deep=True)
         effects.loc["cohens_d"] = np.tile(rng.normal(size=3), (3, 1))
         found = agreement_against_effect(
-            cells.assign(selected_estimate=effects), estimand="cohens_d"
+            study_of(cells.assign(selected_estimate=effects)), estimand="cohens_d"
         )
         assert found.p_value >= 1 / 6 - 1e-12
 
@@ -240,30 +252,19 @@ def test_r_and_its_p_are_of_the_items_that_answered(rng: np.random.Generator) ->
         generation_match=match,
         generation_valid=match.notnull().where(asked & size.notnull()).astype("float32"),
     )
-    cells = reduce_to_cells(answered, n_resamples=100)
+    study = study_of(reduce_to_cells(answered, n_resamples=100))
     at = {"model": "middle", "concept": "humour"}
     of_asked = size.sel(at).isel(sample=np.flatnonzero(asked)).dropna("sample", how="all")
     logit = (of_asked.sel(strength=1.0) - of_asked.sel(strength=-1.0)).mean("sample")
     said = match.sel(at).isel(sample=np.flatnonzero(asked))
     generation = said.sel(strength=1.0).mean("sample") - said.sel(strength=-1.0).mean("sample")
     r = stats.pearsonr(logit, generation).statistic
-    found = response_agreement(cells, concept="humour", model="middle")
+    found = response_agreement(study, concept="humour", model="middle")
     assert found.value == pytest.approx(r, abs=1e-5)
     assert found.n == 15
-    assert correlations(cells, concept="humour")["middle"] == pytest.approx(r, abs=1e-5)
-    assert shift_test(cells, concept="humour", models=["middle"]).value == pytest.approx(
+    assert correlations(study, concept="humour")["middle"] == pytest.approx(r, abs=1e-5)
+    assert shift_test(study, concept="humour", models=["middle"]).value == pytest.approx(
         r, abs=1e-5
     )
-    pooled = pooled_agreement(cells, concept="humour", models=["middle"])
+    pooled = pooled_agreement(study, concept="humour", models=["middle"])
     assert pooled.value == pytest.approx(r, abs=1e-5)
-
-
-def test_orders_are_all_of_few_and_random_ones_of_many(rng: np.random.Generator) -> None:
-    assert len(np.unique(orders_of(7, rng), axis=0)) == len(orders_of(7, rng)) == 5040
-    many = orders_of(8, rng)
-    assert many.shape == (5040, 8)
-    assert many[0].tolist() == list(range(8))
-    assert (np.sort(many, axis=1) == np.arange(8)).all()
-    # Each thing comes to each place alike: 630 times of 5,040, give or take 5 sd of 23.5.
-    counts = np.array([np.bincount(column, minlength=8) for column in many[1:].T])
-    assert (abs(counts - 630) < 118).all()

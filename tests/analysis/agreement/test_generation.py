@@ -2,7 +2,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import xarray as xr
-from builders import MODELS
+from builders import MODELS, study_of
 from scipy import stats
 
 from steercube.analysis.agreement.generation import (
@@ -29,19 +29,21 @@ def answered(cube: xr.Dataset, rng: np.random.Generator) -> xr.Dataset:
 
 
 def test_curves_hold_the_layers_with_both_measures(swept: xr.Dataset) -> None:
-    curves = layer_curves(swept, concept="honesty", models=None)
+    curves = layer_curves(study_of(swept), concept="honesty", models=None)
     assert list(curves) == [m.name for m in MODELS]
     assert len(curves["small"][0]) == 7
     rate = swept["generation_rate"].where(swept["layer"] != 3)
-    fewer = layer_curves(swept.assign(generation_rate=rate), concept="honesty", models=["small"])
+    fewer = layer_curves(
+        study_of(swept.assign(generation_rate=rate)), concept="honesty", models=["small"]
+    )
     assert list(fewer) == ["small"]
     assert len(fewer["small"][0]) == 6
 
 
 def test_without_a_baseline_the_null_is_unknown(swept: xr.Dataset) -> None:
     two = swept.sel(strength=[-1.0, 1.0], strength_other=[-1.0, 1.0])
-    assert np.isnan(expected_maximum(two, concept="humour", model="large"))
-    assert np.isfinite(best_generation(two, concept="humour").value)
+    assert np.isnan(expected_maximum(study_of(two), concept="humour", model="large"))
+    assert np.isfinite(best_generation(study_of(two), concept="humour").value)
 
 
 def test_the_expected_maximum_is_the_mean_of_simulated_maxima(swept: xr.Dataset) -> None:
@@ -52,21 +54,21 @@ def test_the_expected_maximum_is_the_mean_of_simulated_maxima(swept: xr.Dataset)
         [rng.permuted(np.tile(baseline, (20_000, 1)), axis=1)[:, :2] for _ in range(7)]
     )
     maxima = (pairs[..., 0] - pairs[..., 1]).max(axis=0)
-    exact = expected_maximum(swept, concept="humour", model="large")
+    exact = expected_maximum(study_of(swept), concept="humour", model="large")
     assert exact == pytest.approx(maxima.mean(), abs=4 * stats.sem(maxima))
 
 
 def test_a_baseline_without_noise_expects_no_gain(swept: xr.Dataset) -> None:
     rate = swept["generation_rate"].where(swept["strength"] != 0, 0.5)
     cells = swept.assign(generation_rate=rate)
-    assert expected_maximum(cells, concept="humour", model="large") == 0
+    assert expected_maximum(study_of(cells), concept="humour", model="large") == 0
 
 
 def test_a_rate_says_how_many_answers_are_behind_it(
     cube: xr.Dataset, rng: np.random.Generator
 ) -> None:
     cube = answered(cube, rng)
-    table = generation(reduce_to_cells(cube, n_resamples=50))
+    table = generation(study_of(reduce_to_cells(cube, n_resamples=50)))
     assert set(table["source"]) == {"counted"}
     row = table.query("model == 'middle' and concept == 'humour' and layer == 5 and strength == 1")
     at = {"model": "middle", "concept": "humour", "layer": 5, "strength": 1.0}
@@ -81,7 +83,7 @@ def test_a_rate_says_how_many_answers_are_behind_it(
 
 
 def test_a_published_rate_has_no_counts(swept: xr.Dataset) -> None:
-    table = generation(swept)
+    table = generation(study_of(swept))
     assert set(table["source"]) == {"published"}
     assert table["n_responses"].eq(20).all()
     assert table["n_valid"].eq(18).all()
@@ -89,8 +91,9 @@ def test_a_published_rate_has_no_counts(swept: xr.Dataset) -> None:
 
 
 def test_what_a_maximum_has_beyond_its_null(swept: xr.Dataset) -> None:
-    best = best_generation(swept, concept="humour")
-    excess = best_generation_excess(swept, concept="humour")
+    study = study_of(swept)
+    best = best_generation(study, concept="humour")
+    excess = best_generation_excess(study, concept="humour")
     assert excess.value == pytest.approx(best.value - best.expected_under_null)
     assert excess.low < excess.value < excess.high
     assert "without any effect" in best.reason
@@ -119,18 +122,19 @@ def test_where_rates_are_counted_the_items_give_the_null(
     cube: xr.Dataset, rng: np.random.Generator
 ) -> None:
     cells = reduce_to_cells(answered(cube, rng), n_resamples=50)
-    assert is_counted(cells, "small", "humour")
-    null = expected_maximum(cells, concept="humour", model="small")
+    study = study_of(cells)
+    assert is_counted(study, "small", "humour")
+    null = expected_maximum(study, concept="humour", model="small")
     assert null == float(cells["best_response_null"].sel(model="small", concept="humour"))
-    best = best_generation(cells, concept="humour")
+    best = best_generation(study, concept="humour")
     curve = generation_delta(cells).sel(concept="humour")
-    layer = best_generation_layer(cells, concept="humour", model="small").value
+    layer = best_generation_layer(study, concept="humour", model="small").value
     assert layer == float(cells["best_response_layer"].sel(model="small", concept="humour"))
     assert float(curve.sel(model="small", layer=layer)) == float(curve.sel(model="small").max())
     assert best.value == pytest.approx(float(curve.max("layer").mean()))
     assert np.isfinite([best.expected_under_null, best.corrected]).all()
     # From every answer the null is no bound.
-    excess = best_generation_excess(cells, concept="humour")
+    excess = best_generation_excess(study, concept="humour")
     assert np.isfinite(excess.value)
     assert UPPER_BOUND not in excess.reason
     # Nothing was steered: the maximum is about what exchanged answers give, and held out it is 0.

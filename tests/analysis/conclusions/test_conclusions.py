@@ -4,9 +4,9 @@ import numpy as np
 import pandas as pd
 import pytest
 import xarray as xr
-from builders import ROOT
+from builders import ROOT, study_of
 
-from steercube.analysis.conclusions.claims import read_claims
+from steercube.analysis.conclusions.claims import read_ledger
 from steercube.analysis.conclusions.conclusions import (
     CONTRADICTED,
     INCONCLUSIVE,
@@ -19,7 +19,7 @@ from steercube.analysis.conclusions.conclusions import (
     verdict,
 )
 from steercube.analysis.conclusions.tables import conclude
-from steercube.analysis.over_models.depth import depth_difference
+from steercube.analysis.over_models.contrasts import depth_difference
 
 SHOWN = Question("x", "it is so", 1, value=0.5, low=0.2, high=0.8, over="models", n=6)
 
@@ -32,15 +32,15 @@ SHOWN = Question("x", "it is so", 1, value=0.5, low=0.2, high=0.8, over="models"
         (replace(SHOWN, low=0.0), INCONCLUSIVE, "includes zero"),
         (replace(SHOWN, value=-0.5, low=-0.8, high=-0.2), CONTRADICTED, "other side"),
         (replace(SHOWN, claimed=-1), CONTRADICTED, "other side"),
-        (replace(SHOWN, negligible=1.0, furthest=0.9), NEGLIGIBLE, "under 1"),
-        (replace(SHOWN, negligible=1.0), REPRODUCED, ""),
-        (replace(SHOWN, negligible=1.0, furthest=1.1), REPRODUCED, ""),
+        (replace(SHOWN, rope=1.0, furthest=0.9), NEGLIGIBLE, "under 1"),
+        (replace(SHOWN, rope=1.0), REPRODUCED, ""),
+        (replace(SHOWN, rope=1.0, furthest=1.1), REPRODUCED, ""),
         (
-            replace(SHOWN, value=0.0, low=-0.1, high=0.1, negligible=0.2, furthest=0.15),
+            replace(SHOWN, value=0.0, low=-0.1, high=0.1, rope=0.2, furthest=0.15),
             NEGLIGIBLE,
             "under 0.2",
         ),
-        (replace(SHOWN, value=0.0, low=-0.1, high=0.3, negligible=0.2), INCONCLUSIVE, "zero"),
+        (replace(SHOWN, value=0.0, low=-0.1, high=0.3, rope=0.2), INCONCLUSIVE, "zero"),
         (replace(SHOWN, objections=("p = 0.07",)), INCONCLUSIVE, "p = 0.07"),
         (
             replace(SHOWN, claimed=-1, objections=("p = 0.07",)),
@@ -112,8 +112,8 @@ def shown(study_tables: dict[str, pd.DataFrame]) -> dict[str, pd.DataFrame]:
 
 
 def of_d(cells: xr.Dataset, tables: dict[str, pd.DataFrame]) -> pd.Series:
-    _, claims = read_claims(ROOT / "paper" / "claims.toml")
-    return conclusions(cells, tables, claims).set_index("id").loc["training-cohens-d"]
+    claims = read_ledger(ROOT / "paper" / "claims.toml").claims
+    return conclusions(study_of(cells), tables, claims).set_index("id").loc["training-cohens-d"]
 
 
 def test_values_that_say_so_change_the_sentence(
@@ -159,33 +159,33 @@ def test_every_objection_can_be_made(
 
 def test_models_of_one_size_are_asked_about_training_alone(six: xr.Dataset) -> None:
     alike = six.assign_coords(n_params=six["n_params"] * 0 + 1e9)
-    table = conclude(alike)["conclusions"].set_index("id")
+    table = conclude(study_of(alike))["conclusions"].set_index("id")
     row = table.loc["training-cohens-d"]
     assert row["verdict"] != UNASKED
     assert "size held fixed" not in row["statement"]
 
 
 def test_blocks_confound_either_way(six: xr.Dataset) -> None:
-    assert "every rl model has more blocks" in depth_difference(six).reason
+    assert "every rl model has more blocks" in depth_difference(study_of(six)).reason
     swapped = six["training"].copy(
         data=["rl" if t == "distilled" else "distilled" for t in six["training"].values]
     )
     turned = six.assign_coords(training=swapped)
-    assert "every distilled model has more blocks" in depth_difference(turned).reason
+    assert "every distilled model has more blocks" in depth_difference(study_of(turned)).reason
 
 
 @pytest.mark.parametrize("models", [["large"], ["small", "large"], ["small", "middle"]])
 def test_few_models_are_not_asked_what_they_cannot_say(
     cells: xr.Dataset, models: list[str]
 ) -> None:
-    table = conclude(cells.sel(model=models, model_other=models))["conclusions"]
+    table = conclude(study_of(cells.sel(model=models, model_other=models)))["conclusions"]
     of_training = table[table["id"].str.startswith("training")]
     assert (of_training["verdict"] == UNASKED).all()
     assert of_training["reason"].str.len().min() > 10
 
 
 def of_ranking(cells: xr.Dataset, tables: dict[str, pd.DataFrame]) -> pd.Series:
-    return conclusions(cells, tables).set_index("id").loc["ranking"]
+    return conclusions(study_of(cells), tables).set_index("id").loc["ranking"]
 
 
 def test_a_ranking_is_shown_by_its_test_with_every_part_left_out(

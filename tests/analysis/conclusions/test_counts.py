@@ -1,6 +1,7 @@
 import numpy as np
 import pandas as pd
 import xarray as xr
+from builders import study_of
 
 from steercube.analysis.conclusions.counts import (
     about_concepts,
@@ -9,31 +10,30 @@ from steercube.analysis.conclusions.counts import (
     counts_of_claims,
     counts_of_pairs,
 )
-from steercube.analysis.conclusions.tables import effects
-from steercube.analysis.over_models.means import best_effects
+from steercube.analysis.conclusions.effects import effects
 
 
 def test_models_stand_in_order_of_size_with_what_was_run(study_cells: xr.Dataset) -> None:
-    table = about_models(study_cells)
+    table = about_models(study_of(study_cells))
     assert table["n_params"].is_monotonic_increasing
     assert table["concepts_run"].tolist() == [6, 6, 6, 6, 6, 5]
     assert (table["layers_swept"] < table["n_layers"]).all()
 
 
 def test_concepts_have_their_items_and_models(study_cells: xr.Dataset) -> None:
-    table = about_concepts(study_cells).set_index("concept")
+    table = about_concepts(study_of(study_cells)).set_index("concept")
     assert table.loc["sycophancy"].tolist() == [100, 87, 5]
     assert table.loc["corrigible"].tolist() == [40, 40, 6]
 
 
 def test_counts_are_those_of_the_cells(cells: xr.Dataset, study_cells: xr.Dataset) -> None:
-    found = counts(cells).set_index("statistic")["value"]
+    found = counts(study_of(cells)).set_index("statistic")["value"]
     assert (found["models"], found["concepts"], found["pairs"]) == (3, 2, 6)
     assert (found["items"], found["fewest items"], found["most items"]) == (54, 24, 30)
     assert (found["distilled models"], found["rl models"]) == (2, 1)
     assert found["effects"] == int(cells["estimate"].sel(estimand="delta").notnull().sum())
-    assert found["largest effect"] == float(best_effects(cells, "cohens_d").max())
-    of_study = counts(study_cells).set_index("statistic")["value"]
+    assert found["largest effect"] == float(study_of(cells).best("cohens_d").max())
+    of_study = counts(study_of(study_cells)).set_index("statistic")["value"]
     assert (of_study["pairs"], of_study["pairs not run"], of_study["invalid items"]) == (35, 1, 13)
 
 
@@ -65,9 +65,14 @@ def test_an_interval_above_zero_is_not_what_steers(cells: xr.Dataset) -> None:
     """All of these have one, whatever the samples say; the cells hold the samples' test."""
     above = cells.assign(selected_low=cells["selected_low"] * 0 + 0.001)
     weak = above.assign(steers_p=above["steers_p"] * 0 + 0.04)
-    assert counts_of_pairs(effects(weak)).set_index("statistic")["value"]["pairs that steer"] == 0
+    assert pairs_that_steer(weak) == 0
     strong = above.assign(steers_p=above["steers_p"] * 0 + 0.001)
-    assert counts_of_pairs(effects(strong)).set_index("statistic")["value"]["pairs that steer"] == 6
+    assert pairs_that_steer(strong) == 6
+
+
+def pairs_that_steer(cells: xr.Dataset) -> float:
+    found = counts_of_pairs(effects(study_of(cells))).set_index("statistic")["value"]
+    return found["pairs that steer"]
 
 
 def test_claims_are_counted_by_how_they_were_printed() -> None:
@@ -98,8 +103,8 @@ def test_claims_are_counted_by_how_they_were_printed() -> None:
 def test_responses_are_counted_once_or_not_at_all(swept: xr.Dataset) -> None:
     """`n_responses` counts an unsteered response at every layer, so it cannot be summed."""
     shared = xr.full_like(swept["generation_rate"], 10.0)
-    without = counts(swept.assign(n_responses=shared)).set_index("statistic")["value"]
+    without = counts(study_of(swept.assign(n_responses=shared))).set_index("statistic")["value"]
     assert "responses" not in without
     assert without["pairs with generated answers"] == 6
     once = swept.assign(n_distinct_responses=shared.isel(layer=0, strength=0, drop=True))
-    assert counts(once).set_index("statistic")["value"]["responses"] == 60
+    assert counts(study_of(once)).set_index("statistic")["value"]["responses"] == 60

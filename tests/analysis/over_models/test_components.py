@@ -2,9 +2,10 @@ import numpy as np
 import pandas as pd
 import pytest
 import xarray as xr
+from builders import study_of
 
+from steercube.analysis.over_models.cell_effects import cell_effects
 from steercube.analysis.over_models.components import variance_components
-from steercube.analysis.over_models.posterior import cell_effects
 
 
 def test_shares_add_up_and_methods_agree(study_tables: dict[str, pd.DataFrame]) -> None:
@@ -20,12 +21,14 @@ def test_shares_add_up_and_methods_agree(study_tables: dict[str, pd.DataFrame]) 
 
 
 def test_the_items_share_is_their_covariances(six: xr.Dataset) -> None:
-    table = pd.DataFrame(variance_components(six))
+    study = study_of(six)
+    table = pd.DataFrame(variance_components(study))
     row = table[(table["outcome"] == "cohens_d") & (table["component"] == "sd_items")].iloc[0]
-    expected = np.sqrt(np.mean(np.diag(cell_effects(six).covariance)))
+    expected = np.sqrt(np.mean(np.diag(cell_effects(study).covariance)))
     assert row["estimate"] == pytest.approx(expected)
 
 
 def test_one_model_says_why(cells: xr.Dataset) -> None:
-    rows = variance_components(cells.sel(model=["large"], model_other=["large"]))
+    one = cells.sel(model=["large"], model_other=["large"])
+    rows = variance_components(study_of(one))
     assert all(row["reason"] and np.isnan(row["estimate"]) for row in rows)

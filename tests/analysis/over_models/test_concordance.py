@@ -4,10 +4,11 @@ from itertools import combinations
 import numpy as np
 import pytest
 import xarray as xr
-from builders import make_effects
+from builders import make_effects, study_of
 from scipy import optimize, stats
 
 from steercube.analysis.over_models import concordance
+from steercube.analysis.over_models.cell_effects import CellEffects, cell_effects
 from steercube.analysis.over_models.concordance import (
     WITHIN,
     concept_share,
@@ -21,7 +22,7 @@ from steercube.analysis.over_models.concordance import (
     share_of_variance,
 )
 from steercube.analysis.over_models.means import root_of
-from steercube.analysis.over_models.posterior import SDS, CellEffects, cell_effects, fit
+from steercube.analysis.over_models.posterior import SDS, fit
 
 
 def with_effects(cells: xr.Dataset, table: np.ndarray, estimand: str = "cohens_d") -> xr.Dataset:
@@ -53,7 +54,7 @@ def test_the_test_keeps_its_level_and_has_power(study_cells: xr.Dataset, sd_cell
 
     The control has the study's sd between concepts.
     """
-    effects, rng = cell_effects(study_cells), np.random.default_rng(20)
+    effects, rng = cell_effects(study_of(study_cells)), np.random.default_rng(20)
 
     def rejected(sd_concept: float, n: int) -> float:
         p = [
@@ -120,15 +121,16 @@ def test_agreement_in_error_alone_is_no_agreement(six: xr.Dataset) -> None:
     shared = xr.full_like(cells["selected_covariance"], 1.0) + 1e-6 * (
         cells["model"] == cells["model_other"]
     )
-    found = concept_share(cells.assign(selected_covariance=shared), estimand="cohens_d")
+    found = concept_share(study_of(cells.assign(selected_covariance=shared)), estimand="cohens_d")
     assert found.p_value > 0.05
-    assert concept_share(quiet(cells), estimand="cohens_d").p_value < 0.01
+    assert concept_share(study_of(quiet(cells)), estimand="cohens_d").p_value < 0.01
 
 
 def test_a_missing_cell_takes_no_other_with_it(study_cells: xr.Dataset) -> None:
-    whole = concept_share(study_cells, estimand="cohens_d")
+    study = study_of(study_cells)
+    whole = concept_share(study, estimand="cohens_d")
     assert whole.n == 35
-    assert concordance_of_ranks(study_cells, estimand="cohens_d").n == 6
+    assert concordance_of_ranks(study, estimand="cohens_d").n == 6
 
 
 def test_the_share_is_that_of_many_concepts() -> None:
@@ -143,7 +145,7 @@ def test_the_share_is_that_of_many_concepts() -> None:
 
 @pytest.mark.parametrize("among", [WITHIN, SDS])
 def test_a_finer_grid_gives_the_same_share(study_cells: xr.Dataset, among: tuple[str, ...]) -> None:
-    effects = cell_effects(study_cells)
+    effects = cell_effects(study_of(study_cells))
     coarse, fine = (
         share_of_variance(fit(effects, n_nodes=n), "sd_concept", among, 0.95) for n in (20, 30)
     )
@@ -152,7 +154,7 @@ def test_a_finer_grid_gives_the_same_share(study_cells: xr.Dataset, among: tuple
 
 def test_the_share_agrees_with_draws_from_the_posterior(study_cells: xr.Dataset) -> None:
     """The cumulative sums over a fine grid are the same as draws of its nodes, to their step."""
-    posterior = fit(cell_effects(study_cells), n_nodes=30)
+    posterior = fit(cell_effects(study_of(study_cells)), n_nodes=30)
     nodes = np.random.default_rng(0).choice(len(posterior.weight), 40_000, p=posterior.weight)
     concept, cell = (posterior.sds[name][nodes] ** 2 for name in WITHIN)
     expected = np.quantile(concept / (concept + cell), [0.025, 0.5, 0.975])
@@ -185,8 +187,9 @@ def test_w_and_tau_use_the_columns_that_a_pair_has(rng: np.random.Generator) -> 
 
 
 def test_w_and_tau_say_why_they_have_no_interval(six: xr.Dataset) -> None:
-    found = [concordance_of_ranks(six, estimand="cohens_d")]
-    found += [tau for _, tau in pairwise_concordance(six, estimand="cohens_d")]
+    study = study_of(six)
+    found = [concordance_of_ranks(study, estimand="cohens_d")]
+    found += [tau for _, tau in pairwise_concordance(study, estimand="cohens_d")]
     assert len(found) == 1 + 15 + 1
     for one in found:
         assert np.isfinite(one.value)
@@ -196,7 +199,7 @@ def test_w_and_tau_say_why_they_have_no_interval(six: xr.Dataset) -> None:
 
 def test_a_model_that_ranks_the_other_way_is_found(study_cells: xr.Dataset) -> None:
     """Its correlation is -1, the others' near 1; without error each p says as much."""
-    effects = cell_effects(study_cells)
+    effects = cell_effects(study_of(study_cells))
     models = study_cells["model"].values.tolist()
     odd = effects.models[2]
     table = study_cells["selected_estimate"].sel(estimand="cohens_d", drop=True)
@@ -206,7 +209,8 @@ def test_a_model_that_ranks_the_other_way_is_found(study_cells: xr.Dataset) -> N
     table = (xr.where(is_odd, -up, up) + noise).where(table.notnull())
     cells = quiet(with_effects(study_cells, table.transpose("model", "concept").values))
     optimism = xr.zeros_like(cells["selected_optimism"])
-    found = dict(rank_agreement(cells.assign(selected_optimism=optimism), estimand="cohens_d"))
+    exact = study_of(cells.assign(selected_optimism=optimism))
+    found = dict(rank_agreement(exact, estimand="cohens_d"))
     assert found[odd].value == pytest.approx(-1)
     assert found[odd].p_value > 0.9
     for model, other in found.items():
@@ -216,18 +220,19 @@ def test_a_model_that_ranks_the_other_way_is_found(study_cells: xr.Dataset) -> N
 
 
 def test_one_model_and_unknown_estimands_say_why(six: xr.Dataset) -> None:
+    study = study_of(six)
     one = six.sel(model=["a"], model_other=["a"])
     for found in (
-        concept_share(one, estimand="cohens_d"),
-        concept_share_of_all(one, estimand="cohens_d"),
-        concordance_of_ranks(one, estimand="cohens_d"),
-        rank_agreement(one, estimand="cohens_d")[0][1],
-        pairwise_concordance(one, estimand="cohens_d")[0][1],
-        concept_share(six, estimand="cohens_d", concepts=["one", "two"]),
+        concept_share(study_of(one), estimand="cohens_d"),
+        concept_share_of_all(study_of(one), estimand="cohens_d"),
+        concordance_of_ranks(study_of(one), estimand="cohens_d"),
+        rank_agreement(study_of(one), estimand="cohens_d")[0][1],
+        pairwise_concordance(study_of(one), estimand="cohens_d")[0][1],
+        concept_share(study, estimand="cohens_d", concepts=["one", "two"]),
     ):
         assert np.isnan(found.value)
         assert "two models that ran the same three concepts" in found.reason
-    assert "no priors" in concept_share(six, estimand="letter_shift").reason
+    assert "no priors" in concept_share(study, estimand="letter_shift").reason
 
 
 def test_errors_know_how_many_items_their_covariance_is_from(rng: np.random.Generator) -> None:
@@ -260,5 +265,5 @@ def test_without_the_model_that_lacks_a_concept_w_is_friedmans(study_cells: xr.D
     assert table.shape == (5, 6)
     w = stats.friedmanchisquare(*table.T).statistic / (5 * 5)
     assert w == pytest.approx(0.81, abs=0.005)
-    assert concordance_of_ranks(cells, estimand="cohens_d").value == pytest.approx(w)
-    assert concept_share(cells, estimand="cohens_d").p_value < 0.005
+    assert concordance_of_ranks(study_of(cells), estimand="cohens_d").value == pytest.approx(w)
+    assert concept_share(study_of(cells), estimand="cohens_d").p_value < 0.005

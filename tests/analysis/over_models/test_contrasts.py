@@ -4,24 +4,30 @@ import numpy as np
 import pytest
 import statsmodels.api as sm
 import xarray as xr
+from builders import TRAINING, study_of
 from scipy import stats
 
+from steercube.analysis.over_models.cell_effects import predictors_of
 from steercube.analysis.over_models.contrasts import (
-    architecture_difference,
+    depth_difference,
+    hierarchical_slope,
+    label_difference,
     permutation_p,
     scale_slope,
+    scale_trends,
+    slope_difference,
     training_gap,
 )
-from steercube.analysis.over_models.depth import depth_difference
-from steercube.analysis.over_models.means import HIGH, LOW
-from steercube.analysis.over_models.posterior import predictors_of
+from steercube.analysis.over_models.depth import typical_depths
+from steercube.analysis.view import Study
+from steercube.contrast import Contrast
 
 
-def with_effects(cells: xr.Dataset, table: np.ndarray, estimand: str = "cohens_d") -> xr.Dataset:
-    """The cells with (model, concept) effects put in their place."""
+def with_effects(cells: xr.Dataset, table: np.ndarray, estimand: str = "cohens_d") -> Study:
+    """The study with (model, concept) effects put in their place."""
     effects = cells["selected_estimate"].transpose("estimand", "model", "concept").copy(deep=True)
     effects.loc[estimand] = table
-    return cells.assign(selected_estimate=effects)
+    return study_of(cells.assign(selected_estimate=effects))
 
 
 def test_the_gap_is_the_ratio_of_averages(six: xr.Dataset) -> None:
@@ -33,17 +39,19 @@ def test_the_gap_is_the_ratio_of_averages(six: xr.Dataset) -> None:
 
 
 def test_every_contrast_is_of_high_against_low(six: xr.Dataset) -> None:
-    """The gap, the depth and b_training: what HIGH has less of, or LOW, has one sign in all."""
+    """The gap, the depth and b_contrast: what `high` has less of, or `low`, has one sign in all."""
     is_high = np.array([0, 0, 0, 0, 1, 1.0])
-    cells = with_effects(six, np.repeat((2 - is_high)[:, None] * 1.0, 3, axis=1))
-    names = {"low": LOW, "high": HIGH}
-    swapped = {"low": HIGH, "high": LOW}
-    assert training_gap(cells, estimand="cohens_d", **names).value == pytest.approx(0.5)
-    assert training_gap(cells, estimand="cohens_d", **swapped).value == pytest.approx(-1.0)
-    one, other = (depth_difference(six, **n).value for n in (names, swapped))
-    assert one == depth_difference(six).value == -other
-    coded = predictors_of(six, ["a", "b", "c", "d", "e", "f"])["training"]
-    assert (coded > 0).tolist() == (six["training"].values == HIGH).tolist()
+    study = with_effects(six, np.repeat((2 - is_high)[:, None] * 1.0, 3, axis=1))
+    swapped = Study(study.cells, Contrast("training", TRAINING.high, TRAINING.low))
+    assert training_gap(study, estimand="cohens_d").value == pytest.approx(0.5)
+    assert training_gap(swapped, estimand="cohens_d").value == pytest.approx(-1.0)
+    one, other = (depth_difference(of).value for of in (study, swapped))
+    assert one == -other != 0
+    coded, turned = (
+        predictors_of(of, list("abcdef"), "n_params")["contrast"] for of in (study, swapped)
+    )
+    assert (coded > 0).tolist() == (six["training"].values == TRAINING.high).tolist()
+    assert coded == pytest.approx(-turned)
 
 
 def test_the_gaps_interval_is_near_fiellers(six: xr.Dataset) -> None:
@@ -72,16 +80,17 @@ def test_a_gap_between_equal_trainings_is_zero_and_covers_it(six: xr.Dataset) ->
 
 def test_rounded_averages_give_the_readers_gap(six: xr.Dataset) -> None:
     y = np.array([1.0368] * 4 + [0.9705] * 2)
-    cells = with_effects(six, np.repeat(y[:, None], 3, 1) + 1e-9 * np.arange(18).reshape(6, 3))
-    assert training_gap(cells, estimand="cohens_d").value == pytest.approx(0.0639, abs=1e-4)
-    rounded = training_gap(cells, estimand="cohens_d", from_rounded=2)
+    study = with_effects(six, np.repeat(y[:, None], 3, 1) + 1e-9 * np.arange(18).reshape(6, 3))
+    assert training_gap(study, estimand="cohens_d").value == pytest.approx(0.0639, abs=1e-4)
+    rounded = training_gap(study, estimand="cohens_d", from_rounded=2)
     assert rounded.value == pytest.approx(1 - 0.97 / 1.04)
 
 
 def test_one_training_has_no_gap(six: xr.Dataset) -> None:
-    estimate = training_gap(six, estimand="cohens_d", models=["a", "b"])
+    study = study_of(six)
+    estimate = training_gap(study, estimand="cohens_d", models=["a", "b"])
     assert np.isnan(estimate.value)
-    assert "both trainings" in estimate.reason
+    assert estimate.reason == study.needs_contrast
 
 
 def test_the_permutation_p_is_that_of_all_assignments() -> None:
@@ -103,21 +112,25 @@ def test_two_of_six_cannot_be_more_significant_than_one_in_fifteen() -> None:
     assert permutation_p(values, np.arange(6) >= 4) == pytest.approx(1 / 15)
 
 
-def test_the_architecture_difference_is_least_squares(six: xr.Dataset) -> None:
+ARCHITECTURES = {"by": "architecture", "low": "dense", "high": "moe", "holding": "training"}
+
+
+def test_the_label_difference_is_least_squares(six: xr.Dataset) -> None:
     rng = np.random.default_rng(2)
     y = rng.normal(1, 0.2, size=6)
-    estimate = architecture_difference(
-        with_effects(six, np.repeat(y[:, None], 3, 1)), estimand="cohens_d"
-    )
+    study = with_effects(six, np.repeat(y[:, None], 3, 1))
+    estimate = label_difference(study, estimand="cohens_d", **ARCHITECTURES)
     design = sm.add_constant(np.array([[0, 0], [0, 0], [0, 0], [1, 0], [0, 1], [1, 1]]))
     fit = sm.OLS(y, design).fit()
     assert estimate.value == pytest.approx(fit.params[1])
     assert (estimate.low, estimate.high) == pytest.approx(tuple(fit.conf_int()[1]))
 
 
-def test_the_architecture_difference_needs_both(six: xr.Dataset) -> None:
-    dense = six.sel(model=["a", "b", "c", "e"], model_other=["a", "b", "c", "e"])
-    assert np.isnan(architecture_difference(dense, estimand="cohens_d").value)
+def test_the_label_difference_needs_both(six: xr.Dataset) -> None:
+    dense = study_of(six).among(models=["a", "b", "c", "e"])
+    estimate = label_difference(dense, estimand="cohens_d", **ARCHITECTURES)
+    assert np.isnan(estimate.value)
+    assert "models of architecture 'dense' and 'moe' with each of 2 labels" in estimate.reason
 
 
 def test_the_scale_slope_is_least_squares(six: xr.Dataset) -> None:
@@ -134,13 +147,78 @@ def test_the_scale_slope_is_least_squares(six: xr.Dataset) -> None:
 def test_the_scale_slope_on_active_parameters(six: xr.Dataset) -> None:
     active = np.log10(six["n_active_params"].values)
     table = np.repeat((1 + 0.5 * active + 0.001 * np.arange(6))[:, None], 3, axis=1)
-    cells = with_effects(six, table)
-    slope = scale_slope(cells, estimand="cohens_d", concept="two", size="n_active_params")
+    study = with_effects(six, table)
+    slope = scale_slope(study, estimand="cohens_d", concept="two", size="n_active_params")
     assert slope.value == pytest.approx(0.5, abs=0.01)
-    assert scale_slope(cells, estimand="cohens_d", concept="two").value != pytest.approx(
+    assert scale_slope(study, estimand="cohens_d", concept="two").value != pytest.approx(
         0.5, abs=0.1
     )
 
 
 def test_a_slope_needs_three_sizes(six: xr.Dataset) -> None:
-    assert np.isnan(scale_slope(six, estimand="delta", concept="two", models=["a", "b"]).value)
+    assert np.isnan(
+        scale_slope(study_of(six), estimand="delta", concept="two", models=["a", "b"]).value
+    )
+
+
+def test_the_depth_difference_is_a_two_sample_t(six: xr.Dataset) -> None:
+    rng = np.random.default_rng(0)
+    layers = six["selected_layer"].copy(data=rng.integers(3, 9, size=(6, 3)).astype(float))
+    cells = six.assign(selected_layer=layers)
+    estimate = depth_difference(study_of(cells))
+    depths = typical_depths(study_of(cells)).values
+    theirs = stats.ttest_ind(depths[4:], depths[:4]).confidence_interval(0.95)
+    assert (estimate.low, estimate.high) == pytest.approx((theirs.low, theirs.high))
+    assert "more blocks" in estimate.reason
+
+
+def test_depths_that_are_not_confounded_say_so(six: xr.Dataset) -> None:
+    cells = six.assign_coords(n_layers=("model", np.array([10, 30, 11, 12, 14, 20])))
+    assert depth_difference(study_of(cells)).reason == ""
+
+
+def test_every_concept_and_pair_has_a_row(six: xr.Dataset) -> None:
+    rows = [labels for labels, _ in scale_trends(study_of(six))]
+    assert len(rows) == 3 * 2 * (3 + 2 + 3)
+    assert len({tuple(r.values()) for r in rows}) == len(rows)
+
+
+def test_the_difference_of_slopes_is_that_of_the_differences(six: xr.Dataset) -> None:
+    study = study_of(six)
+    found = slope_difference(study, outcome="cohens_d", size="n_params", one="one", other="two")
+    table = study.best("cohens_d").values
+    size = np.log10(six["n_params"].values)
+    slopes = [stats.linregress(size, table[:, c]).slope for c in (0, 1)]
+    assert found.value == pytest.approx(slopes[0] - slopes[1])
+    assert found.low < found.value < found.high
+    reverse = slope_difference(study, outcome="cohens_d", size="n_params", one="two", other="one")
+    assert (reverse.low, reverse.high) == pytest.approx((-found.high, -found.low))
+
+
+def test_what_grows_with_size_is_found(six: xr.Dataset) -> None:
+    size = xr.DataArray(np.log10(six["n_params"].values), dims="model")
+    effects = six["selected_estimate"] * 0 + 0.5 * size.values[None, :, None]
+    grown = six.assign(selected_estimate=effects)
+    slope = hierarchical_slope(
+        study_of(grown), outcome="cohens_d", size="n_params", terms=("scale",)
+    )
+    assert slope.low > 0
+    assert slope.value == pytest.approx(0.5, abs=0.1)
+    flat = six.assign(selected_estimate=effects * 0 + 1)
+    none = hierarchical_slope(study_of(flat), outcome="cohens_d", size="n_params", terms=("scale",))
+    assert not none.excludes_zero
+
+
+def test_one_model_has_no_slope(cells: xr.Dataset) -> None:
+    one = cells.sel(model=["small"], model_other=["small"])
+    rows = scale_trends(study_of(one))
+    assert all(np.isnan(e.value) and e.reason for _, e in rows)
+
+
+def test_without_a_contrast_size_alone_is_left(six: xr.Dataset) -> None:
+    study = study_of(six, None)
+    rows = [labels for labels, _ in scale_trends(study)]
+    assert len(rows) == 3 * 2 * (3 + 1 + 3)
+    for found in (training_gap(study, estimand="cohens_d"), depth_difference(study)):
+        assert np.isnan(found.value)
+        assert "--contrast" in found.reason

@@ -2,16 +2,17 @@ import numpy as np
 import pandas as pd
 import pytest
 import xarray as xr
+from builders import study_of
 from scipy import stats
 
+from steercube.analysis.over_models.cell_effects import cell_effects
 from steercube.analysis.over_models.design import (
     Components,
     components_of,
     design_table,
     errors_of_test,
-    permutation_floor,
 )
-from steercube.analysis.over_models.posterior import cell_effects, fit
+from steercube.analysis.over_models.posterior import fit
 
 
 @pytest.mark.parametrize("effect", [0.1, 0.3, 1.0])
@@ -69,29 +70,30 @@ def test_the_table_has_the_studys_design_and_what_would_settle_it(
     study_tables: dict[str, pd.DataFrame],
 ) -> None:
     table = study_tables["design"]
-    of = table[(table["outcome"] == "cohens_d") & (table["effect_is"] == "largest negligible")]
-    own = of[(of["kind"] == "errors") & (of["n_rl"] == 2) & (of["n_other"] == 4)]
+    of = table[(table["outcome"] == "cohens_d") & (table["effect_from"] == "largest negligible")]
+    own = of[(of["kind"] == "errors") & (of["n_high"] == 2) & (of["n_low"] == 4)]
     assert (own["power"] < 0.15).all()
     assert (own["type_m"] > 2).all()
     assert own["permutation_floor"].unique() == pytest.approx([1 / 15])
-    power = own.groupby("adjusted")["power"].max()
+    power = own.groupby("covariates")["power"].max()
     assert power["training and scale"] < power["training"]
-    needed = of[of["kind"] == "needed"]["n_rl"]
+    needed = of[of["kind"] == "needed"]["n_high"]
     assert needed.min() > 20
 
 
 def test_the_fewest_models_have_the_power_and_one_less_has_not(six: xr.Dataset) -> None:
-    table = pd.DataFrame(design_table(six))
+    study = study_of(six)
+    table = pd.DataFrame(design_table(study))
     of = table[
-        (table["outcome"] == "cohens_d") & (table["effect_is"] == "three times the negligible")
+        (table["outcome"] == "cohens_d") & (table["effect_from"] == "three times the negligible")
     ]
     row = of[of["kind"] == "needed"].iloc[0]
-    parts = components_of(six, fit(cell_effects(six)))
+    parts = components_of(study, fit(cell_effects(study)))
     power = [
         errors_of_test(
             0.3, parts.standard_error(n, n, row["n_concepts"], 1), 2 * n - 2, level=0.95
         ).power
-        for n in (int(row["n_rl"]), int(row["n_rl"]) - 1)
+        for n in (int(row["n_high"]), int(row["n_high"]) - 1)
     ]
     assert power[0] >= 0.8 > power[1]
 
@@ -100,15 +102,16 @@ def test_size_held_fixed_is_what_simulated_regressions_have(
     study_cells: xr.Dataset, study_tables: dict[str, pd.DataFrame]
 ) -> None:
     """20,000 model means of the study's trainings and sizes, effect 0.3, least squares of both."""
-    effects = cell_effects(study_cells)
+    study = study_of(study_cells)
+    effects = cell_effects(study)
     table = study_tables["design"]
-    of = table[(table["outcome"] == "cohens_d") & (table["adjusted"] == "training and scale")]
-    row = of[(of["effect_is"] == "three times the negligible") & (of["n_concepts"] == 6)].iloc[0]
-    parts = components_of(study_cells, fit(effects))
+    of = table[(table["outcome"] == "cohens_d") & (table["covariates"] == "training and scale")]
+    row = of[(of["effect_from"] == "three times the negligible") & (of["n_concepts"] == 6)].iloc[0]
+    parts = components_of(study, fit(effects))
     x = np.column_stack([np.ones(6), *effects.predictors.values()])
     rng = np.random.default_rng(2)
     se = parts.standard_error(2, 4, 6, 1) / np.sqrt(1 / 2 + 1 / 4)
-    y = 0.3 * effects.predictors["training"] + rng.choice(se, (20_000, 1)) * rng.normal(
+    y = 0.3 * effects.predictors["contrast"] + rng.choice(se, (20_000, 1)) * rng.normal(
         size=(20_000, 6)
     )
     b = y @ np.linalg.pinv(x).T
@@ -117,20 +120,16 @@ def test_size_held_fixed_is_what_simulated_regressions_have(
     assert row["power"] == pytest.approx(np.mean(np.abs(t) > stats.t.ppf(0.975, 3)), abs=0.01)
 
 
-@pytest.mark.parametrize(("models", "floor"), [((2, 4), 1 / 15), ((3, 3), 0.1), ((4, 4), 2 / 70)])
-def test_the_floor_counts_the_ways(models: tuple[int, int], floor: float) -> None:
-    assert permutation_floor(*models) == pytest.approx(floor)
-
-
 def test_what_settles_an_effect_can_be_significant_by_permutation(
     study_tables: dict[str, pd.DataFrame],
 ) -> None:
     needed = study_tables["design"].query("kind == 'needed'")
-    assert needed["n_rl"].min() >= 4
+    assert needed["n_high"].min() >= 4
 
 
 def test_one_training_says_why(six: xr.Dataset) -> None:
     one = six.sel(model=list("abcd"), model_other=list("abcd"))
-    table = design_table(one)
+    study = study_of(one)
+    table = design_table(study)
     assert {row["outcome"] for row in table} >= {"cohens_d", "best_depth"}
-    assert all("both trainings" in row["reason"] for row in table)
+    assert all(row["reason"] == study.needs_contrast for row in table)

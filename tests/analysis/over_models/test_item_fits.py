@@ -3,7 +3,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import xarray as xr
-from builders import SIX_MODELS, make_cube
+from builders import SIX_MODELS, make_cube, study_of
 
 from steercube.analysis.over_models.item_fits import (
     NOT_FULL,
@@ -15,23 +15,24 @@ from steercube.analysis.over_models.item_fits import (
 from steercube.analysis.over_models.items import item_shifts
 from steercube.analysis.over_models.reml import reml_of_items
 from steercube.analysis.per_cell.reduce import cells as reduce_to_cells
+from steercube.analysis.view import Study
 from steercube.cells import ITEM_FITS, check_cells, compare_cells, open_cells, save_cells
 
 
 @pytest.fixture(scope="module")
-def sweep() -> tuple[xr.Dataset, xr.Dataset]:
+def sweep() -> tuple[xr.Dataset, Study]:
     n_items = {"one": 20, "two": 24, "three": 22}
     cube = make_cube(np.random.default_rng(3), models=SIX_MODELS, n_items=n_items)
-    return cube, reduce_to_cells(cube, n_resamples=50)
+    return cube, study_of(reduce_to_cells(cube, n_resamples=50))
 
 
 @pytest.fixture(scope="module")
-def fits(sweep: tuple[xr.Dataset, xr.Dataset]) -> xr.Dataset:
+def fits(sweep: tuple[xr.Dataset, Study]) -> xr.Dataset:
     return item_fits(*sweep)[0]
 
 
-def test_mixedlm_is_our_own_fit(sweep: tuple[xr.Dataset, xr.Dataset]) -> None:
-    shifts, terms = item_shifts(*sweep), ("training", "scale")
+def test_mixedlm_is_our_own_fit(sweep: tuple[xr.Dataset, Study]) -> None:
+    shifts, terms = item_shifts(*sweep), ("contrast", "scale")
     factors = ["sd_model", "sd_concept", "sd_cell"]
     index = {f: shifts.index[f] for f in factors}
     ours = reml_of_items(shifts.value, shifts.design(terms), index, terms=terms)
@@ -40,7 +41,7 @@ def test_mixedlm_is_our_own_fit(sweep: tuple[xr.Dataset, xr.Dataset]) -> None:
     assert theirs.coefficients == pytest.approx(ours.coefficients, abs=2e-3)
 
 
-def test_a_wrong_optimum_is_refused(sweep: tuple[xr.Dataset, xr.Dataset]) -> None:
+def test_a_wrong_optimum_is_refused(sweep: tuple[xr.Dataset, Study]) -> None:
     shifts = item_shifts(*sweep)
     index = {f: shifts.index[f] for f in ("sd_model", "sd_concept")}
     ours = reml_of_items(shifts.value, shifts.design(()), index, terms=())
@@ -61,18 +62,18 @@ def test_the_cells_keep_the_quick_fits_and_say_which_did_not_run(fits: xr.Datase
 
 
 def test_fits_round_trip_with_the_cells(
-    sweep: tuple[xr.Dataset, xr.Dataset], fits: xr.Dataset, tmp_path: object
+    sweep: tuple[xr.Dataset, Study], fits: xr.Dataset, tmp_path: object
 ) -> None:
-    cells = sweep[1].merge(fits)
+    cells = sweep[1].cells.merge(fits)
     check_cells(cells)
     save_cells(cells, f"{tmp_path}/a.cells.nc")
     assert compare_cells(cells, open_cells(f"{tmp_path}/a.cells.nc")) == []
 
 
 def test_slow_fits_are_kept_for_the_same_cube_alone(
-    sweep: tuple[xr.Dataset, xr.Dataset], fits: xr.Dataset
+    sweep: tuple[xr.Dataset, Study], fits: xr.Dataset
 ) -> None:
-    cells = sweep[1].merge(fits)
+    cells = sweep[1].cells.merge(fits)
     slow = {"item_fit": "NUTS, items"}
     full = cells.copy(deep=True)
     full["item_fit_problem"].loc[slow] = ""
@@ -82,11 +83,11 @@ def test_slow_fits_are_kept_for_the_same_cube_alone(
     assert kept["item_fit_problem"].sel(slow).item() == ""
     other = full.assign_attrs(cube_sha256="another")
     assert keep_slow_fits(cells, other)["item_fit_problem"].sel(slow).item() == NOT_FULL
-    assert keep_slow_fits(cells, sweep[1]) is cells
+    assert keep_slow_fits(cells, sweep[1].cells) is cells
 
 
-def test_one_concept_has_no_fit_of_items(sweep: tuple[xr.Dataset, xr.Dataset]) -> None:
-    cube, cells = (ds.sel(concept=["one"]) for ds in sweep)
-    fits, sampled = item_fits(cube, cells)
+def test_one_concept_has_no_fit_of_items(sweep: tuple[xr.Dataset, Study]) -> None:
+    cube, study = sweep
+    fits, sampled = item_fits(cube.sel(concept=["one"]), study.among(concepts=["one"]))
     assert not fits.variables
     assert sampled is None

@@ -1,23 +1,26 @@
+from dataclasses import replace
+
 import numpy as np
 import pandas as pd
 import pytest
 import xarray as xr
-from builders import make_effects
+from builders import make_effects, study_of
 from scipy import stats
 
+from steercube.analysis.over_models.cell_effects import TERMS, cell_effects
 from steercube.analysis.over_models.leave_one_out import (
     EVERY_PART,
     PRIOR_SCALES,
     leave_one_out,
     prior_sensitivity,
 )
-from steercube.analysis.over_models.posterior import PRIOR, TERMS, cell_effects, fit
+from steercube.analysis.over_models.posterior import PRIOR, fit
 
 
 @pytest.fixture(scope="module")
 def of_study(study_tables: dict[str, pd.DataFrame]) -> pd.DataFrame:
     table = study_tables["leave_one_out"]
-    return table[(table["outcome"] == "cohens_d") & (table["adjusted"] == "training and scale")]
+    return table[(table["outcome"] == "cohens_d") & (table["covariates"] == "training and scale")]
 
 
 def test_every_part_is_left_out_once(of_study: pd.DataFrame) -> None:
@@ -28,17 +31,15 @@ def test_every_part_is_left_out_once(of_study: pd.DataFrame) -> None:
 
 def test_a_row_is_the_fit_of_the_rest(of_study: pd.DataFrame, study_cells: xr.Dataset) -> None:
     row = of_study[of_study["left_out"] == "8B"].iloc[0]
-    effects = cell_effects(study_cells)
+    effects = cell_effects(study_of(study_cells))
     rest = effects.only(np.flatnonzero(effects.model != effects.models.index("8B")))
-    assert row["low"] == pytest.approx(fit(rest).quantile("training", 0.025))
+    assert row["low"] == pytest.approx(fit(rest).quantile("contrast", 0.025))
     assert row["n_models"] == 5
 
 
 def test_the_density_of_what_is_left_out_is_that_of_its_conditional_normal() -> None:
     """With sds all but known, log p(y_out | y_in) has a closed form."""
     effects = make_effects(np.random.default_rng(0))
-    from dataclasses import replace
-
     known = replace(PRIOR, cauchy=False, sd_model=1e-4, sd_concept=1e-4, sd_cell=1e-4)
     out = effects.model == 2
     rest = effects.only(np.flatnonzero(~out))
@@ -66,9 +67,9 @@ def test_training_predicts_where_it_matters(six: xr.Dataset) -> None:
     gap = xr.where(six["training"] == "rl", -1.0, 0.0)
     apart = effects.sel(estimand="cohens_d") * 0 + 2 + gap
     effects.loc[{"estimand": "cohens_d"}] = apart.transpose(*effects.sel(estimand="delta").dims)
-    table = pd.DataFrame(leave_one_out(six.assign(selected_estimate=effects)))
+    table = pd.DataFrame(leave_one_out(study_of(six.assign(selected_estimate=effects))))
     sums = table[(table["left_out"] == EVERY_PART) & (table["outcome"] == "cohens_d")]
-    of_models = sums[(sums["without"] == "model") & (sums["adjusted"] == "training")]
+    of_models = sums[(sums["without"] == "model") & (sums["covariates"] == "training")]
     assert of_models["gain"].item() > 2 * of_models["gain_standard_error"].item()
 
 
@@ -76,7 +77,7 @@ def test_a_wider_prior_on_the_sd_widens_the_interval(
     study_tables: dict[str, pd.DataFrame],
 ) -> None:
     table = study_tables["prior_sensitivity"]
-    of = table[(table["outcome"] == "cohens_d") & (table["adjusted"] == "training")]
+    of = table[(table["outcome"] == "cohens_d") & (table["covariates"] == "training")]
     by_sd = of[of["prior_of"] == "sd_model"].sort_values("prior_scale")
     assert by_sd["prior_scale"].tolist() == list(PRIOR_SCALES["sd_model"])
     assert (np.diff(by_sd["high"] - by_sd["low"]) > 0).all()
@@ -84,23 +85,23 @@ def test_a_wider_prior_on_the_sd_widens_the_interval(
     assert (np.diff(by_b["bayes_factor"]) < 0).all()
     primary = of[of["prior_of"] == "nothing"].iloc[0]
     assert primary["prior"] == str(PRIOR)
-    same = by_b[by_b["prior_scale"] == PRIOR.training].iloc[0]
+    same = by_b[by_b["prior_scale"] == PRIOR.contrast].iloc[0]
     assert primary["low"] == pytest.approx(same["low"])
 
 
 def test_densities_with_one_concept_left_are_of_the_same_model(six: xr.Dataset) -> None:
     """Two concepts, one out: all three sds stay, though one concept alone would need one."""
     two = six.sel(concept=["one", "two"])
-    table = pd.DataFrame(leave_one_out(two))
+    table = pd.DataFrame(leave_one_out(study_of(two)))
     row = table[(table["outcome"] == "cohens_d") & (table["left_out"] == "one")].iloc[0]
-    effects = cell_effects(two)
+    effects = cell_effects(study_of(two))
     rest = effects.only(np.flatnonzero(effects.concept == 1))
     of_rest = fit(rest, terms=TERMS, sds=("sd_model", "sd_concept", "sd_cell"))
     expected = fit(effects).log_evidence - of_rest.log_evidence
-    assert row["log_density_with_training"] == pytest.approx(expected)
+    assert row["log_density_with_contrast"] == pytest.approx(expected)
 
 
 def test_one_model_says_why(cells: xr.Dataset) -> None:
     one = cells.sel(model=["large"], model_other=["large"])
-    for rows in (leave_one_out(one), prior_sensitivity(one)):
+    for rows in (leave_one_out(study_of(one)), prior_sensitivity(study_of(one))):
         assert all(row["reason"] for row in rows)

@@ -1,19 +1,18 @@
 import numpy as np
 import pytest
 import xarray as xr
+from builders import study_of
 from scipy import stats
 
 from steercube.analysis.over_models.means import (
-    best_effects,
-    complete_concepts,
-    complete_models,
     concept_mean,
     item_covariance,
+    mean_of_models,
     mean_over_models,
     model_mean,
     model_means,
     pooled_sd,
-    swept_models,
+    t_half_width,
     t_over_models,
 )
 
@@ -30,32 +29,8 @@ def unrun(cells: xr.Dataset, model: str, concept: str) -> xr.Dataset:
     return cells.assign(changed)
 
 
-def test_models_stand_in_order_of_size(cells: xr.Dataset) -> None:
-    shuffled = cells.isel(model=[2, 0, 1])
-    assert swept_models(shuffled) == ["small", "middle", "large"]
-
-
-def test_a_model_without_a_sweep_is_not_counted(cells: xr.Dataset) -> None:
-    none = unrun(unrun(cells, "middle", "humour"), "middle", "honesty")
-    assert swept_models(none) == ["small", "large"]
-
-
-def test_best_effects_are_those_of_the_cells(cells: xr.Dataset) -> None:
-    table = best_effects(cells, "delta", concepts=["humour", "no such concept"])
-    assert table.dims == ("model", "concept")
-    expected = cells["selected_estimate"].sel(estimand="delta", concept=["humour"])
-    assert table.values == pytest.approx(expected.transpose("model", "concept").values)
-
-
-def test_complete_parts(cells: xr.Dataset) -> None:
-    gap = unrun(cells, "large", "humour")
-    assert complete_concepts(gap) == ["honesty"]
-    assert complete_models(gap) == ["small", "middle"]
-    assert complete_models(gap, ["honesty"]) == ["small", "middle", "large"]
-
-
 def test_a_model_mean_and_its_interval_by_hand(cells: xr.Dataset) -> None:
-    estimate = model_mean(cells, estimand="cohens_d", model="large")
+    estimate = model_mean(study_of(cells), estimand="cohens_d", model="large")
     of = cells.sel(estimand="cohens_d", model="large")
     value = float(of["selected_estimate"].mean())
     centre = value - float(of["selected_optimism"].mean())
@@ -69,23 +44,24 @@ def test_a_model_mean_and_its_interval_by_hand(cells: xr.Dataset) -> None:
 
 def test_a_model_mean_over_one_concept_has_about_its_standard_error(cells: xr.Dataset) -> None:
     """The covariance of the bootstrap and the closed form are two estimates of one variance."""
-    estimate = model_mean(cells, estimand="delta", model="large", concepts=["humour"])
+    estimate = model_mean(study_of(cells), estimand="delta", model="large", concepts=["humour"])
     se = float(cells["selected_se"].sel(estimand="delta", model="large", concept="humour"))
     assert (estimate.high - estimate.low) / (2 * Z) == pytest.approx(se, rel=0.2)
 
 
 def test_a_model_that_ran_nothing_has_no_mean(cells: xr.Dataset) -> None:
     gap = unrun(cells, "large", "humour")
-    estimate = model_mean(gap, estimand="delta", model="large", concepts=["humour"])
+    estimate = model_mean(study_of(gap), estimand="delta", model="large", concepts=["humour"])
     assert np.isnan(estimate.value)
     assert estimate.reason == "large ran none of these concepts"
 
 
 def test_the_covariance_of_means_adds_over_the_concepts_both_ran(cells: xr.Dataset) -> None:
+    study = study_of(cells)
     names, concepts = ["small", "large"], ["honesty", "humour"]
-    single = [item_covariance(cells, "delta", names, [c]) for c in concepts]
-    assert item_covariance(cells, "delta", names, concepts) == pytest.approx(sum(single) / 4)
-    gap = item_covariance(unrun(cells, "large", "humour"), "delta", names, concepts)
+    single = [item_covariance(study, "delta", names, [c]) for c in concepts]
+    assert item_covariance(study, "delta", names, concepts) == pytest.approx(sum(single) / 4)
+    gap = item_covariance(study_of(unrun(cells, "large", "humour")), "delta", names, concepts)
     assert gap[0, 1] == pytest.approx(single[0][0, 1] / 2)
     assert gap[1, 1] == pytest.approx(single[0][1, 1])
 
@@ -137,6 +113,19 @@ def test_one_model_has_no_interval_over_models() -> None:
     assert estimate.reason
 
 
+def test_one_value_a_model_has_students_t_and_a_single_one_its_reason() -> None:
+    values = np.array([1.0, 2.0, 4.0, 5.0])
+    found = mean_of_models(values, 0.9, over="models, these items", p_value=0.5)
+    half = stats.t.ppf(0.95, 3) * stats.sem(values)
+    assert t_half_width(values, 0.9) == pytest.approx(half)
+    assert (found.low, found.value, found.high) == pytest.approx((3 - half, 3, 3 + half))
+    assert (found.over, found.n, found.p_value) == ("models, these items", 4, 0.5)
+    assert found.span == (1.0, 5.0)
+    alone = mean_of_models(values[:1], 0.9)
+    assert np.isnan([alone.low, alone.high, t_half_width(values[:1], 0.9)]).all()
+    assert (alone.value, alone.over, alone.n, bool(alone.reason)) == (1.0, "", 1, True)
+
+
 def test_an_unknown_optimism_is_not_called_none() -> None:
     means = as_means([1.0, 2.0])
     estimate = t_over_models(
@@ -148,7 +137,7 @@ def test_an_unknown_optimism_is_not_called_none() -> None:
 
 def test_the_corrected_mean_is_nan_where_an_optimism_is(cells: xr.Dataset) -> None:
     hidden = cells["selected_optimism"].where(cells["concept"] != "humour")
-    means = model_means(cells.assign(selected_optimism=hidden), estimand="delta")
+    means = model_means(study_of(cells.assign(selected_optimism=hidden)), estimand="delta")
     assert means.corrected.isnull().all()
     assert means.value.notnull().all()
 
@@ -179,10 +168,11 @@ def test_intervals_over_models_cover_models_that_share_items() -> None:
 
 
 def test_a_concepts_mean_is_that_of_its_models(cells: xr.Dataset) -> None:
-    of_concept = concept_mean(cells, estimand="delta", concept="humour")
-    same = mean_over_models(cells, estimand="delta", concepts=["humour"])
+    study = study_of(cells)
+    of_concept = concept_mean(study, estimand="delta", concept="humour")
+    same = mean_over_models(study, estimand="delta", concepts=["humour"])
     assert of_concept == same
-    effects = best_effects(cells, "delta", concepts=["humour"])
+    effects = study.best("delta", concepts=["humour"])
     assert of_concept.value == pytest.approx(float(effects.mean()))
-    two = concept_mean(cells, estimand="delta", concept="humour", models=["small", "large"])
+    two = concept_mean(study, estimand="delta", concept="humour", models=["small", "large"])
     assert two.n == 2

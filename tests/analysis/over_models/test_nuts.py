@@ -23,7 +23,7 @@ from steercube.analysis.over_models.nuts import (
 )
 from steercube.analysis.over_models.posterior import Posterior, fit
 
-TERM = ("training",)
+TERM = ("contrast",)
 
 
 @pytest.fixture(scope="module")
@@ -44,9 +44,9 @@ def sampled(exact: Posterior) -> Sampled:
 def test_nuts_agrees_with_the_grid(exact: Posterior, sampled: Sampled) -> None:
     """Fixed seed; each of five means within 4 MCSE, false alarms 1 in 3,000."""
     assert failed_gates(sampled, exact) == []
-    row = sampled.summary["training"]
-    assert row["low"] == pytest.approx(exact.quantile("training", 0.025), abs=0.06)
-    assert row["negative"] == pytest.approx(exact.cdf("training", 0.0), abs=0.04)
+    row = sampled.summary["contrast"]
+    assert row["low"] == pytest.approx(exact.quantile("contrast", 0.025), abs=0.06)
+    assert row["negative"] == pytest.approx(exact.cdf("contrast", 0.0), abs=0.04)
     assert "divergences" in gates_text(sampled, exact)
 
 
@@ -60,10 +60,10 @@ def test_another_models_grid_is_noticed(exact: Posterior, sampled: Sampled) -> N
     assert furthest_from(exact, sampled)[1] < 4
 
 
-def doctored(sampled: Sampled, **of_training: float) -> Sampled:
+def doctored(sampled: Sampled, **of_contrast: float) -> Sampled:
     kept = {"summary": sampled.summary, "diagnostics": sampled.diagnostics}
     changed = {
-        name: of | {"training": {k: of_training.get(k, v) for k, v in of["training"].items()}}
+        name: of | {"contrast": {k: of_contrast.get(k, v) for k, v in of["contrast"].items()}}
         for name, of in kept.items()
     }
     return replace(sampled, **changed)
@@ -79,7 +79,7 @@ def doctored(sampled: Sampled, **of_training: float) -> Sampled:
         (lambda s: replace(s, n_divergences=1), "1 divergence"),
         (lambda s: replace(s, min_bfmi=0.1), "E-BFMI 0.10 is not over 0.2"),
         (lambda s: doctored(s, mean=3.0), "MCSE from the grid's"),
-        (lambda s: doctored(s, mean=np.nan), "training is nan MCSE"),
+        (lambda s: doctored(s, mean=np.nan), "contrast is nan MCSE"),
         (lambda s: doctored(s, ess_bulk=np.nan), "ess_bulk nan"),
         (lambda s: replace(s, min_bfmi=np.nan), "E-BFMI nan"),
     ],
@@ -114,11 +114,11 @@ def test_the_model_of_items_finds_its_truth() -> None:
     value = value + 0.1 * rng.normal(size=24)[cell] + 0.5 * rng.normal(size=200)[item]
     value = value + 0.7 * rng.normal(size=1200)
     index = {"sd_model": model, "sd_concept": concept, "sd_cell": cell, "sd_item": item}
-    shifts = ItemShifts(value, index, {"training": x}, n_models=6)
+    shifts = ItemShifts(value, index, {"contrast": x}, n_models=6)
     summary = sample_items(shifts, terms=TERM, n_draws=150).summary
     assert summary["sd_residual"]["median"] == pytest.approx(0.7, rel=0.15)
     assert summary["sd_item"]["median"] == pytest.approx(0.5, rel=0.15)
-    assert summary["training"]["low"] < 0.4 < summary["training"]["high"]
+    assert summary["contrast"]["low"] < 0.4 < summary["contrast"]["high"]
 
 
 def test_equal_draws_are_equal_files(tmp_path: Path) -> None:
@@ -128,14 +128,14 @@ def test_equal_draws_are_equal_files(tmp_path: Path) -> None:
     for number, order in enumerate((("lp", "energy"), ("energy", "lp"))):
         stats = dict.fromkeys(order, draws) | {"perf_counter_diff": draws + number}
         with packages() as (_, arviz):
-            idata = arviz.from_dict(posterior={"training": draws}, sample_stats=stats)
+            idata = arviz.from_dict(posterior={"contrast": draws}, sample_stats=stats)
         idata.posterior.attrs["sampling_time"] = float(number)
         path = tmp_path / str(number) / "cells.nc"
         save_posterior(Sampled({}, {}, 0, 1.0, 9, idata), path)
         written.append(path.read_bytes())
     assert written[0] == written[1]
     found = read_posterior(path)
-    np.testing.assert_array_equal(found["posterior"]["training"], draws)
+    np.testing.assert_array_equal(found["posterior"]["contrast"], draws)
     assert set(found["sample_stats"].data_vars) == {"lp", "energy"}
 
 
@@ -171,5 +171,5 @@ def test_without_the_guard_an_empty_home_is_not_enough(tmp_path: Path) -> None:
 def test_a_home_that_cannot_be_written_to_is_one_message() -> None:
     """No folder can be made under a file, whoever asks, root too."""
     done = imported_under("/dev/null", GUARDED)
-    assert "ValueError: PyMC cannot keep its caches" in done.stderr
+    assert "ValueError: PyMC cannot write its caches" in done.stderr
     assert "set HOME and XDG_CACHE_HOME" in done.stderr

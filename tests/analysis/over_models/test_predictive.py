@@ -6,8 +6,8 @@ from builders import make_effects
 
 from steercube.analysis.over_models.posterior import PRIOR, fit
 from steercube.analysis.over_models.predictive import (
+    checks,
     posterior_draws,
-    predictive_checks,
     prior_draws,
     statistics,
 )
@@ -40,11 +40,11 @@ def test_posterior_draws_lie_around_the_data(rng: np.random.Generator) -> None:
 
 def test_data_of_the_model_pass_and_an_outlier_is_caught(rng: np.random.Generator) -> None:
     effects = make_effects(rng, n_models=8, n_concepts=9, sd_model=0.1)
-    rows = {r["statistic"]: r for r in predictive_checks(fit(effects), rng, level=0.95)}
+    rows = {r["statistic"]: r for r in checks(fit(effects), rng, level=0.95)}
     assert all(row["p_value"] > 0.01 for row in rows.values())
     assert all(row["prior_low"] < row["prior_high"] for row in rows.values())
     value = effects.value.copy()
     value[3] += 3.0
     odd = fit(replace(effects, value=value))
-    rows = {r["statistic"]: r for r in predictive_checks(odd, rng, level=0.95)}
+    rows = {r["statistic"]: r for r in checks(odd, rng, level=0.95)}
     assert rows["largest of what is left"]["p_value"] < 0.01

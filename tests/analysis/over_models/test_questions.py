@@ -1,9 +1,9 @@
 import numpy as np
 import pytest
 import xarray as xr
+from builders import study_of
 from scipy import stats
 
-from steercube.analysis.over_models.means import best_effects
 from steercube.analysis.over_models.questions import (
     at_best_layer,
     difficulty,
@@ -16,7 +16,7 @@ from steercube.estimate import Estimate
 
 
 def of_concept(cells: xr.Dataset, concept: str) -> dict[str, Estimate]:
-    found = list(difficulty(cells))
+    found = list(difficulty(study_of(cells)))
     return {labels["statistic"]: e for labels, e in found if labels["concept"] == concept}
 
 
@@ -38,17 +38,18 @@ def test_an_odd_model_is_told_and_alike_models_are_not(six: xr.Dataset) -> None:
         selected_optimism=optimism,
         selected_covariance=six["selected_covariance"] * 1e-3,
     )
-    assert all(row["low"] < 0 < row["high"] for row in model_deviations(exact))
+    assert all(row["low"] < 0 < row["high"] for row in model_deviations(study_of(exact)))
     odd = six["model"].values[1]
     lower = effects - 0.6 * (effects["model"] == odd)
-    rows = {r["model"]: r for r in model_deviations(exact.assign(selected_estimate=lower))}
+    study = study_of(exact.assign(selected_estimate=lower))
+    rows = {r["model"]: r for r in model_deviations(study)}
     assert rows[odd]["high"] < 0
     assert rows[odd]["probability_negative"] > 0.97
 
 
 def test_one_model_deviates_from_nothing(cells: xr.Dataset) -> None:
     one = cells.sel(model=["small"], model_other=["small"])
-    assert "2 models" in model_deviations(one)[0]["reason"]
+    assert "2 models" in model_deviations(study_of(one))[0]["reason"]
 
 
 def test_d_is_the_shift_over_the_spread_relative_to_the_others_too(six: xr.Dataset) -> None:
@@ -61,7 +62,7 @@ def test_d_is_the_shift_over_the_spread_relative_to_the_others_too(six: xr.Datas
 
 
 def test_ratios_ignore_each_models_scale(six: xr.Dataset) -> None:
-    table = best_effects(six, "delta")
+    table = study_of(six).best("delta")
     scaled = table * xr.DataArray(np.arange(1.0, 7.0), dims="model")
     one, other = (relative_to_others(t, "one", 0.95) for t in (table, scaled))
     assert one.low == pytest.approx(other.low)
@@ -69,7 +70,7 @@ def test_ratios_ignore_each_models_scale(six: xr.Dataset) -> None:
 
 
 def test_a_ratio_to_a_negative_effect_has_its_reason(six: xr.Dataset) -> None:
-    found = relative_to_others(-best_effects(six, "delta"), "one", 0.95)
+    found = relative_to_others(-study_of(six).best("delta"), "one", 0.95)
     assert np.isnan(found.value)
     assert "positive" in found.reason
 
@@ -81,10 +82,11 @@ def test_the_share_of_invalid_items_is_that_of_the_cells(six: xr.Dataset) -> Non
 
 
 def test_a_property_that_is_the_effect_itself_goes_with_it(six: xr.Dataset) -> None:
-    effects = best_effects(six, "cohens_d").sel(model=six["model"])
+    study = study_of(six)
+    effects = study.best("cohens_d").sel(model=six["model"])
     known = with_property(six, effects.values)
-    assert at_best_layer(known, "split_half_cosine").values == pytest.approx(
-        best_effects(six, "cohens_d").values
+    assert at_best_layer(study_of(known), "split_half_cosine").values == pytest.approx(
+        study.best("cohens_d").values
     )
 
 
@@ -97,7 +99,7 @@ def rho_of_four(x: np.ndarray, six: xr.Dataset) -> Estimate:
     shape = four["selected_estimate"] * 0
     four = four.assign(selected_estimate=shape + xr.DataArray(effect, dims="concept"))
     four = with_property(four, np.tile(x, (6, 1)))
-    found = {(k["property"], k["statistic"]): e for k, e in extraction(four)}
+    found = {(k["property"], k["statistic"]): e for k, e in extraction(study_of(four))}
     return found["split_half_cosine", "rho over concepts"]
 
 
@@ -110,13 +112,14 @@ def test_rho_and_its_exact_permutation(x: list[int], p: float, six: xr.Dataset) 
 
 
 def test_cells_without_vectors_say_so(six: xr.Dataset) -> None:
-    assert all("no properties" in e.reason for _, e in extraction(six))
+    assert all("no properties" in e.reason for _, e in extraction(study_of(six)))
 
 
 def test_error_that_models_share_widens_the_ratio(six: xr.Dataset) -> None:
-    table = best_effects(six, "delta")
+    study = study_of(six)
+    table = study.best("delta")
     held = relative_to_others(table, "one", 0.95)
-    covariance = relative_covariance(six, "delta") * 0 + 0.04
+    covariance = relative_covariance(study, "delta") * 0 + 0.04
     shared = relative_to_others(table, "one", 0.95, covariance)
     # 0.04 of the concept, and two others' mean has (0.04 + 0.04) / 4.
     extra = stats.norm.ppf(0.975) ** 2 * (0.04 + 0.08 / 4)
@@ -127,8 +130,9 @@ def test_error_that_models_share_widens_the_ratio(six: xr.Dataset) -> None:
 
 
 def test_the_covariance_of_logs_is_the_relative_one(six: xr.Dataset) -> None:
-    found = relative_covariance(six, "delta").sel(concept="two", model="a", model_other="b")
-    effects = best_effects(six, "delta").sel(concept="two")
+    study = study_of(six)
+    found = relative_covariance(study, "delta").sel(concept="two", model="a", model_other="b")
+    effects = study.best("delta").sel(concept="two")
     of = six["selected_covariance"].sel(estimand="delta", concept="two", model="a", model_other="b")
     product = effects.sel(model="a") * effects.sel(model="b")
     assert float(found) == pytest.approx(float(of) / float(product))

@@ -5,7 +5,7 @@ import pytest
 from builders import make_effects
 from scipy import optimize
 
-from steercube.analysis.over_models.posterior import TERMS
+from steercube.analysis.over_models.cell_effects import TERMS
 from steercube.analysis.over_models.reml import reml_of_cells, reml_of_items
 
 

@@ -4,12 +4,11 @@ import numpy as np
 import pandas as pd
 import pytest
 import xarray as xr
-from builders import make_effects
+from builders import make_effects, study_of
 
+from steercube.analysis.over_models.cell_effects import TERMS, CellEffects
 from steercube.analysis.over_models.contrasts import permutation_p
-from steercube.analysis.over_models.posterior import CellEffects
 from steercube.analysis.over_models.training import (
-    BOTH,
     CONCEPTS,
     GRID,
     ITEMS,
@@ -17,10 +16,13 @@ from steercube.analysis.over_models.training import (
     PERMUTATION,
     adjusted_means,
     by_method,
+    covariates,
     difference,
     permutation,
     training_effects,
 )
+
+BOTH = covariates("training", TERMS)
 
 
 @pytest.fixture
@@ -69,8 +71,8 @@ def test_many_models_are_permuted_at_random(rng: np.random.Generator) -> None:
 
 
 def test_the_more_is_random_the_wider_the_interval(effects: CellEffects) -> None:
-    rows = by_method(effects, level=0.95, seed=1)
-    width = {r.takes_as_random: r.high - r.low for r in rows if r.method == "bootstrap"}
+    rows = by_method(effects, by="training", level=0.95, seed=1)
+    width = {r.random_effects: r.high - r.low for r in rows if r.method == "bootstrap"}
     assert width[ITEMS] < width[CONCEPTS] < width[MODELS]
     estimates = {r.estimate for r in rows if r.method == "bootstrap"}
     assert len(estimates) == 1
@@ -78,8 +80,12 @@ def test_the_more_is_random_the_wider_the_interval(effects: CellEffects) -> None
 
 def test_the_items_interval_has_the_errors_of_the_items(effects: CellEffects) -> None:
     """Its half width is 1.96 standard errors of the weighted sum of cells."""
-    found = next(r for r in by_method(effects, level=0.95, seed=1) if r.takes_as_random == ITEMS)
-    high = effects.predictors["training"] > 0
+    found = next(
+        r
+        for r in by_method(effects, by="training", level=0.95, seed=1)
+        if r.random_effects == ITEMS
+    )
+    high = effects.predictors["contrast"] > 0
     weight = np.zeros(len(effects.value))
     for c in range(5):
         at = effects.concept == c
@@ -93,18 +99,19 @@ def test_the_items_interval_has_the_errors_of_the_items(effects: CellEffects) ->
 
 def test_all_methods_agree_on_a_large_balanced_study(rng: np.random.Generator) -> None:
     effects = make_effects(rng, n_models=10, n_concepts=9, training=-1.0, sd_model=0.1)
-    rows = [r for r in by_method(effects, level=0.95, seed=1) if np.isfinite(r.low)]
-    alone = [r for r in rows if r.adjusted != BOTH]
+    rows = [r for r in by_method(effects, by="training", level=0.95, seed=1) if np.isfinite(r.low)]
+    alone = [r for r in rows if r.covariates != BOTH]
     assert len(alone) == 6
     assert np.ptp([r.estimate for r in alone]) < 0.06
     assert all(r.high < 0 for r in alone)
 
 
 def test_one_training_says_why(effects: CellEffects) -> None:
-    one = replace(effects, predictors={"scale": effects.predictors["scale"]})
-    for row in by_method(one, level=0.95, seed=1):
+    lacks = "needs models of both trainings"
+    one = replace(effects, predictors={"scale": effects.predictors["scale"]}, lacks_contrast=lacks)
+    for row in by_method(one, by="training", level=0.95, seed=1):
         assert np.isnan(row.estimate)
-        assert "needs models of both trainings" in row.reason
+        assert row.reason == lacks
 
 
 def test_two_models_have_no_interval_over_models(effects: CellEffects) -> None:
@@ -113,9 +120,11 @@ def test_two_models_have_no_interval_over_models(effects: CellEffects) -> None:
         two,
         model=(two.model > 0).astype(int),
         models=("a", "f"),
-        predictors={"training": np.array([-0.5, 0.5])},
+        predictors={"contrast": np.array([-0.5, 0.5])},
     )
-    rows = {(r.method, r.takes_as_random): r for r in by_method(two, level=0.95, seed=1)}
+    rows = {
+        (r.method, r.random_effects): r for r in by_method(two, by="training", level=0.95, seed=1)
+    }
     assert np.isfinite(rows["bootstrap", ITEMS].low)
     assert np.isnan(rows["t over model means", "models"].low)
     assert "2 ran" in rows[GRID, MODELS].reason
@@ -129,15 +138,17 @@ def test_models_of_a_training_are_resampled_where_there_are_enough(
     n_high: int, said: str, effects: CellEffects
 ) -> None:
     x = np.array([0.0] * (6 - n_high) + [1.0] * n_high)
-    of = replace(effects, predictors={"training": x - x.mean()})
+    of = replace(effects, predictors={"contrast": x - x.mean()})
     rows = {
-        r.takes_as_random: r for r in by_method(of, level=0.95, seed=1) if r.method == "bootstrap"
+        r.random_effects: r
+        for r in by_method(of, by="training", level=0.95, seed=1)
+        if r.method == "bootstrap"
     }
     models = rows[MODELS]
     assert np.isfinite(models.estimate)
     if said == "alone":
         assert np.isnan(models.low)
-        assert "one training has one model" in models.reason
+        assert "one label has one model" in models.reason
     else:
         assert models.high - models.low > rows[CONCEPTS].high - rows[CONCEPTS].low
         assert models.diagnostics.startswith(said)
@@ -148,7 +159,7 @@ def test_the_studys_items_would_claim_what_its_models_do_not(
     study_cells: xr.Dataset, study_tables: dict[str, pd.DataFrame]
 ) -> None:
     table = study_tables["training_effect"]
-    of = table[table["outcome"] == "cohens_d"].set_index(["method", "takes_as_random", "adjusted"])
+    of = table[table["outcome"] == "cohens_d"].set_index(["method", "random_effects", "covariates"])
     assert of.loc[("bootstrap", ITEMS, "training"), "high"] < 0
     primary = of.loc[(GRID, MODELS, BOTH)]
     assert primary["low"] < 0 < primary["high"]
@@ -156,21 +167,22 @@ def test_the_studys_items_would_claim_what_its_models_do_not(
 
 
 def test_fits_of_items_come_from_the_cells(study_cells: xr.Dataset) -> None:
-    rows = {r.method: r for r in training_effects(study_cells) if r.outcome == "cohens_d"}
+    rows = {r.method: r for r in training_effects(study_of(study_cells)) if r.outcome == "cohens_d"}
     crossed = study_cells.sel(item_fit="REML, items crossed", item_term="training")
     assert rows["REML, items crossed"].estimate == float(crossed["item_fit_value"])
-    without = {r.method: r for r in training_effects(study_cells.drop_dims("item_fit"))}
+    without = {r.method: r for r in training_effects(study_of(study_cells.drop_dims("item_fit")))}
     assert "makes it from the cube" in without["items"].reason
     fewer = [m for m in study_cells["model"].values if m != "8B"]
     others = study_cells.sel(model=fewer, model_other=fewer)
-    assert "of other models" in {r.method: r for r in training_effects(others)}["items"].reason
+    of_others = {r.method: r for r in training_effects(study_of(others))}
+    assert "of other models" in of_others["items"].reason
 
 
 def test_every_fit_of_the_primary_model_agrees_on_the_study(
     study_tables: dict[str, pd.DataFrame],
 ) -> None:
     table = study_tables["training_effect"]
-    of = table[(table["outcome"] == "cohens_d") & (table["adjusted"] == BOTH)].set_index("method")
+    of = table[(table["outcome"] == "cohens_d") & (table["covariates"] == BOTH)].set_index("method")
     fits = ["REML, cells", "REML, items crossed", "MixedLM, without items"]
     fits += ["MixedLM, items crossed", "NUTS, items"]
     assert of.loc[fits, "agrees"].tolist() == ["yes"] * 5
@@ -178,9 +190,9 @@ def test_every_fit_of_the_primary_model_agrees_on_the_study(
 
 
 def test_trainings_that_share_no_concept_are_not_compared(effects: CellEffects) -> None:
-    high = effects.predictors["training"] > 0
+    high = effects.predictors["contrast"] > 0
     disjoint = effects.only(np.flatnonzero(high[effects.model] == (effects.concept < 2)))
-    rows = by_method(disjoint, level=0.95, seed=1)
+    rows = by_method(disjoint, by="training", level=0.95, seed=1)
     assert "no concept was run by models of both" in rows[0].reason
     assert rows[0].method == "bootstrap"
 

@@ -4,15 +4,21 @@ import numpy as np
 import pandas as pd
 import pytest
 import xarray as xr
-from builders import ROOT, STUDY, make_cube, needs_study
+from builders import ROOT, STUDY, make_cube, needs_study, study_of
 
 from steercube.analysis.conclusions.tables import conclude
-from steercube.analysis.per_cell.readings import distinct_responses, reading_audit, readings
+from steercube.analysis.per_cell.readings import (
+    by_form,
+    confusion,
+    distinct_responses,
+    reading_audit,
+    readings,
+    results,
+)
 from steercube.analysis.per_cell.reduce import cells as reduce_to_cells
 from steercube.cells import check_cells
 from steercube.cube import open_cube
 from steercube.models import read_facts
-from steercube.report.printed import confusion, reading_forms, reading_results
 from steercube.study import study_cube, study_files
 
 SETTINGS = {"n_resamples": 50, "seed": 1, "confidence_level": 0.95}
@@ -71,11 +77,11 @@ def test_readers_that_agree_have_equal_results_and_nothing_misread(
 ) -> None:
     table = readings(reading_audit(answered_twice(rng, misread="neither"), **SETTINGS))
     assert (table.loc[table["statistic"] == "misread", "value"] == 0).all()
-    results = table[table["reading"] != ""].pivot_table(
+    of_readings = table[table["reading"] != ""].pivot_table(
         index=["model", "statistic"], columns="reading", values=["value", "low", "high"]
     )
     for name in ("value", "low", "high"):
-        both = results[name].dropna()
+        both = of_readings[name].dropna()
         np.testing.assert_array_equal(both["published"], both["read anew"])
     assert of(table, statistic="best change", reading="read anew")["value"] > 0.5
 
@@ -99,18 +105,18 @@ def test_the_audit_reaches_the_cells_and_their_tables(rng: np.random.Generator) 
     cube = answered_twice(rng, misread="B")
     cells = reduce_to_cells(cube, n_resamples=50)
     check_cells(cells)
-    table = conclude(cells, only=["readings"])["readings"]
+    table = conclude(study_of(cells), only=["readings"])["readings"]
     pd.testing.assert_series_equal(
         table["value"], readings(reading_audit(cube, **SETTINGS))["value"], atol=0.2
     )
     assert confusion(table).loc[0, ["read anew", "published: (B)"]].tolist() == ["(A)", "0"]
-    assert set(reading_forms(table)["form of the response"]) == {"another form"}
-    assert {"best change", "r with the logits"} <= set(reading_results(table)["result"])
+    assert set(by_form(table)["form of the response"]) == {"another form"}
+    assert {"best change", "r with the logits"} <= set(results(table)["result"])
 
 
 def test_cells_without_a_published_reading_have_no_such_table(cells: xr.Dataset) -> None:
     assert "n_readings" not in cells
-    assert "readings" not in conclude(cells, only=["readings"])
+    assert "readings" not in conclude(study_of(cells), only=["readings"])
     assert not readings(cells).size
 
 

@@ -13,6 +13,7 @@ from builders import (
     make_cube,
     make_model,
     needs_study,
+    study_of,
     with_controls,
 )
 
@@ -314,7 +315,7 @@ def test_the_committed_cells_are_those_of_the_raw_files(study_cells: xr.Dataset)
     cube = study_cube(study_files(STUDY), read_facts(ROOT / "data" / "models.toml"))
     rebuilt = reduce_to_cells(cube)
     assert compare_cells(rebuilt, without_fits(study_cells)) == []
-    fits, _ = item_fits(cube, rebuilt)
+    fits, _ = item_fits(cube, study_of(rebuilt))
     kept = keep_slow_fits(rebuilt.merge(fits), study_cells)
     assert compare_cells(kept, study_cells) == []
 

@@ -3,18 +3,18 @@ import itertools
 import numpy as np
 import pytest
 import xarray as xr
-from builders import ROOT, make_cube
+from builders import ROOT, make_cube, study_of
 from scipy import stats
 
+from steercube.analysis.conclusions.effects import steering
+from steercube.analysis.conclusions.multiplicity import holm
 from steercube.analysis.per_cell.estimands import Samples, content_shift
 from steercube.analysis.per_cell.reduce import cells as reduce_to_cells
 from steercube.analysis.per_cell.steers import (
     N_FLIPS,
     content_t,
-    holm,
     sign_flip_test,
     sign_flips,
-    steering,
     without_letter_shift,
 )
 from steercube.analysis.simulated.steering import Steered, draw
@@ -172,19 +172,20 @@ def test_cells_hold_the_test_of_their_samples(cube: xr.Dataset, cells: xr.Datase
 
 def test_pairs_are_corrected_for_their_number(cells: xr.Dataset) -> None:
     p = [[0.001, 0.04], [0.009, 0.02], [np.nan, 0.012]]
-    told = steering(cells.assign(steers_p=(("model", "concept"), p)))
+    told = steering(study_of(cells.assign(steers_p=(("model", "concept"), p))))
     by_model = told.loc[["small", "middle", "large"]]
     corrected = by_model["p_steers_holm"].to_numpy()
     np.testing.assert_allclose(corrected, [0.005, 0.04, 0.036, 0.04, np.nan, 0.036])
     assert by_model["steers"].tolist() == ["yes", "yes", "yes", "yes", "unknown", "yes"]
-    weak = steering(cells.assign(steers_p=(("model", "concept"), np.full((3, 2), 0.04))))
+    borderline = cells.assign(steers_p=(("model", "concept"), np.full((3, 2), 0.04)))
+    weak = steering(study_of(borderline))
     assert set(weak["steers"]) == {"no"}
     assert "of a letter" in by_model["steers_reason"].iloc[4]
 
 
 def test_cells_of_before_the_test_say_unknown() -> None:
     """Neither no nor an error, and what to do."""
-    old = steering(open_cells(ROOT / "tests" / "old" / "version-1.cells.nc"))
+    old = steering(study_of(open_cells(ROOT / "tests" / "old" / "version-1.cells.nc")))
     assert set(old["steers"]) == set(old["steers_other_way"]) == {"unknown"}
     assert old["p_steers"].isna().all()
     assert old["steers_reason"].str.contains("make them again from the cube").all()
@@ -195,7 +196,7 @@ def test_what_a_model_never_ran_is_no_pair(rng: np.random.Generator) -> None:
     for name in ("logit_diff", "logprob_matching", "logprob_other"):
         cube[name].loc[{"model": "small", "concept": "humour"}] = np.nan
     cube["cell_status"].loc[{"model": "small", "concept": "humour"}] = STATUS["not_run"]
-    told = steering(reduce_to_cells(cube, n_resamples=20))
+    told = steering(study_of(reduce_to_cells(cube, n_resamples=20)))
     assert len(told) == 5
     assert ("small", "humour") not in told.index
 

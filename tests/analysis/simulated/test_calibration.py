@@ -2,8 +2,9 @@ import numpy as np
 import pandas as pd
 import pytest
 import xarray as xr
+from builders import study_of
 
-from steercube.analysis.over_models.posterior import TERMS
+from steercube.analysis.over_models.cell_effects import TERMS
 from steercube.analysis.simulated.calibration import (
     SCENARIOS,
     calibrate,
@@ -16,14 +17,15 @@ from steercube.analysis.simulated.calibration import (
 @pytest.mark.slow
 def test_a_small_calibration_runs_whole(study_cells: xr.Dataset) -> None:
     """Every scenario and method is there, and numbers do not depend on the workers."""
-    one = calibrate(study_cells, n_simulations=4, n_workers=1, report=lambda line: None)
-    two = calibrate(study_cells, n_simulations=4, n_workers=2, report=lambda line: None)
+    study = study_of(study_cells)
+    one = calibrate(study, n_simulations=4, n_workers=1, report=lambda line: None)
+    two = calibrate(study, n_simulations=4, n_workers=2, report=lambda line: None)
     for name, table in one.items():
         pd.testing.assert_frame_equal(table, two[name])
     table = one["coverage"]
     assert len(table) == len(SCENARIOS) * 9
     assert set(table["n_simulations"]) == {2, 4}
-    items = table[table["takes_as_random"] == "items"]["coverage"].mean()
+    items = table[table["random_effects"] == "items"]["coverage"].mean()
     exact = table[table["method"] == "hierarchical, exact"]["coverage"].mean()
     assert items < 0.7 < exact
     assert set(one["sbc"]["parameter"]) == {
@@ -38,8 +40,8 @@ def test_a_small_calibration_runs_whole(study_cells: xr.Dataset) -> None:
 def test_coverage_and_rejection_are_counted(rng: np.random.Generator) -> None:
     low = rng.normal(size=1000) - 1.96
     truth = {"training": 0.0, "sd_model": 1.0, "scale": 0.0, "uneven": 1.0}
-    rows = pd.DataFrame(truth | {"method": "z", "takes_as_random": "",
-                         "adjusted": "", "estimate": low + 1.96, "low": low, "high": low + 3.92,
+    rows = pd.DataFrame(truth | {"method": "z", "random_effects": "",
+                         "covariates": "", "estimate": low + 1.96, "low": low, "high": low + 3.92,
                          "p_value": np.nan})  # fmt: skip
     test = rows.assign(method="test", low=np.nan, high=np.nan, p_value=rng.uniform(size=1000))
     found = coverage(pd.concat([rows, test])).set_index("method")

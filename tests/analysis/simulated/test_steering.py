@@ -3,10 +3,10 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import xarray as xr
-from builders import ATTRIBUTES, fill, make_items, make_model
+from builders import ATTRIBUTES, fill, make_items, make_model, study_of
 
 from steercube.analysis.conclusions.counts import counts_of_pairs
-from steercube.analysis.conclusions.tables import effects
+from steercube.analysis.conclusions.effects import effects
 from steercube.analysis.per_cell.reduce import cells as reduce_to_cells
 from steercube.analysis.simulated.steering import SCENARIOS, Steered, draw, said_to_steer
 from steercube.cube import STATUS, blank_cube
@@ -41,7 +41,8 @@ def sweep_of(scenario: Steered, number: int) -> xr.Dataset:
 def headline(scenario: Steered, number: int) -> float:
     """Pairs that are said to steer, by all that lies between a cube and the count in a post."""
     cells = reduce_to_cells(sweep_of(scenario, number), n_resamples=20)
-    return counts_of_pairs(effects(cells)).set_index("statistic")["value"]["pairs that steer"]
+    found = counts_of_pairs(effects(study_of(cells))).set_index("statistic")["value"]
+    return found["pairs that steer"]
 
 
 def test_one_null_sweep_makes_no_headline_and_one_that_steers_does() -> None:

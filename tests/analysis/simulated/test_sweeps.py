@@ -3,9 +3,10 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import xarray as xr
-from builders import make_effects
+from builders import make_effects, study_of
 
-from steercube.analysis.over_models.posterior import SDS, TERMS, Prior, cell_effects, fit
+from steercube.analysis.over_models.cell_effects import TERMS, cell_effects
+from steercube.analysis.over_models.posterior import SDS, Prior, fit
 from steercube.analysis.simulated.sweeps import (
     NEIGHBOURS,
     Scenario,
@@ -77,31 +78,31 @@ def test_a_simulated_sweep_has_the_shape_and_truth_of_its_scenario(
     study_cells: xr.Dataset,
 ) -> None:
     scenario = Scenario(training=-2.0, sd_model=0.01, sd_concept=0.01, sd_cell=0.01, intercept=3.0)
-    effects = simulate(study_cells, scenario, np.random.default_rng(1)).effects
-    real = cell_effects(study_cells)
+    effects = simulate(study_of(study_cells), scenario, np.random.default_rng(1)).effects
+    real = cell_effects(study_of(study_cells))
     assert (effects.model == real.model).all()
     assert (effects.concept == real.concept).all()
     assert np.sqrt(np.diag(effects.covariance)).mean() == pytest.approx(0.25, abs=0.1)
-    posterior = fit(effects, terms=("training",))
-    assert posterior.quantile("training", 0.5) == pytest.approx(-2.0, abs=0.25)
+    posterior = fit(effects, terms=("contrast",))
+    assert posterior.quantile("contrast", 0.5) == pytest.approx(-2.0, abs=0.25)
 
 
 def test_models_of_a_training_may_vary_more(study_cells: xr.Dataset) -> None:
     """Full RL's by the factor `uneven`, the others' as before; all far from zero."""
     still = Scenario(0.0, sd_model=0.0, intercept=8.0, sd_concept=0.0, sd_cell=0.0)
-    models = np.array(cell_effects(study_cells).models)
+    models = np.array(cell_effects(study_of(study_cells)).models)
     is_rl = study_cells["training"].sel(model=models).values == "rl"
     means: dict[bool, list[list[float]]] = {True: [], False: []}
     for seed in range(12):
         one, two = (
             simulate(
-                study_cells,
+                study_of(study_cells),
                 replace(still, sd_model=0.5, uneven=uneven),
                 np.random.default_rng(seed),
             ).effects
             for uneven in (1.0, 3.0)
         )
-        base = simulate(study_cells, still, np.random.default_rng(seed)).effects
+        base = simulate(study_of(study_cells), still, np.random.default_rng(seed)).effects
         for m, rl in enumerate(is_rl):
             cells = base.model == m
             apart = [float((e.value - base.value)[cells].mean()) for e in (one, two)]

@@ -1,1 +1,1 @@
-"""Do the curves over layers of logits and of generated answers agree?"""
+"""Do the logits and the generated answers agree on which layers steer?"""

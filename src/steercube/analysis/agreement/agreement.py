@@ -1,7 +1,7 @@
 r"""Do logits and generated answers agree on which layers steer?
 
 The published measure (`pooled_agreement`) pools the layers of all models into one correlation.
-Neighbouring layers are nearly the same observation, so its n says nothing. Here the unit is a
+Neighbouring layers are nearly the same observation, so its n is meaningless. Here the unit is a
 model's pair of curves:
 
 - `curve_agreement`, one model: r with its error over items where every answer is known, else over
@@ -9,20 +9,19 @@ model's pair of curves:
 - `model_agreement`, all models: Fisher's z pooled with random effects, interval by Hartung & Knapp;
   `agreement_by_blocks`: models and blocks of their layers resampled;
 - `shift_test`: is the alignment more than two smooth curves have by chance?
-- `matched_minus_mismatched`: is it about this concept, or would another's logits do as well?
+- `matched_minus_mismatched`: is it specific to this concept, or would another's logits do?
 - `disattenuated`: what r would be without the noise of either curve;
 - `agreement_against_effect`, `agreement_effect_correlation`: does agreement rise with the effect?
 """
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from importlib.util import find_spec
-from itertools import permutations
-from math import factorial
+from typing import Any
 
 import numpy as np
 import pandas as pd
-import xarray as xr
 from statsmodels.stats.meta_analysis import combine_effects
 
 from steercube.analysis.agreement.curves import (
@@ -35,50 +34,52 @@ from steercube.analysis.agreement.curves import (
     second_difference_reliability,
 )
 from steercube.analysis.agreement.generation import (
-    MIN_ITEMS,
+    ONE_MAXIMUM,
     Curves,
+    best_generation,
+    best_generation_excess,
+    best_generation_layer,
+    best_response,
+    expected_maximum,
     generation_delta,
     has_other_responses,
     is_counted,
     layer_curves,
+    of_pair,
     shaped_curves,
 )
-from steercube.analysis.over_models.means import (
-    ONE_MODEL,
-    best_effects,
-    level_of,
-    mean_of_models,
-    t_margin,
-    t_quantile,
-    where_recorded,
-)
-from steercube.estimate import Estimate
-from steercube.streams import stream
+from steercube.analysis.over_models.means import ONE_MODEL, mean_of_models, t_half_width
+from steercube.analysis.over_models.permute import orders, two_sided_p
+from steercube.analysis.per_cell.bootstrap import MIN_ITEMS
+from steercube.analysis.view import Study, kept, where_recorded
+from steercube.estimate import Estimate, percentile_ends, t_quantile
 
 MEAN_R = "mean r of models"
 MISMATCHED = "matched minus mismatched r"
-"""Statistics as the table of agreement names them."""
+PUBLISHED_METHOD = "r, layers of all models pooled (published method)"
+R_OVER_LAYERS = "r over layers"
+SHIFTS = "r against circular shifts"
+R_EVERY_RESPONSE = "r over layers, every response"
+"""Names of statistics in the table of agreement."""
 
 N_RESAMPLES = 4_000
 """Resamples of models, layers and shifts; the error of an end of an interval is then about 1%."""
 MIN_RELIABILITY = 0.05
-MAX_ORDERS = 5040
-"""Orders of concepts that are tried: all of up to seven."""
 MIN_Z_ERROR = 0.01
-"""Curves that are alike in every resample would weigh infinitely."""
+"""Floor of the error of z: curves that agree in every resample would have infinite weight."""
 WITHOUT_INTERVAL = "a reliability is given without an interval"
 NO_CURVES = "no model has varying logits and generations here"
 
 
 def pooled_agreement(
-    cells: xr.Dataset, *, concept: str, models: Sequence[str] | None = None
+    study: Study, *, concept: str, models: Sequence[str] | None = None
 ) -> Estimate:
     """Pearson r of the scaled curves, the layers of all models pooled: the published measure.
 
     The interval is not that of r with n layers, which are autocorrelated: it is the jackknife's,
     each model left out in turn, on Fisher's z with Student's t over models.
     """
-    curves = shaped_curves(cells, concept=concept, models=models)
+    curves = shaped_curves(study, concept=concept, models=models)
     if not curves:
         return Estimate.undefined(NO_CURVES)
     logit, generation = (
@@ -93,105 +94,85 @@ def pooled_agreement(
     ]
     n = len(curves)
     pseudo = n * np.arctanh(r) - (n - 1) * np.arctanh(without)
-    margin = t_margin(pseudo, level_of(cells))
-    return Estimate(
-        r,
-        low=float(np.tanh(pseudo.mean() - margin)),
-        high=float(np.tanh(pseudo.mean() + margin)),
-        over="models",
-        n=n,
-    )
+    half = t_half_width(pseudo, study.level)
+    return Estimate.around(pseudo.mean(), half, through=np.tanh, value=r, over="models", n=n)
 
 
 def _rows_of_each(curves: Curves) -> list[np.ndarray]:
-    """Which of the pooled layers are each model's."""
+    """Indices of each model's layers among the pooled ones."""
     ends = np.cumsum([len(logit) for logit, _ in curves.values()])
     return np.split(np.arange(ends[-1]), ends[:-1])
 
 
-def curve_agreement(cells: xr.Dataset, *, concept: str, model: str) -> Estimate:
+def curve_agreement(study: Study, *, concept: str, model: str) -> Estimate:
     """Pearson r of one model's two curves over its layers.
 
-    Where every answer is in the cube, over the items that have one, and the interval is over those
-    items, drawn alike for both curves (for r as measured: see `disattenuated`). Else it is over
-    blocks of layers: z plus and minus t times the error of z in resamples of `block_resamples`,
-    with as many degrees of freedom as there are blocks, less one.
+    If the cube holds every answer, r and its interval are over the items that have one, with the
+    same resamples for both curves (r as measured: see `disattenuated`). Otherwise the interval is
+    over blocks of layers: z plus and minus t times the sd of z over `block_resamples`, with
+    n_blocks - 1 degrees of freedom.
     """
-    if is_counted(cells, model, concept):
-        return response_agreement(cells, concept=concept, model=model)
-    curves = shaped_curves(cells, concept=concept, models=[model])
+    if is_counted(study, model, concept):
+        return response_agreement(study, concept=concept, model=model)
+    curves = shaped_curves(study, concept=concept, models=[model])
     if model not in curves:
         return Estimate.undefined(NO_CURVES)
-    return _agreement_over_blocks(cells, concept, model, curves[model])
+    return _agreement_over_blocks(study, concept, model, curves[model])
 
 
 def _agreement_over_blocks(
-    cells: xr.Dataset, concept: str, model: str, pair: tuple[np.ndarray, np.ndarray]
+    study: Study, concept: str, model: str, pair: tuple[np.ndarray, np.ndarray]
 ) -> Estimate:
-    z = float(fisher_z(correlation(*pair)))
     blocks = n_blocks(len(pair[0]))
-    z_error = _block_z(cells, concept, model, pair).std(ddof=1)
-    margin = t_quantile(level_of(cells), blocks - 1) * z_error
-    return Estimate(
-        float(np.tanh(z)),
-        low=float(np.tanh(z - margin)),
-        high=float(np.tanh(z + margin)),
-        over="blocks of layers",
-        n=blocks,
-    )
+    z_error = _block_z(study, concept, model, pair).std(ddof=1)
+    half = t_quantile(study.level, blocks - 1) * z_error
+    z = float(fisher_z(correlation(*pair)))
+    return Estimate.around(z, half, through=np.tanh, over="blocks of layers", n=blocks)
 
 
-def response_agreement(cells: xr.Dataset, *, concept: str, model: str) -> Estimate:
+def response_agreement(study: Study, *, concept: str, model: str) -> Estimate:
     """r of the logit curve with the curve counted from the responses, its interval over items."""
-    at = {"model": model, "concept": concept}
-    unknown = _why_no_items(cells, concept=concept, model=model)
-    if unknown or cells["response_r"].sel(at).isnull():
-        return Estimate.undefined(unknown or "a curve is flat")
-    low = float(cells["response_r_low"].sel(at))
-    return Estimate(
-        float(cells["response_r"].sel(at)),
-        low=low,
-        high=float(cells["response_r_high"].sel(at)),
-        over="items",
-        n=int(cells["n_response_items"].sel(at)),
-        reason="" if np.isfinite(low) else "a curve is flat in too many resamples of the items",
+    r, low, high, n_items = (
+        of_pair(study, name, model, concept)
+        for name in ("response_r", "response_r_low", "response_r_high", "n_response_items")
     )
+    unknown = _why_no_items(n_items)
+    if unknown or np.isnan(r):
+        return Estimate.undefined(unknown or "a curve is flat")
+    flat = "" if np.isfinite(low) else "a curve is flat in too many resamples of the items"
+    return Estimate(r, low=low, high=high, over="items", n=int(n_items), reason=flat)
 
 
-def _why_no_items(cells: xr.Dataset, *, concept: str, model: str) -> str:
-    """Why nothing is known of single items here; empty where it is."""
-    if "n_response_items" not in cells:
-        return "the answers of single items are not known"
-    n_items = float(cells["n_response_items"].sel(model=model, concept=concept))
+def _why_no_items(n_items: float) -> str:
+    """Why there are no item-level statistics here; empty if there are."""
     if np.isnan(n_items):
         return "the answers of single items are not known"
     return f"{n_items:.0f} items are too few" if n_items < MIN_ITEMS else ""
 
 
 def _block_z(
-    cells: xr.Dataset, concept: str, model: str, pair: tuple[np.ndarray, np.ndarray]
+    study: Study, concept: str, model: str, pair: tuple[np.ndarray, np.ndarray]
 ) -> np.ndarray:
-    """Fisher's z of the curves in resampled blocks of layers, alike whichever others are there."""
-    rng = stream(f"blocks of {model}/{concept}", seed=cells.attrs["seed"])
+    """Fisher's z in resampled blocks of layers, the same whichever other models are compared."""
+    rng = study.stream(f"blocks of {model}/{concept}")
     layers = block_resamples(len(pair[0]), N_RESAMPLES, rng)
     star = fisher_z(correlation(pair[0][layers], pair[1][layers]))
     return star[np.isfinite(star)]
 
 
 def _z_of_models(
-    cells: xr.Dataset, concept: str, models: Sequence[str] | None, every_response: bool = False
+    study: Study, concept: str, curves: Curves, every_response: bool
 ) -> tuple[list[str], np.ndarray, np.ndarray]:
     """Models, Fisher's z of each, and its error within the model."""
     names, z, error = [], [], []
-    for model, pair in shaped_curves(cells, concept=concept, models=models).items():
-        at = {"model": model, "concept": concept}
-        from_items = is_counted(cells, model, concept)
-        if from_items or (every_response and has_other_responses(cells, model, concept)):
-            own = float(fisher_z(cells["response_r"].sel(at).values))
-            own_error = float(cells["response_z_error"].sel(at))
+    for model, pair in curves.items():
+        from_items = is_counted(study, model, concept)
+        if from_items or (every_response and has_other_responses(study, model, concept)):
+            own = float(fisher_z(np.array(of_pair(study, "response_r", model, concept))))
+            own_error = of_pair(study, "response_z_error", model, concept)
         else:
             own = float(fisher_z(correlation(*pair)))
-            own_error = float(_block_z(cells, concept, model, pair).std(ddof=1))
+            own_error = float(_block_z(study, concept, model, pair).std(ddof=1))
         if np.isfinite([own, own_error]).all():
             names.append(model)
             z.append(own)
@@ -199,80 +180,71 @@ def _z_of_models(
     return names, np.array(z), np.array(error)
 
 
+@kept
 def model_agreement(
-    cells: xr.Dataset,
+    study: Study,
     *,
     concept: str,
     models: Sequence[str] | None = None,
     every_response: bool = False,
 ) -> Estimate:
-    r"""Correlation of the two curves in a model of this kind: Fisher's z with random effects.
+    r"""Correlation of the two curves over models: Fisher's z pooled with random effects.
 
     $z_m = \zeta + u_m + e_m$, the error of $e_m$ over items or blocks of layers, the variance of
     $u_m$ by Paule & Mandel; the interval is Hartung & Knapp's, t with n_models - 1 degrees of
     freedom, never narrower than without their factor (Röver et al. 2015). One model has the
-    interval of `curve_agreement`, about itself alone. With `every_response` a model's responses
-    stand in for a published rate of fewer.
+    interval of `curve_agreement`, about itself alone. With `every_response` rates counted from a
+    model's responses replace published rates from fewer.
     """
-    curves = shaped_curves(cells, concept=concept, models=models)
+    curves = shaped_curves(study, concept=concept, models=models)
     if not curves:
         return Estimate.undefined(NO_CURVES)
     if len(curves) == 1:
-        return curve_agreement(cells, concept=concept, model=next(iter(curves)))
-    names, z, error = _z_of_models(cells, concept, models, every_response)
+        return curve_agreement(study, concept=concept, model=next(iter(curves)))
+    names, z, error = _z_of_models(study, concept, curves, every_response)
     if len(z) < 2:
         return Estimate.undefined("the error of r is known for fewer than two models")
     pooled = combine_effects(z, error**2, method_re="iterated", use_t=True)
-    mean = float(pooled.mean_effect_re)
-    widened = max(1.0, float(pooled.scale_hksj_re))
-    margin = t_quantile(level_of(cells), len(z) - 1) * float(pooled.sd_eff_w_re) * widened**0.5
-    r = np.tanh(z)
-    return Estimate(
-        float(np.tanh(mean)),
-        low=float(np.tanh(mean - margin)),
-        high=float(np.tanh(mean + margin)),
+    knapp_factor = max(1.0, float(pooled.scale_hksj_re))
+    half = t_quantile(study.level, len(z) - 1) * float(pooled.sd_eff_w_re) * knapp_factor**0.5
+    r, lost = np.tanh(z), sorted(set(curves) - set(names))
+    return Estimate.around(
+        float(pooled.mean_effect_re),
+        half,
+        through=np.tanh,
         over="models",
         n=len(z),
         span=(float(r.min()), float(r.max())),
-        reason=_without(sorted(set(curves) - set(names))),
+        reason=f"without {', '.join(lost)}, whose error of r is not known" if lost else "",
     )
 
 
-def _without(names: Sequence[str]) -> str:
-    return f"without {', '.join(names)}, whose error of r is not known" if names else ""
-
-
 def agreement_by_blocks(
-    cells: xr.Dataset, *, concept: str, models: Sequence[str] | None = None
+    study: Study, *, concept: str, models: Sequence[str] | None = None
 ) -> Estimate:
-    r"""Mean r of models (through z), models and blocks of their layers drawn with replacement.
+    r"""Mean r of models (through z), with models and blocks of their layers resampled.
 
     $\bar z \pm t\, s^* \sqrt{n / (n - 1)}$, t with n_models - 1 degrees of freedom: the sd s* of
-    resamples of n models is too small by that factor, and its quantiles are those of a normal.
+    resamples of n models is too small by that factor, and their quantiles are a normal's, not t's.
     """
-    curves = shaped_curves(cells, concept=concept, models=models)
+    curves = shaped_curves(study, concept=concept, models=models)
     n = len(curves)
     if n < 2:
         return Estimate.undefined(ONE_MODEL if curves else NO_CURVES)
     z = np.array([float(fisher_z(correlation(*pair))) for pair in curves.values()])
-    rng = stream(f"models and blocks of {concept}", seed=cells.attrs["seed"])
+    rng = study.stream(f"models and blocks of {concept}")
     stars = np.stack(
-        [rng.choice(_block_z(cells, concept, m, pair), N_RESAMPLES) for m, pair in curves.items()]
+        [rng.choice(_block_z(study, concept, m, pair), N_RESAMPLES) for m, pair in curves.items()]
     )
     drawn = rng.integers(0, n, (n, N_RESAMPLES))
     mean = stars[drawn, np.arange(N_RESAMPLES)].mean(axis=0)
-    margin = t_quantile(level_of(cells), n - 1) * mean.std(ddof=1) * np.sqrt(n / (n - 1))
-    return Estimate(
-        float(np.tanh(z.mean())),
-        low=float(np.tanh(z.mean() - margin)),
-        high=float(np.tanh(z.mean() + margin)),
-        over="models and blocks of layers",
-        n=n,
-    )
+    half = t_quantile(study.level, n - 1) * mean.std(ddof=1) * np.sqrt(n / (n - 1))
+    over = "models and blocks of layers"
+    return Estimate.around(z.mean(), half, through=np.tanh, over=over, n=n)
 
 
 def shift_test(
-    cells: xr.Dataset,
+    study: Study,
     *,
     concept: str,
     models: Sequence[str] | None = None,
@@ -280,14 +252,14 @@ def shift_test(
 ) -> Estimate:
     """Unweighted mean r of these models (through z), and its p against circular shifts.
 
-    Two-sided, by `circular_shift_p`. Small too where both curves only share their place in the
-    network: see `matched_minus_mismatched`. With `every_response` of the responses' curves.
+    The p is two-sided, by `circular_shift_p`, and also small if both curves only share their place
+    in the network: see `matched_minus_mismatched`. `every_response` takes counted rates only.
     """
     rate = "response_match_rate" if every_response else "generation_rate"
-    curves = shaped_curves(cells, concept=concept, models=models, rate=rate)
+    curves = shaped_curves(study, concept=concept, models=models, rate=rate)
     if not curves:
         return Estimate.undefined(NO_CURVES)
-    rng = stream(f"shifts of {concept}", seed=cells.attrs["seed"])
+    rng = study.stream(f"shifts of {concept}")
     z = [float(fisher_z(correlation(*pair))) for pair in curves.values()]
     n_layers = min(len(logit) for logit, _ in curves.values())
     smallest = 1 / n_layers if len(curves) == 1 else 1 / (1 + N_RESAMPLES)
@@ -301,15 +273,15 @@ def shift_test(
 
 
 def correlations(
-    cells: xr.Dataset, *, concept: str, models: Sequence[str] | None = None
+    study: Study, *, concept: str, models: Sequence[str] | None = None
 ) -> dict[str, float]:
     """Pearson r of the two layer curves, by model."""
-    curves = shaped_curves(cells, concept=concept, models=models)
+    curves = shaped_curves(study, concept=concept, models=models)
     return {model: float(correlation(*pair)) for model, pair in curves.items()}
 
 
 def matched_minus_mismatched(
-    cells: xr.Dataset, *, concept: str, models: Sequence[str] | None = None
+    study: Study, *, concept: str, models: Sequence[str] | None = None
 ) -> Estimate:
     """r of a concept's generation curve with its own logits, minus its mean r with others' logits.
 
@@ -317,41 +289,40 @@ def matched_minus_mismatched(
     every concept's curves share (where in the network anything steers) cancels.
     """
     differences = []
-    curves = shaped_curves(cells, concept=concept, models=models)
+    curves = shaped_curves(study, concept=concept, models=models)
     for model, (logit, generation) in curves.items():
-        of_model = cells.sel(model=model)
+        of_model = study.cells.sel(model=model)
         delta = of_model["estimate"].sel(estimand="delta").transpose("concept", "layer")
         own = np.isfinite(generation_delta(of_model).sel(concept=concept).values)
         own &= np.isfinite(delta.sel(concept=concept).values)
-        r = {
-            str(other): float(correlation(values[own], generation))
+        r = [
+            float(correlation(values[own], generation))
             for other, values in zip(delta["concept"].values, delta.values, strict=True)
             if np.isfinite(values[own]).all() and other != concept
-        }
+        ]
         matched = float(correlation(logit, generation))
-        if r and np.isfinite([matched, *r.values()]).all():
-            differences.append(matched - np.mean(list(r.values())))
+        if r and np.isfinite([matched, *r]).all():
+            differences.append(matched - np.mean(r))
     if not differences:
         return Estimate.undefined("no model has another concept's logits at these layers")
-    return mean_of_models(np.array(differences), level_of(cells))
+    return mean_of_models(np.array(differences), study.level)
 
 
-def reliabilities(cells: xr.Dataset, *, concept: str, model: str) -> dict[str, Estimate]:
-    """Of the logit curve and of the generation curve: the share of their variance that repeats.
+def reliabilities(study: Study, *, concept: str, model: str) -> dict[str, Estimate]:
+    """Reliability of the logit and the generation curve: the share of variance that is not noise.
 
-    Split-half over items where a curve's items are known, else from second differences over layers;
+    Split-half over items if a curve's items are known, else from second differences over layers;
     `over` says which.
     """
-    at = {"model": model, "concept": concept}
-    pair = shaped_curves(cells, concept=concept, models=[model]).get(model)
+    pair = shaped_curves(study, concept=concept, models=[model]).get(model)
     if pair is None:
         return {name: Estimate.undefined(NO_CURVES) for name in ("logit", "generation")}
-    of_items = {"logit": "logit_reliability"}
-    if is_counted(cells, model, concept):
-        of_items["generation"] = "response_reliability"
+    variables = {"logit": "logit_reliability"}
+    if is_counted(study, model, concept):
+        variables["generation"] = "response_reliability"
     return {
-        name: _split_half(cells, of_items[name], at)
-        if name in of_items
+        name: _split_half(study, variables[name], model, concept)
+        if name in variables
         else Estimate(
             second_difference_reliability(curve),
             over="second differences",
@@ -362,45 +333,36 @@ def reliabilities(cells: xr.Dataset, *, concept: str, model: str) -> dict[str, E
     }
 
 
-def response_reliability(cells: xr.Dataset, *, concept: str, model: str) -> Estimate:
+def response_reliability(study: Study, *, concept: str, model: str) -> Estimate:
     """Split-half reliability of the curve counted from the responses."""
-    return _split_half(cells, "response_reliability", {"model": model, "concept": concept})
+    return _split_half(study, "response_reliability", model, concept)
 
 
-def _split_half(cells: xr.Dataset, name: str, at: dict[str, str]) -> Estimate:
-    value = float(cells[name].sel(at)) if name in cells else np.nan
+def _split_half(study: Study, name: str, model: str, concept: str) -> Estimate:
+    value = of_pair(study, name, model, concept)
     if np.isnan(value):
         return Estimate.undefined("a half of the items has a flat curve, or the items are too few")
-    answered = float(cells["n_response_items"].sel(at))
-    n_items = cells["n_items"].sel(concept=at["concept"]) if np.isnan(answered) else answered
+    answered = of_pair(study, "n_response_items", model, concept)
+    n_items = study.cells["n_items"].sel(concept=concept) if np.isnan(answered) else answered
     nothing = "" if value > 0 else "halves of the items do not agree; "
     reason = f"{nothing}{WITHOUT_INTERVAL}"
     return Estimate(value, over="items (split-half)", n=int(n_items), reason=reason)
 
 
 def disattenuated(
-    cells: xr.Dataset, *, concept: str, model: str, every_response: bool = False
+    study: Study, *, concept: str, model: str, every_response: bool = False
 ) -> Estimate:
-    r"""r of the two curves without the noise of either.
+    r"""r of the two curves corrected for the noise of both.
 
-    Where every answer is in the cube (or with `every_response`, of the responses beside published
-    rates) by `responses.agreement_over_items`. Else $r / \sqrt{\rho_x \rho_y}$ (Spearman 1904), the
-    ends of r's interval divided alike, taking the reliabilities for known, and cut to [-1, 1]; the
-    value is not cut, so that one beyond 1 shows a reliability that is too small.
+    If the cube holds every answer (or, with `every_response`, for responses beside published rates)
+    by `responses.agreement_over_items`. Otherwise $r / \sqrt{\rho_x \rho_y}$ (Spearman 1904), with
+    the ends of r's interval divided likewise, the reliabilities taken as known, and cut to [-1, 1].
+    The value is not cut: one beyond 1 shows that a reliability is too small.
     """
-    if every_response or is_counted(cells, model, concept):
-        unknown = _why_no_items(cells, concept=concept, model=model)
-        if unknown:
-            return Estimate.undefined(unknown)
-        at = {"model": model, "concept": concept}
-        value, low, high = (
-            float(cells[f"noise_free_r{end}"].sel(at)) for end in ("", "_low", "_high")
-        )
-        n_items = int(cells["n_response_items"].sel(at))
-        shapeless = "" if np.isfinite([low, value]).all() else "too little shape beyond noise"
-        return Estimate(value, low=low, high=high, over="items", n=n_items, reason=shapeless)
-    own = curve_agreement(cells, concept=concept, model=model)
-    reliable = [e.value for e in reliabilities(cells, concept=concept, model=model).values()]
+    if every_response or is_counted(study, model, concept):
+        return _noise_free(study, concept, model)
+    own = curve_agreement(study, concept=concept, model=model)
+    reliable = [e.value for e in reliabilities(study, concept=concept, model=model).values()]
     if not np.isfinite([own.value, *reliable]).all():
         return Estimate.undefined(own.reason or "a reliability is not known")
     if min(reliable) <= MIN_RELIABILITY:
@@ -410,53 +372,56 @@ def disattenuated(
         )
     share = float(np.sqrt(reliable[0] * reliable[1]))
     low, high = np.clip([own.low / share, own.high / share], -1, 1)
-    return Estimate(
-        own.value / share,
-        low=float(low),
-        high=float(high),
-        over=own.over,
-        n=own.n,
-        reason="the reliabilities are taken for known, so the interval is too narrow",
-    )
+    reason = "the reliabilities are taken for known, so the interval is too narrow"
+    return Estimate(own.value / share, low=float(low), high=float(high), over=own.over, n=own.n,
+                    reason=reason)  # fmt: skip
 
 
-def published_against_responses(cells: xr.Dataset, *, concept: str, model: str) -> Estimate:
-    """r of the published generation curve with that counted from the responses, over layers."""
-    published, counted = (
-        layer_curves(cells, concept=concept, models=[model], rate=rate).get(model)
-        for rate in ("generation_rate", "response_match_rate")
+def _noise_free(study: Study, concept: str, model: str) -> Estimate:
+    """r of the curves that infinitely many items would give, from stage one."""
+    value, low, high, n_items = (
+        of_pair(study, name, model, concept)
+        for name in ("noise_free_r", "noise_free_r_low", "noise_free_r_high", "n_response_items")
     )
-    if published is None or counted is None or is_counted(cells, model, concept):
-        return Estimate.undefined("this concept has no published rates beside its responses")
-    at = {"model": model, "concept": concept}
+    if unknown := _why_no_items(n_items):
+        return Estimate.undefined(unknown)
+    shapeless = "" if np.isfinite([low, value]).all() else "too little shape beyond noise"
+    return Estimate(value, low=low, high=high, over="items", n=int(n_items), reason=shapeless)
+
+
+def published_against_responses(study: Study, *, concept: str, model: str) -> Estimate:
+    """r of the published generation curve with the one counted from responses, over layers."""
     rates = ("generation_rate", "response_match_rate")
-    both = cells[list(rates)].sel(at)
+    known = [layer_curves(study, concept=concept, models=[model], rate=rate) for rate in rates]
+    if not all(known) or is_counted(study, model, concept):
+        return Estimate.undefined("this concept has no published rates beside its responses")
+    both = study.cells[list(rates)].sel(model=model, concept=concept)
     pair = [generation_delta(both, rate).values for rate in rates]
-    known = np.isfinite(pair).all(axis=0)
-    curves = (pair[0][known], pair[1][known])
-    return _agreement_over_blocks(cells, f"{concept} twice", model, curves)
+    defined = np.isfinite(pair).all(axis=0)
+    curves = (pair[0][defined], pair[1][defined])
+    return _agreement_over_blocks(study, f"{concept} twice", model, curves)
 
 
-def published_reading_agreement(cells: xr.Dataset, *, concept: str, model: str) -> Estimate:
-    """r of the logit curve with that of the responses as the study read them, over blocks."""
+def published_reading_agreement(study: Study, *, concept: str, model: str) -> Estimate:
+    """r of the logit curve with the study's own reading of the responses, over blocks."""
     rate = "published_response_match_rate"
-    curves = layer_curves(cells, concept=concept, models=[model], rate=rate)
+    curves = layer_curves(study, concept=concept, models=[model], rate=rate)
     if model not in curves:
         return Estimate.undefined("no other reading of these responses was published")
-    return _agreement_over_blocks(cells, f"{concept} as published", model, curves[model])
+    return _agreement_over_blocks(study, f"{concept} as published", model, curves[model])
 
 
 def repeated_measures(
-    cells: xr.Dataset, *, concept: str, models: Sequence[str] | None = None
+    study: Study, *, concept: str, models: Sequence[str] | None = None
 ) -> Estimate:
     """Repeated-measures correlation over layers within models, by pingouin: a cross-check.
 
-    It takes the layers for independent, so its interval and p are far too good. Source: Bakdash &
-    Marusich 2017.
+    It treats layers as independent, so its interval is far too narrow and its p far too small.
+    Source: Bakdash & Marusich 2017.
     """
     if find_spec("pingouin") is None:
         return Estimate.undefined("pingouin is not installed (the extra `stats` brings it)")
-    curves = shaped_curves(cells, concept=concept, models=models)
+    curves = shaped_curves(study, concept=concept, models=models)
     if len(curves) < 3:
         return Estimate.undefined("pingouin's rm_corr needs three models" if curves else NO_CURVES)
     import pingouin
@@ -466,11 +431,11 @@ def repeated_measures(
         for model, (logit, generation) in curves.items()
     )
     with warnings.catch_warnings():
-        # What pingouin's own code is told by a newer pandas.
+        # Newer pandas warns about pingouin's own code.
         warnings.simplefilter("ignore")
-        found = pingouin.rm_corr(rows, x="logit", y="generation", subject="model").iloc[0]
+        row = pingouin.rm_corr(rows, x="logit", y="generation", subject="model").iloc[0]
     # Releases of pingouin differ in how they spell CI95% and p-val, but not in their order.
-    r, _, p_value, (low, high), _ = found
+    r, _, p_value, (low, high), _ = row
     return Estimate(
         float(r),
         low=float(low),
@@ -484,7 +449,7 @@ def repeated_measures(
 
 @where_recorded
 def agreement_against_effect(
-    cells: xr.Dataset,
+    study: Study,
     *,
     estimand: str,
     concepts: Sequence[str] | None = None,
@@ -492,12 +457,12 @@ def agreement_against_effect(
 ) -> Estimate:
     """Does agreement rise with the effect? Slope of r on the effect over a model's concepts.
 
-    One least-squares slope a model (change of r per unit of effect), averaged, t over models: these
-    concepts are held fixed, and the interval says nothing of others. `p_value` does: it exchanges
-    the concepts' effects, alike in all models, in every way, or beyond seven concepts in 5,040
-    ways at random (two-sided). Three concepts have six orders, so that it cannot be below 1/6.
+    One least-squares slope per model (change of r per unit of effect), averaged, t over models: the
+    interval holds these concepts fixed. `p_value` does not: it is over every order of the
+    concepts' effects, one for all models; beyond seven concepts, 5,040 random ones (two-sided).
+    Three concepts have six orders, so it cannot be below 1/6.
     """
-    table = _agreement_and_effect(cells, estimand, concepts, models)
+    table = _agreement_and_effect(study, estimand, concepts, models)
     effect, r = (
         table.pivot(index="model", columns="concept", values=name).to_numpy()
         for name in ("effect", "r")
@@ -505,41 +470,25 @@ def agreement_against_effect(
     slopes = _slopes(effect, r)
     if len(slopes) < 2:
         return Estimate.undefined("needs two models with three concepts in both measures")
-    rng = stream(f"orders of concepts by {estimand}", seed=cells.attrs["seed"])
-    orders = orders_of(effect.shape[1], rng)
-    exchanged = [abs(_slopes(effect[:, order], r).mean()) for order in orders]
-    return mean_of_models(
-        slopes,
-        level_of(cells),
-        over="models, these concepts",
-        p_value=float(np.mean(np.array(exchanged) >= abs(slopes.mean()) - 1e-12)),
-    )
-
-
-def orders_of(n: int, rng: np.random.Generator) -> np.ndarray:
-    """Every order of `n` things, dims (order, thing); beyond MAX_ORDERS, so many at random.
-
-    The order as given is among them, so that a p-value from them is never 0.
-    """
-    if factorial(n) <= MAX_ORDERS:
-        return np.array(list(permutations(range(n))))
-    at_random = rng.permuted(np.tile(np.arange(n), (MAX_ORDERS - 1, 1)), axis=1)
-    return np.vstack([np.arange(n), at_random])
+    ways = orders(effect.shape[1], study.stream(f"orders of concepts by {estimand}"))
+    exchanged = np.array([_slopes(effect[:, order], r).mean() for order in ways])
+    over = "models, these concepts"
+    return mean_of_models(slopes, study.level, over=over, p_value=two_sided_p(exchanged))
 
 
 def _slopes(effect: np.ndarray, r: np.ndarray) -> np.ndarray:
-    """Least-squares slope of r on the effect (model, concept) of each model with three of both."""
-    found = []
+    """Least-squares slope of r on the effect over concepts, for each model with three of both."""
+    slopes = []
     for x, y in zip(effect, r, strict=True):
         both = np.isfinite(x) & np.isfinite(y)
         if both.sum() > 2:
-            found.append(float(np.polyfit(x[both], y[both], 1)[0]))
-    return np.array(found)
+            slopes.append(float(np.polyfit(x[both], y[both], 1)[0]))
+    return np.array(slopes)
 
 
 @where_recorded
 def agreement_effect_correlation(
-    cells: xr.Dataset,
+    study: Study,
     *,
     estimand: str,
     concepts: Sequence[str] | None = None,
@@ -548,10 +497,10 @@ def agreement_effect_correlation(
     """Correlation of r with the effect over (model, concept).
 
     Models and concepts are both drawn with replacement, because the pairs of one concept, or of one
-    model, are no independent observations (Owen 2007, the pigeonhole bootstrap). There is no
+    model, are not independent observations (Owen 2007, the pigeonhole bootstrap). There is no
     interval where more than half of the draws have no correlation.
     """
-    table = _agreement_and_effect(cells, estimand, concepts, models)
+    table = _agreement_and_effect(study, estimand, concepts, models)
     wide = {
         name: table.pivot_table(index="model", columns="concept", values=name).to_numpy()
         for name in ("effect", "r")
@@ -559,7 +508,7 @@ def agreement_effect_correlation(
     if len(table) < 4:
         return Estimate.undefined("needs four pairs of model and concept in both measures")
     value = float(correlation(table["effect"].to_numpy(), table["r"].to_numpy()))
-    rng = stream(f"agreement and {estimand}", seed=cells.attrs["seed"])
+    rng = study.stream(f"agreement and {estimand}")
     n_models, n_concepts = wide["r"].shape
     drawn = []
     for _ in range(N_RESAMPLES // 2):
@@ -571,25 +520,109 @@ def agreement_effect_correlation(
     star = np.array(drawn)[np.isfinite(drawn)]
     if len(star) < len(drawn) / 2:
         return Estimate(value, n=len(table), reason="too few models and concepts to draw from")
-    tail = (1 - level_of(cells)) / 2
-    low, high = np.quantile(star, [tail, 1 - tail])
+    low, high = percentile_ends(star, study.level)
     over = [name for name, n in {"models": n_models, "concepts": n_concepts}.items() if n > 1]
-    return Estimate(value, low=float(low), high=float(high), over=" and ".join(over), n=len(table))
+    return Estimate(value, low=low, high=high, over=" and ".join(over), n=len(table))
 
 
 def _agreement_and_effect(
-    cells: xr.Dataset,
+    study: Study,
     estimand: str,
     concepts: Sequence[str] | None,
     models: Sequence[str] | None,
 ) -> pd.DataFrame:
-    """Columns model, concept, effect (best layer) and r, a row a (model, concept) with both."""
-    effects = best_effects(cells, estimand, concepts=concepts)
-    rows = []
-    for concept in map(str, effects["concept"].values):
-        for model, r in correlations(cells, concept=concept, models=models).items():
-            if model in effects["model"].values:
-                effect = float(effects.sel(model=model, concept=concept))
-                rows.append({"model": model, "concept": concept, "effect": effect, "r": r})
+    """Model, concept, effect (best layer) and r, one row per (model, concept) with both."""
+    effects = study.best(estimand, concepts=concepts)
+    rows = [
+        {"model": m, "concept": c, "effect": float(effects.sel(model=m, concept=c)), "r": r}
+        for c in map(str, effects["concept"].values)
+        for m, r in correlations(study, concept=c, models=models).items()
+        if m in effects["model"].values
+    ]
     table = pd.DataFrame(rows, columns=["model", "concept", "effect", "r"])
     return table[np.isfinite(table["effect"].astype(float))]
+
+
+EFFECTS_OF_AGREEMENT = ("cohens_d", "within_letter_d", "delta")
+"""Estimands whose effects agreement is compared with."""
+
+Statistics = dict[str, Callable[..., Estimate]]
+OVER_MODELS: Statistics = {
+    PUBLISHED_METHOD: pooled_agreement,
+    MEAN_R: model_agreement,
+    SHIFTS: shift_test,
+    "mean r, models and blocks of layers resampled": agreement_by_blocks,
+    MISMATCHED: matched_minus_mismatched,
+    "repeated-measures r (pingouin)": repeated_measures,
+    "mean best generation delta": best_generation,
+    "mean best generation delta less its null": best_generation_excess,
+}
+OF_RESPONSES: Statistics = {
+    R_EVERY_RESPONSE: response_agreement,
+    f"{SHIFTS}, every response": lambda study, concept, model: shift_test(
+        study, concept=concept, models=[model], every_response=True
+    ),
+    "reliability of the responses' curve": response_reliability,
+    f"{R_EVERY_RESPONSE}, without noise": partial(disattenuated, every_response=True),
+    f"{R_EVERY_RESPONSE} as the study read it": published_reading_agreement,
+    "best generation delta, every response": best_response,
+    "r of the published and the counted generation curve": published_against_responses,
+}
+"""Statistics of one model whose responses are known beside its published rates."""
+
+
+def agreement(study: Study) -> list[tuple[dict[str, str], Estimate]]:
+    """Agreement of logits and generations by layer: as published, model by model, and pooled."""
+    rows: list[tuple[dict[str, str], Estimate]] = []
+    concepts = [c for c in study.concepts if layer_curves(study, concept=c)]
+    for concept in concepts:
+        names = list(layer_curves(study, concept=concept))
+        for model in names:
+            labels = {"concept": concept, "model": model}
+            named = _statistics_of_model(study, concept, model)
+            rows += [(labels | {"statistic": name}, estimate) for name, estimate in named.items()]
+        statistics = dict(OVER_MODELS)
+        if any(has_other_responses(study, model, concept) for model in names):
+            every = partial(model_agreement, every_response=True)
+            statistics[f"{MEAN_R}, every response where known"] = every
+        labels = {"concept": concept, "model": "every model"}
+        for name, statistic in statistics.items():
+            rows.append((labels | {"statistic": name}, statistic(study, concept=concept)))
+    labels = {"concept": "every concept", "model": "every model"}
+    for estimand in EFFECTS_OF_AGREEMENT if concepts else ():
+        for name, of_effect in {
+            f"slope of r on {estimand}": agreement_against_effect,
+            f"correlation of r with {estimand}": agreement_effect_correlation,
+        }.items():
+            rows.append((labels | {"statistic": name}, of_effect(study, estimand=estimand)))
+    return rows
+
+
+def _statistics_of_model(study: Study, concept: str, model: str) -> dict[str, Estimate]:
+    """Statistics of one model's pair of curves, by name."""
+    at: dict[str, Any] = {"concept": concept, "model": model}
+    reliable = reliabilities(study, **at)
+    estimates = {
+        R_OVER_LAYERS: curve_agreement(study, **at),
+        SHIFTS: shift_test(study, concept=concept, models=[model]),
+        "reliability of the logit curve": reliable["logit"],
+        "reliability of the generation curve": reliable["generation"],
+        "r without noise (disattenuated)": disattenuated(study, **at),
+        MISMATCHED: matched_minus_mismatched(study, concept=concept, models=[model]),
+        "best generation layer": best_generation_layer(study, **at),
+        "best generation delta": best_response(study, **at)
+        if is_counted(study, model, concept)
+        else Estimate(
+            float(layer_curves(study, concept=concept)[model][1].max()),
+            expected_under_null=expected_maximum(study, **at),
+            n=1,
+            reason=ONE_MAXIMUM,
+        ),
+    }
+    if has_other_responses(study, model, concept):
+        estimates |= {name: statistic(study, **at) for name, statistic in OF_RESPONSES.items()}
+        alike = of_pair(study, "responses_read_alike", model, concept)
+        n = estimates[R_EVERY_RESPONSE].n
+        census = Estimate(alike, n=n, reason="a census of the responses")
+        estimates["share of responses read as published"] = census
+    return estimates

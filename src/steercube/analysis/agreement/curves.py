@@ -1,17 +1,17 @@
-r"""Two curves over the same layers: how alike they are, and how far that can be trusted.
+r"""Two curves over the same layers: their correlation and its uncertainty.
 
 Neighbouring layers are nearly one observation, so nothing here treats layers as independent. Plain
 arrays in, plain numbers out. Dims: a curve is (..., layer).
 
-Which to use. `circular_shift_p` asks whether the curves go together at all: a shift keeps the shape
-of each and breaks their alignment. It keeps its level for curves that are alike everywhere along
-the network; two bumps at places of their own it takes for aligned in 17% of cases (nominal 5), two
-trends in half. Curves that share a place in depth it rejects, as it should, whatever they are of;
-whether the alignment is the concept's own is what mismatched concepts tell. `block_resamples` gives
-the error of r over other stretches of layers like these, where nothing finer than the curves is
-known; with samples, resample the items instead. `second_difference_reliability` tells noise from
-shape by its roughness alone, which takes the noise of neighbouring layers for independent; with
-samples, take the agreement of two halves of the items.
+Which to use. `circular_shift_p` tests whether the curves are aligned at all: a shift keeps the
+shape of each and breaks their alignment. It keeps its level for curves that are stationary along
+the network; for two bumps at unrelated places it rejects in 17% of cases (nominal 5), for two
+trends in half. It also rejects, rightly, for any curves that peak at the same depth; mismatched
+concepts show whether an alignment is specific to the concept. `block_resamples` gives the error of
+r over other stretches of layers like these, if only the curves are known; with samples, resample
+the items instead. `second_difference_reliability` separates noise from shape by roughness alone,
+assuming that the noise of neighbouring layers is independent; with samples, correlate two halves of
+the items instead.
 """
 
 import numpy as np
@@ -47,10 +47,10 @@ def fisher_z(r: Array) -> Array:
 
 
 N_BLOCKS = 4
-"""Blocks that a curve is cut into. Curves over layers are so smooth that shorter ones, as usual for
-series of their length, take neighbours for news: in simulation the interval of r that rests on
-these covers 90 to 98% (nominal 95) where neighbouring layers correlate from 0 to 0.9, against 83 to
-97% with blocks of the root of the length and 56% with layers taken as independent."""
+"""Blocks that a curve is cut into. Curves over layers are so smooth that shorter blocks, as usual
+for series of this length, understate the error. In simulation the interval of r from these covers
+90 to 98% (nominal 95) if neighbouring layers correlate from 0 to 0.9, against 83 to 97% with blocks
+as long as the root of the length and 56% with layers taken as independent."""
 
 
 def block_length(n_layers: int) -> int:
@@ -59,7 +59,7 @@ def block_length(n_layers: int) -> int:
 
 
 def n_blocks(n_layers: int) -> int:
-    """Blocks that cover the layers: N_BLOCKS, or one less of 5, 6 or 9 layers."""
+    """Number of blocks that cover the layers: N_BLOCKS, or one fewer for 5, 6 or 9 layers."""
     return -(-n_layers // block_length(n_layers))
 
 
@@ -67,7 +67,7 @@ def block_resamples(n_layers: int, n_resamples: int, rng: np.random.Generator) -
     """Indices (resample, layer) of a circular block bootstrap.
 
     Blocks of neighbouring layers, drawn with replacement and joined up to the number of layers; the
-    last layer is followed by the first, so that each is drawn as often. Source: Politis & Romano
+    last layer is followed by the first, so all are drawn equally often. Source: Politis & Romano
     1992.
     """
     length = block_length(n_layers)
@@ -87,7 +87,7 @@ def circular_shift_p(
     """Two-sided p of the curves' mean Fisher z, against circular shifts of one of each pair.
 
     Exact for one pair (its smallest value is 1 / L); for several the shifts are drawn independently
-    `n_draws` times, and the curves as they stand count among them.
+    `n_draws` times, and the unshifted curves are counted too.
     """
     of_shift = [fisher_z(shifted_correlations(x, y)) for x, y in pairs]
     observed = abs(np.mean([z[0] for z in of_shift]))
@@ -101,8 +101,8 @@ def second_difference_reliability(curve: Array) -> float:
     r"""Share of a curve's variance over layers that is not noise, from its roughness.
 
     $1 - \hat\sigma^2 / s^2$ with $\hat\sigma^2 = \mathrm{mean}(x_{l-1} - 2 x_l + x_{l+1})^2 / 6$,
-    which is the noise's variance where the curve itself is straight over three layers and the noise
-    of neighbours is independent. Curvature counts as noise, so the reliability is rather too small.
+    which is the noise's variance if the curve itself is straight over three layers and the noise of
+    neighbours is independent. Curvature counts as noise, so the reliability tends to be too small.
     At least 0. Source: Gasser, Sroka & Jennen-Steinmetz 1986.
     """
     noise = np.mean(np.diff(curve, n=2) ** 2) / 6

@@ -1,8 +1,8 @@
-r"""Generated answers from the cells: rates, curves over layers, and the largest of them.
+r"""Generated answers from the cells: rates, curves over layers, and the largest change.
 
-A rate is the published one of a (model, concept), else counted from the responses in the cube; both
-may be there, and then the responses are usually many more. The largest change over layers is never
-shown without what it would be if steering did nothing.
+A rate of a (model, concept) is the published one, else counted from the responses in the cube; if
+both exist, the responses are usually many more. The largest change over layers is always shown with
+its expectation if steering did nothing.
 """
 
 from collections.abc import Mapping, Sequence
@@ -13,17 +13,16 @@ import pandas as pd
 import xarray as xr
 from scipy import stats
 
-from steercube.analysis.over_models.means import level_of, mean_of_models
+from steercube.analysis.over_models.means import mean_of_models
 from steercube.analysis.per_cell.estimands import BASELINE, NEGATIVE, POSITIVE
+from steercube.analysis.per_cell.responses import MIN_LAYERS
+from steercube.analysis.view import Study, kept
 from steercube.estimate import Estimate
 
 Curves = dict[str, tuple[np.ndarray, np.ndarray]]
 UPPER_BOUND = "at most: its null, from rates alone, is a lower bound"
-"""Said of an excess over a null that leaves out a part of the noise."""
-MIN_LAYERS = 4
-"""Fewest layers that make a curve with a shape."""
-MIN_ITEMS = 10
-"""Fewest items of which a bootstrap distribution says anything; below, statistics are NaN."""
+"""Reason given with an excess over a null that leaves out part of the noise."""
+ONE_MAXIMUM = "one maximum over layers has no interval of its own"
 
 
 def generation_delta(cells: xr.Dataset, rate: str = "generation_rate") -> xr.DataArray:
@@ -31,85 +30,95 @@ def generation_delta(cells: xr.Dataset, rate: str = "generation_rate") -> xr.Dat
     return cells[rate].sel(strength=POSITIVE) - cells[rate].sel(strength=NEGATIVE)
 
 
-def is_counted(cells: xr.Dataset, model: str, concept: str) -> bool:
+@kept
+def is_counted(study: Study, model: str, concept: str) -> bool:
     """Whether the generation rate was counted from responses that are all in the cube."""
-    if "response_match_rate" not in cells:
+    if "response_match_rate" not in study.cells:
         return False
     at = {"model": model, "concept": concept}
-    rate, counted = (cells[n].sel(at) for n in ("generation_rate", "response_match_rate"))
+    rate, counted = (study.cells[n].sel(at) for n in ("generation_rate", "response_match_rate"))
     return bool(counted.notnull().any() and rate.equals(counted.rename(rate.name)))
 
 
-def has_other_responses(cells: xr.Dataset, model: str, concept: str) -> bool:
+@kept
+def has_other_responses(study: Study, model: str, concept: str) -> bool:
     """Whether responses are known beside a published rate that was not counted from them."""
-    at = {"model": model, "concept": concept}
-    known = "response_r" in cells and bool(cells["response_r"].sel(at).notnull())
-    return known and not is_counted(cells, model, concept)
+    known = "response_r" in study.cells and np.isfinite(
+        of_pair(study, "response_r", model, concept)
+    )
+    return known and not is_counted(study, model, concept)
+
+
+def of_pair(study: Study, name: str, model: str, concept: str) -> float:
+    """A variable of the cells for one (model, concept); NaN where the cells lack it."""
+    if name not in study.cells:
+        return np.nan
+    return float(study.cells[name].sel(model=model, concept=concept))
 
 
 def layer_curves(
-    cells: xr.Dataset,
+    study: Study,
     *,
     concept: str,
-    models: Sequence[str] | None,
+    models: Sequence[str] | None = None,
     rate: str = "generation_rate",
 ) -> Curves:
     """(logit delta, generation delta) over the layers where a model has both, by model.
 
-    Beside a curve counted from responses stands the logit curve of the items that answered.
+    A curve counted from responses comes with the logit curve of the items that have responses.
     """
-    if rate not in cells or concept not in cells["concept"]:
+    every = _layer_curves(study, concept, rate)
+    return {model: pair for model, pair in every.items() if models is None or model in models}
+
+
+@kept
+def _layer_curves(study: Study, concept: str, rate: str) -> Curves:
+    cells = study.cells
+    if rate not in cells or concept not in study.concepts:
         return {}
-    order = ("model", "layer")
+    names, order = [str(m) for m in cells["model"].values], ("model", "layer")
     of_concept = cells.sel(concept=concept)
     delta = of_concept["estimate"].sel(estimand="delta", drop=True)
     if "answered_delta" in cells:
-        counted = xr.DataArray(
-            [
-                rate != "generation_rate" or is_counted(cells, model, concept)
-                for model in cells["model"].values
-            ],
-            dims="model",
-        )
-        delta = of_concept["answered_delta"].where(counted, delta)
+        counted = [rate != "generation_rate" or is_counted(study, m, concept) for m in names]
+        answered = of_concept["answered_delta"]
+        delta = answered.where(xr.DataArray(counted, dims="model"), delta)
     logit = delta.transpose(*order).values
     generation = generation_delta(of_concept, rate).transpose(*order).values
     curves = {}
-    for model, *pair in zip(map(str, cells["model"].values), logit, generation, strict=True):
+    for model, *pair in zip(names, logit, generation, strict=True):
         both = np.isfinite(pair).all(axis=0)
-        if (models is None or model in models) and both.sum() >= MIN_LAYERS:
+        if both.sum() >= MIN_LAYERS:
             curves[model] = (pair[0][both], pair[1][both])
     return curves
 
 
 def shaped_curves(
-    cells: xr.Dataset,
+    study: Study,
     *,
     concept: str,
-    models: Sequence[str] | None,
+    models: Sequence[str] | None = None,
     rate: str = "generation_rate",
 ) -> Curves:
-    """Those of `layer_curves` that vary in both measures: a flat one has no shape to agree with."""
-    curves = layer_curves(cells, concept=concept, models=models, rate=rate)
+    """The `layer_curves` that vary in both measures: a flat one has no correlation."""
+    curves = layer_curves(study, concept=concept, models=models, rate=rate)
     return {m: pair for m, pair in curves.items() if all(np.ptp(curve) > 0 for curve in pair)}
 
 
-def best_generation(
-    cells: xr.Dataset, *, concept: str, models: Sequence[str] | None = None
-) -> Estimate:
+def best_generation(study: Study, *, concept: str, models: Sequence[str] | None = None) -> Estimate:
     """Mean over models of the largest generation delta over layers, t over models.
 
-    `expected_under_null` is what that maximum would average if steering did nothing: rates of
-    few answers, maximised over many layers, hold much noise. `corrected` is the mean of what one
-    half of the items shows at the layer that the other half selects, where items are known.
+    `expected_under_null` is the mean of that maximum if steering did nothing: rates of few answers,
+    maximised over many layers, contain much noise. `corrected` is the mean delta on one half of the
+    items at the layer selected on the other half, if items are known.
     """
-    best, null, halves = _best_and_null(cells, concept, models)
+    best, null, halves = _best_and_null(study, concept, models)
     if not len(best):
         return Estimate.undefined("no generation sweep of this concept")
     always = {"reason": "a maximum exceeds 0 without any effect"} if len(best) > 1 else {}
     return mean_of_models(
         best,
-        level_of(cells),
+        study.level,
         corrected=float(np.mean(halves)),
         expected_under_null=float(np.mean(null)),
         **always,
@@ -117,102 +126,104 @@ def best_generation(
 
 
 def best_generation_excess(
-    cells: xr.Dataset, *, concept: str, models: Sequence[str] | None = None
+    study: Study, *, concept: str, models: Sequence[str] | None = None
 ) -> Estimate:
     """Mean over models of the largest generation delta less its expectation under no effect.
 
-    Where only rates were published that expectation is a lower bound, and so the excess an upper
-    one, which its `reason` then says: see `expected_maximum`. t over models.
+    If only rates were published that expectation is a lower bound, so the excess is an upper bound,
+    as its `reason` says: see `expected_maximum`. t over models.
     """
-    best, null, _ = _best_and_null(cells, concept, models)
+    best, null, _ = _best_and_null(study, concept, models)
     known = np.isfinite(null)
     if not known.any():
         return Estimate.undefined("what the maximum would be under no effect is not known")
-    found = mean_of_models((best - null)[known], level_of(cells))
-    names = np.array(list(layer_curves(cells, concept=concept, models=models)))[known]
-    if all(is_counted(cells, model, concept) for model in names):
-        return found
-    reasons = [UPPER_BOUND, *([found.reason] if found.reason else [])]
-    return replace(found, reason="; ".join(reasons))
+    excess = mean_of_models((best - null)[known], study.level)
+    names = np.array(list(layer_curves(study, concept=concept, models=models)))[known]
+    if all(is_counted(study, str(model), concept) for model in names):
+        return excess
+    reasons = [UPPER_BOUND, *([excess.reason] if excess.reason else [])]
+    return replace(excess, reason="; ".join(reasons))
 
 
 def _best_and_null(
-    cells: xr.Dataset, concept: str, models: Sequence[str] | None
+    study: Study, concept: str, models: Sequence[str] | None
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Largest delta, its expectation under no effect and its held-out value, by model."""
-    curves = layer_curves(cells, concept=concept, models=models)
-    best = np.array([generation.max() for _, generation in curves.values()])
-    null = np.array([expected_maximum(cells, concept=concept, model=model) for model in curves])
-    halves = np.array(
-        [
-            float(cells["best_response_split_half"].sel(model=m, concept=concept))
-            if is_counted(cells, m, concept)
-            else np.nan
-            for m in curves
-        ]
-    )
-    return best, null, halves
+    curves = layer_curves(study, concept=concept, models=models)
+    best = [generation.max() for _, generation in curves.values()]
+    null = [expected_maximum(study, concept=concept, model=model) for model in curves]
+    halves = [
+        of_pair(study, "best_response_split_half", model, concept)
+        if is_counted(study, model, concept)
+        else np.nan
+        for model in curves
+    ]
+    return np.array(best), np.array(null), np.array(halves)
 
 
-def best_generation_layer(cells: xr.Dataset, *, concept: str, model: str) -> Estimate:
-    """The layer with the largest generation delta, the first of equals.
+def best_generation_layer(study: Study, *, concept: str, model: str) -> Estimate:
+    """The layer with the largest generation delta, the first of ties.
 
-    Which layer it is has no interval here; `best_response` and `expected_maximum` say what the
-    largest delta is worth.
+    It has no interval; `best_response` and `expected_maximum` show how much of the largest delta is
+    noise.
     """
-    delta = generation_delta(cells).sel(model=model, concept=concept)
+    delta = generation_delta(study.cells).sel(model=model, concept=concept)
     if not delta.notnull().any():
         return Estimate.undefined("no generation sweep of this concept")
     best = float(delta["layer"][int(delta.fillna(-np.inf).argmax("layer"))])
     return Estimate(best, n=int(delta.notnull().sum()), reason="chosen among n layers")
 
 
-def best_response(cells: xr.Dataset, *, concept: str, model: str) -> Estimate:
-    """Largest delta of the responses over layers, beside its null and its cross-validated value.
+def best_response(study: Study, *, concept: str, model: str) -> Estimate:
+    """Largest delta of the responses over layers, with its null and its held-out value.
 
     `p_value` and `expected_under_null` exchange +1 and -1 for random items, at all layers together;
-    `corrected` is one half's value at the layer that the other half selects.
+    `corrected` is the value on one half of the items at the layer selected on the other.
     """
-    at = {"model": model, "concept": concept}
-    if "best_response_delta" not in cells or cells["best_response_delta"].sel(at).isnull():
+
+    def value_of(name: str) -> float:
+        return of_pair(study, name, model, concept)
+
+    if np.isnan(value_of("best_response_delta")):
         return Estimate.undefined("the answers of single items are not known")
-    name = "best_response_{}".format
     return Estimate(
-        float(cells[name("delta")].sel(at)),
-        n=int(cells["n_response_items"].sel(at)),
-        corrected=float(cells[name("split_half")].sel(at)),
-        p_value=float(cells[name("p")].sel(at)),
-        expected_under_null=float(cells[name("null")].sel(at)),
-        reason="one maximum over layers has no interval of its own",
+        value_of("best_response_delta"),
+        n=int(value_of("n_response_items")),
+        corrected=value_of("best_response_split_half"),
+        p_value=value_of("best_response_p"),
+        expected_under_null=value_of("best_response_null"),
+        reason=ONE_MAXIMUM,
     )
 
 
-def expected_maximum(cells: xr.Dataset, *, concept: str, model: str) -> float:
+def expected_maximum(study: Study, *, concept: str, model: str) -> float:
     """Expected largest generation delta over layers if nothing were added at either strength.
 
-    From the items where their answers are known (see `best_response`). Where only rates are, the
-    sweep measured its unsteered rate anew at every layer, so differences of two of those are what
-    noise alone does to a delta. With F their distribution over all ordered pairs and L layers, the
-    largest of L such differences has the distribution F^L. That is the noise of sampling answers
-    again; a useless direction of the same norm would do more, so it is a lower bound. NaN where
-    fewer than two baselines were measured, so that nothing is known of them.
+    From the items if their answers are known (see `best_response`). If only rates are, the sweep
+    measured its unsteered rate again at every layer, so differences of two of those show what noise
+    alone does to a delta. With F their distribution over all ordered pairs and L layers, the
+    largest of L such differences has the distribution F^L. That is only the noise of sampling
+    answers again; a useless direction of the same norm would do more, so it is a lower bound. NaN
+    if fewer than two baselines were measured.
     """
-    if is_counted(cells, model, concept):
-        return best_response(cells, concept=concept, model=model).expected_under_null
-    if BASELINE not in cells["strength"]:
+    if is_counted(study, model, concept):
+        return best_response(study, concept=concept, model=model).expected_under_null
+    if BASELINE not in study.cells["strength"]:
         return np.nan
-    baseline = cells["generation_rate"].sel(model=model, concept=concept, strength=BASELINE).values
+    baseline = (
+        study.cells["generation_rate"].sel(model=model, concept=concept, strength=BASELINE).values
+    )
     baseline = baseline[np.isfinite(baseline)]
     first, second = np.triu_indices(len(baseline), k=1)
-    apart = baseline[first] - baseline[second]
-    if not len(apart):
+    gaps = baseline[first] - baseline[second]
+    if not len(gaps):
         return np.nan
-    differences = np.sort(np.concatenate([apart, -apart]))
+    differences = np.sort(np.concatenate([gaps, -gaps]))
     cumulative = (np.arange(1, len(differences) + 1) / len(differences)) ** len(baseline)
     return float(differences @ np.diff(cumulative, prepend=0.0))
 
 
-def generation(cells: xr.Dataset) -> pd.DataFrame:
+def generation(study: Study) -> pd.DataFrame:
     """Generated answers of every layer and strength: how many are valid, and how many match.
 
     `match_rate` is the share of matching among the `n_valid`; both shares with Wilson's interval
@@ -220,7 +231,7 @@ def generation(cells: xr.Dataset) -> pd.DataFrame:
     strengths, so that `n_valid` is their mean, rounded. An item's repeats count as responses of
     their own, so with repeats the intervals are too narrow.
     """
-    tables = []
+    cells, tables = study.cells, []
     if "generation_valid_rate" in cells:
         valid = cells["generation_valid_rate"]
         rate = cells["generation_rate"].where(valid.notnull())
@@ -247,7 +258,7 @@ def generation(cells: xr.Dataset) -> pd.DataFrame:
         table.insert(table.columns.get_loc("n_responses") + 1, "n_valid", n_valid)
         for name, (count, n) in counts.items():
             counted_n = n.where(table["source"] == "counted").to_numpy()
-            low, high = wilson(count.to_numpy(), counted_n, level_of(cells))
+            low, high = wilson(count.to_numpy(), counted_n, study.level)
             table[f"{name}_low"], table[f"{name}_high"] = low, high
         for name in ("n_responses", "n_valid"):
             table[name] = table[name].astype("Int64")

@@ -8,7 +8,7 @@ its sign; else *inconclusive*, with what speaks against it. Objections, each fro
 - the interval includes zero;
 - the exact permutation of labels gives p > 0.05; with two of six models it cannot give less, and
   then that is said;
-- the design confounds the cause with another: one training's models all have more blocks;
+- the design confounds the cause with another: one label's models all have more blocks;
 - without one model, or one concept, the interval includes zero or lies on its other side, or p
   exceeds 0.05;
 - another measure of the same thing (active instead of total parameters), or a prior that lets
@@ -20,22 +20,31 @@ reason why the data hold no answer.
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pandas as pd
-import xarray as xr
 
 from steercube.analysis.agreement.agreement import MEAN_R, MISMATCHED
-from steercube.analysis.conclusions.claims import SIGNIFICANT, Claim
-from steercube.analysis.over_models.depth import depth_difference
+from steercube.analysis.conclusions.claims import Claim
+from steercube.analysis.over_models.cell_effects import OUTCOMES
+from steercube.analysis.over_models.contrasts import depth_difference
 from steercube.analysis.over_models.leave_one_out import EVERY_PART
-from steercube.analysis.over_models.posterior import OUTCOMES, PRIOR
-from steercube.analysis.over_models.training import ADJUSTED, BOTH, GRID, PERMUTATION
+from steercube.analysis.over_models.posterior import PRIOR
+from steercube.analysis.over_models.training import ADJUSTMENTS, GRID, PERMUTATION, covariates
 from steercube.analysis.per_cell.estimands import NAMES
+from steercube.analysis.view import Study
+from steercube.contrast import Contrast
+from steercube.estimate import SIGNIFICANT
+from steercube.numerals import signed
 
 REPRODUCED, INCONCLUSIVE = "reproduced", "inconclusive"
 CONTRADICTED, NEGLIGIBLE = "contradicted", "negligible"
 UNASKED = "cannot be asked"
+PLACES = {
+    "best_depth": "depth of the best layer",
+    "depth_centroid": "centroid of the effect over depth",
+}
 
 Tables = Mapping[str, pd.DataFrame]
 
@@ -44,7 +53,8 @@ Tables = Mapping[str, pd.DataFrame]
 class Question:
     """A statement as claimed, the sign it needs, its estimate, and what speaks against using it.
 
-    `furthest` is the end furthest from zero of all intervals, those without a part included.
+    `furthest` is the end furthest from zero of all intervals, those without a part included; `rope`
+    the half-width of the region of practical equivalence.
     """
 
     id: str
@@ -57,7 +67,7 @@ class Question:
     n: int
     units: str = ""
     p_value: float = np.nan
-    negligible: float = 0.0
+    rope: float = 0.0
     furthest: float = np.inf
     objections: tuple[str, ...] = ()
     reason: str = ""
@@ -67,8 +77,8 @@ def verdict(question: Question) -> tuple[str, str]:
     """The verdict by the rules of this module, and what it rests on where it is not reproduced."""
     if not np.isfinite(question.value) or not np.isfinite(question.low):
         return UNASKED, question.reason or "there is no interval"
-    if max(-question.low, question.high, question.furthest) < question.negligible:
-        bound = f"{question.negligible:g} {_units(question)}".strip()
+    if max(-question.low, question.high, question.furthest) < question.rope:
+        bound = f"{question.rope:g} {_units(question)}".strip()
         return NEGLIGIBLE, f"with every model or concept left out, too, it is under {bound}"
     if question.low <= 0 <= question.high:
         return INCONCLUSIVE, "the interval includes zero"
@@ -98,10 +108,10 @@ def sentence(question: Question, found: str, why: str) -> str:
     }[found]
 
 
-def conclusions(cells: xr.Dataset, tables: Tables, claims: Sequence[Claim] = ()) -> pd.DataFrame:
+def conclusions(study: Study, tables: Tables, claims: Sequence[Claim] = ()) -> pd.DataFrame:
     """One row a question: verdict, sentence, and the numbers that chose them."""
     rows = []
-    for question in _questions(cells, tables, claims):
+    for question in _questions(study, tables, claims):
         found, why = verdict(question)
         rows.append(
             {
@@ -122,97 +132,111 @@ def conclusions(cells: xr.Dataset, tables: Tables, claims: Sequence[Claim] = ())
     return pd.DataFrame(rows)
 
 
-def _questions(cells: xr.Dataset, tables: Tables, claims: Sequence[Claim]) -> Iterator[Question]:
-    for outcome in OUTCOMES:
-        yield _of_training(cells, tables, outcome)
+def _questions(study: Study, tables: Tables, claims: Sequence[Claim]) -> Iterator[Question]:
+    if study.contrast is not None:
+        for outcome in OUTCOMES:
+            yield _of_contrast(study, study.contrast, tables, outcome)
     yield from _of_scale(tables, claims)
     yield _of_ranking(tables)
     yield from _of_agreement(tables)
 
 
-def _of_training(cells: xr.Dataset, tables: Tables, outcome: str) -> Question:
+def _question(row: Mapping[str, Any], value: str = "value", **fields: Any) -> Question:
+    """A question whose numbers are those of one row of a table."""
+    usual = {
+        "value": float(row[value]),
+        "low": float(row["low"]),
+        "high": float(row["high"]),
+        "over": row.get("interval_over", ""),
+        "n": int(row.get("n", 0)),
+        "p_value": float(row["p_value"]),
+        "claimed": 1,
+        "reason": row["reason"],
+    }
+    return Question(**usual | fields)
+
+
+def _of_contrast(study: Study, contrast: Contrast, tables: Tables, outcome: str) -> Question:
     """The primary interval, the exact permutation beside it, and the intervals without a part."""
     place = outcome not in NAMES
     of = tables["training_effect"]
     of = of[of["outcome"] == outcome]
-    adjusted, primary = _primary(of)
-    rest = tables["leave_one_out"]
-    rest = rest[(rest["outcome"] == outcome) & (rest["adjusted"] == adjusted)]
-    priors = tables["prior_sensitivity"]
-    priors = priors[(priors["outcome"] == outcome) & (priors["adjusted"] == adjusted)]
+    held, primary = _primary(of, contrast.by)
+    rest, priors = (
+        table[(table["outcome"] == outcome) & (table["covariates"] == held)]
+        for table in (tables["leave_one_out"], tables["prior_sensitivity"])
+    )
     objections, p = [], np.nan
     if np.isfinite(primary["low"]):
         side = np.sign(primary["low"])
         permuted = of[of["method"] == PERMUTATION]
-        p, least = permuted[["p_value", "least_p"]].iloc[0] if len(permuted) else (np.nan, np.nan)
-        if place and (confound := depth_difference(cells).reason):
-            objections.append(f"{confound}, which the data cannot tell from training")
-        objections += _of_permutation(p, least)
+        p, least = permuted[["p_value", "smallest_p"]].iloc[0] if len(permuted) else (p, p)
+        if place and (confound := depth_difference(study).reason):
+            objections.append(f"{confound}, which the data cannot separate from {contrast.by}")
+        objections += _of_permutation(p, least, contrast.by)
         objections += _without(rest, side)
         objections += _of_priors(priors, side)
-    held = "with size held fixed; " if adjusted == BOTH else ""
+    fixed = "with size held fixed; " if held == covariates(contrast.by, ADJUSTMENTS[0]) else ""
     statement = (
-        f"full-RL models steer best later in the network ({held}{NAMES_OF_PLACES[outcome]})"
+        f"{contrast.models_of(contrast.high)} steer best later in the network "
+        f"({fixed}{PLACES[outcome]})"
         if place
-        else f"full RL lowers the effect of steering ({held}{NAMES[outcome]})"
+        else f"{contrast.named(contrast.high)} lowers the effect of steering "
+        f"({fixed}{NAMES[outcome]})"
     )
     ends = rest[["low", "high"]].abs() if "low" in rest else pd.DataFrame()
-    return Question(
-        id=f"training-{outcome.replace('_', '-')}",
+    return _question(
+        primary,
+        "estimate",
+        id=f"{contrast.by}-{outcome}".replace("_", "-"),
         statement=statement,
         claimed=1 if place else -1,
-        value=float(primary["estimate"]),
-        low=float(primary["low"]),
-        high=float(primary["high"]),
-        over=primary["takes_as_random"],
+        over=primary["random_effects"],
         n=int(primary["n_models"]),
         units=OUTCOMES[outcome].units,
         p_value=float(p),
-        negligible=float(primary["negligible"]) if primary["negligible"] > 0 else 0.0,
+        rope=float(primary["rope"]) if primary["rope"] > 0 else 0.0,
         furthest=float(ends.max(axis=None)) if len(ends) else np.inf,
         objections=tuple(objections),
-        reason=primary["reason"],
     )
 
 
-def _primary(rows: pd.DataFrame) -> tuple[str, pd.Series]:
-    """The exact fit with as many terms as these models can tell apart, and what those are."""
-    exact = rows[(rows["method"] == GRID) & rows["adjusted"].isin(ADJUSTED)]
-    told = exact[exact["low"].notna()]
-    row = (told if len(told) else exact).iloc[0]
-    return row["adjusted"], row
+def _primary(rows: pd.DataFrame, by: str) -> tuple[str, pd.Series]:
+    """The exact fit with as many terms as these models can separate, and what those are."""
+    names = [covariates(by, terms) for terms in ADJUSTMENTS]
+    exact = rows[(rows["method"] == GRID) & rows["covariates"].isin(names)]
+    defined = exact[exact["low"].notna()]
+    row = (defined if len(defined) else exact).iloc[0]
+    return row["covariates"], row
 
 
-def _of_permutation(p: float, least: float) -> list[str]:
+def _of_permutation(p: float, least: float, by: str) -> list[str]:
     if p <= SIGNIFICANT:
         return []
     if np.isnan(p):
-        return ["the training labels cannot be permuted"]
+        return [f"the {by} labels cannot be permuted"]
     if p <= least * (1 + 1e-9):
         return [
-            "no other way to give out the training labels is as extreme, but with so few "
+            f"no other way to give out the {by} labels is as extreme, but with so few "
             f"models p cannot be under {least:.3f}"
         ]
-    return [f"giving the training labels to other models yields as much (p = {p:.3f})"]
+    return [f"giving the {by} labels to other models yields as much (p = {p:.3f})"]
 
 
 def _of_priors(rows: pd.DataFrame, side: float) -> list[str]:
     """A prior that lets models differ by as much or more, under which nothing is left."""
     wider = rows[(rows["prior_of"] == "sd_model") & (rows["prior_scale"] >= PRIOR.sd_model)]
-    lost = wider[~(np.minimum(side * wider["low"], side * wider["high"]) > 0)]
+    lost = wider[~_on_side(wider, side)]
     if not len(lost):
         return []
     row = lost.iloc[0]
-    return [
-        f"with sd_model ~ half-normal({row['prior_scale']:g}) it is "
-        f"[{row['low']:.2f}, {row['high']:.2f}]".replace("-", "−").replace("half−", "half-")
-    ]
+    prior = f"half-normal({row['prior_scale']:g})"
+    return [f"with sd_model ~ {prior} it is " + signed(f"[{row['low']:.2f}, {row['high']:.2f}]")]
 
 
-NAMES_OF_PLACES = {
-    "best_depth": "depth of the best layer",
-    "depth_centroid": "centroid of the effect over depth",
-}
+def _on_side(rows: pd.DataFrame, side: float) -> pd.Series:
+    """Which intervals lie all on one side of zero."""
+    return np.minimum(side * rows["low"], side * rows["high"]) > 0
 
 
 def _without(rows: pd.DataFrame, side: float) -> list[str]:
@@ -220,19 +244,16 @@ def _without(rows: pd.DataFrame, side: float) -> list[str]:
     if "low" not in rows:
         return []
     parts = rows[rows["without"].isin(["model", "concept"]) & (rows["left_out"] != EVERY_PART)]
-    kept = np.minimum(side * parts["low"], side * parts["high"]) > 0
-    lost = parts[~kept]
-    if not len(lost):
-        return []
+    lost = parts[~_on_side(parts, side)]
     unknown = lost["low"].isna()
-    said = []
-    if (~unknown).any():
-        said.append(
-            f"without {' or '.join(lost[~unknown]['left_out'])} it includes zero or changes sign"
+    return [
+        f"without {' or '.join(some['left_out'])} {what}"
+        for some, what in (
+            (lost[~unknown], "it includes zero or changes sign"),
+            (lost[unknown], "there is no interval"),
         )
-    if unknown.any():
-        said.append(f"without {' or '.join(lost[unknown]['left_out'])} there is no interval")
-    return said
+        if len(some)
+    ]
 
 
 def _of_scale(tables: Tables, claims: Sequence[Claim]) -> Iterator[Question]:
@@ -249,26 +270,19 @@ def _of_scale(tables: Tables, claims: Sequence[Claim]) -> Iterator[Question]:
         total, active = of.loc["n_params"], of.loc["n_active_params"]
         objections, side = [], np.sign(total["low"])
         if not min(side * active["low"], side * active["high"]) > 0:
-            objections.append(
-                f"by active parameters it is {active['value']:.2f} "
-                f"[{active['low']:.2f}, {active['high']:.2f}]".replace("-", "−")
-            )
+            ends = f"{active['value']:.2f} [{active['low']:.2f}, {active['high']:.2f}]"
+            objections.append(f"by active parameters it is {signed(ends)}")
         rest = tables["sensitivity"]
         objections += _without(rest[rest["headline"] == f"scale slope of {concept}"], side)
         harder = "harder" if claim.published == "-" else "easier"
-        yield Question(
+        yield _question(
+            total,
             id=f"scale-{concept.replace('_', '-')}",
             statement=f"{concept.replace('_', ' ')} is {harder} to steer in larger models "
             "(Cohen's d for a tenfold size)",
             claimed=-1 if claim.published == "-" else 1,
-            value=float(total["value"]),
-            low=float(total["low"]),
-            high=float(total["high"]),
             over="models",
-            n=int(total["n"]),
-            p_value=float(total["p_value"]),
             objections=tuple(objections),
-            reason=total["reason"],
         )
 
 
@@ -285,23 +299,15 @@ def _of_ranking(tables: Tables) -> Question:
         )
     carried = parts[~(parts["p_value"] <= SIGNIFICANT)]
     if len(carried):
-        listed = " or ".join(
-            f"{r['left_out']} (p = {r['p_value']:.3f})" for _, r in carried.iterrows()
-        )
+        named = zip(carried["left_out"], carried["p_value"], strict=True)
+        listed = " or ".join(f"{left_out} (p = {p:.3f})" for left_out, p in named)
         objections.append(f"without {listed} models with no ranking in common agree as well")
-    return Question(
+    return _question(
+        whole,
         id="ranking",
         statement="models rank the concepts alike (the share of the variance over concepts, in "
         "Cohen's d, that models have in common)",
-        claimed=1,
-        value=float(whole["value"]),
-        low=float(whole["low"]),
-        high=float(whole["high"]),
-        over=whole["interval_over"],
-        n=int(whole["n"]),
-        p_value=float(whole["p_value"]),
         objections=tuple(objections),
-        reason=whole["reason"],
     )
 
 
@@ -311,51 +317,31 @@ def _of_agreement(tables: Tables) -> Iterator[Question]:
     if not len(table):
         return
     over_models = table[table["model"] == "every model"]
-    means = over_models[over_models["statistic"] == MEAN_R]
     mismatched = over_models[over_models["statistic"] == MISMATCHED].set_index("concept")
-    for _, row in means.iterrows():
-        concept = row["concept"]
-        objections = []
+    for _, row in over_models[over_models["statistic"] == MEAN_R].iterrows():
+        concept, objections = row["concept"], []
         other = mismatched.loc[concept]
         if not other["low"] > 0:
+            ends = f"{other['value']:+.2f} [{other['low']:.2f}, {other['high']:.2f}]"
             objections.append(
                 "it is not shown that other concepts' logits predict the answers less well "
-                f"({other['value']:+.2f} [{other['low']:.2f}, {other['high']:.2f}])".replace(
-                    "-", "−"
-                )
+                f"({signed(ends)})"
             )
-        yield _question_of_r(
-            row, f"agreement-{concept.replace('_', '-')}",
-            f"logits and answers agree on which layers steer {concept.replace('_', ' ')} (r)",
-            objections,
-        )  # fmt: skip
-    slope = table[table["statistic"] == "slope of r on cohens_d"]
-    if len(slope):
-        row = slope.iloc[0]
-        p = row["p_value"]
-        objections = (
-            [] if p <= SIGNIFICANT else [f"over every exchange of the concepts p = {p:.2f}"]
+        yield _question(
+            row,
+            id=f"agreement-{concept.replace('_', '-')}",
+            statement="logits and answers agree on which layers steer "
+            f"{concept.replace('_', ' ')} (r)",
+            objections=tuple(objections),
         )
-        yield _question_of_r(
-            row, "agreement-tracks-steering",
-            "concepts that steer well have logits and answers that agree (r per unit of d)",
-            objections,
-        )  # fmt: skip
-
-
-def _question_of_r(
-    row: pd.Series, name: str, statement: str, objections: Sequence[str]
-) -> Question:
-    return Question(
-        id=name,
-        statement=statement,
-        claimed=1,
-        value=float(row["value"]),
-        low=float(row["low"]),
-        high=float(row["high"]),
-        over=row["interval_over"],
-        n=int(row["n"]),
-        p_value=float(row["p_value"]),
-        objections=tuple(objections),
-        reason=row["reason"],
-    )
+    slopes = table[table["statistic"] == "slope of r on cohens_d"]
+    for _, row in slopes.iterrows():
+        p = row["p_value"]
+        exchanged = f"over every exchange of the concepts p = {p:.2f}"
+        yield _question(
+            row,
+            id="agreement-tracks-steering",
+            statement="concepts that steer well have logits and answers that agree (r per unit of "
+            "d)",
+            objections=() if p <= SIGNIFICANT else (exchanged,),
+        )

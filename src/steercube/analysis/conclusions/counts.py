@@ -4,25 +4,26 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-import xarray as xr
 
-from steercube.analysis.conclusions.selection import LAST_BLOCK, MORE_OTHER_WAY, OPEN, OTHER_WAY
-from steercube.analysis.over_models.means import HIGH, LOW, best_effects, swept_models
+from steercube.analysis.conclusions.effects import LAST_BLOCK, MORE_OTHER_WAY, OPEN, OTHER_WAY
 from steercube.analysis.per_cell.steers import UNKNOWN, YES
+from steercube.analysis.view import Study
 from steercube.cells import CONTROL_VARIABLES, DISTINCT_RESPONSES
 
+SIZES = ("n_params", "n_active_params")
 FACTS = ("family", "training", "architecture", "n_params", "n_active_params", "n_layers")
 
 
-def about_models(cells: xr.Dataset) -> pd.DataFrame:
+def about_models(study: Study) -> pd.DataFrame:
     """The swept models in order of size, their facts, and how many layers and concepts were run."""
-    run = cells["estimate"].sel(estimand="delta").notnull()
+    run = study.cells["estimate"].sel(estimand="delta").notnull()
+    compared_by = [study.contrast.by] if study.contrast else []
     rows = []
-    for model in swept_models(cells):
-        of, ran = cells.sel(model=model), run.sel(model=model)
+    for model in study.models:
+        of, ran = study.cells.sel(model=model), run.sel(model=model)
         rows.append(
             {"model": model}
-            | {name: of[name].item() for name in FACTS}
+            | {name: of[name].item() for name in dict.fromkeys((*FACTS, *compared_by))}
             | {
                 "layers_swept": int(ran.any("concept").sum()),
                 "concepts_run": int(ran.any("layer").sum()),
@@ -31,28 +32,28 @@ def about_models(cells: xr.Dataset) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def about_concepts(cells: xr.Dataset) -> pd.DataFrame:
+def about_concepts(study: Study) -> pd.DataFrame:
     """Concepts, their items, how many of these are of two scored choices, and who ran them."""
-    ran = best_effects(cells, "delta").notnull().sum("model")
     return pd.DataFrame(
         {
-            "concept": cells["concept"].values,
-            "n_items": cells["n_items"].values,
-            "n_valid_items": cells["n_valid_items"].values,
-            "models": ran.values,
+            "concept": study.concepts,
+            "n_items": study.cells["n_items"].values,
+            "n_valid_items": study.cells["n_valid_items"].values,
+            "models": study.best("delta").notnull().sum("model").values,
         }
     )
 
 
-def counts(cells: xr.Dataset) -> pd.DataFrame:
+def counts(study: Study) -> pd.DataFrame:
     """How many of what there is, by name: whole numbers that a text needs."""
-    d = best_effects(cells, "cohens_d")
-    optimism = best_effects(cells, "cohens_d", field="selected_optimism")
+    cells = study.cells
+    d = study.best("cohens_d")
+    corrected = d - study.best("cohens_d", of="selected_optimism")
     run = cells["estimate"].sel(estimand="delta").notnull()
-    training = cells["training"].sel(model=swept_models(cells)).values
-    depth = cells["depth"].where(run.any("concept")).sel(model=swept_models(cells))
+    depth = cells["depth"].where(run.any("concept")).sel(model=study.models)
+    size = study.facts("n_params")
     found: dict[str, Any] = {
-        "models": len(training),
+        "models": len(study.models),
         "concepts": int(d.notnull().any("model").sum()),
         "pairs": int(d.notnull().sum()),
         "pairs not run": int(d.isnull().sum()),
@@ -61,24 +62,27 @@ def counts(cells: xr.Dataset) -> pd.DataFrame:
         "layers swept": int(run.any("concept").sum()),
         "effects": int(run.sum()),
         "resamples": int(cells.attrs["n_resamples"]),
-        "confidence level": float(cells.attrs["confidence_level"]),
+        "confidence level": study.level,
         "shallowest swept depth": float(depth.min()),
         "deepest swept depth": float(depth.max()),
         "fewest items": int(cells["n_items"].min()),
         "most items": int(cells["n_items"].max()),
-        "smallest model": float(cells["n_params"].sel(model=swept_models(cells)).min()),
-        "largest model": float(cells["n_params"].sel(model=swept_models(cells)).max()),
-        "families": len(set(cells["family"].sel(model=swept_models(cells)).values)),
+        "smallest model": float(size.min()),
+        "largest model": float(size.max()),
+        "families": len(set(study.facts("family"))),
         "largest effect": float(d.max()),
         "smallest effect": float(d.min()),
-        "largest effect, corrected": float((d - optimism).max()),
-        "smallest effect, corrected": float((d - optimism).min()),
+        "largest effect, corrected": float(corrected.max()),
+        "smallest effect, corrected": float(corrected.min()),
     }
-    found |= {f"{name} models": int(np.sum(training == name)) for name in (LOW, HIGH)}
+    if study.contrast is not None:
+        labels = study.facts(study.contrast.by)
+        for label in (study.contrast.low, study.contrast.high):
+            found[f"{label} models"] = int(np.sum(labels == label))
     if "generation_rate" in cells:
-        rate = cells["generation_rate"].sel(model=swept_models(cells))
-        answered = rate.notnull().any(("layer", "strength"))
-        found["pairs with generated answers"] = int((answered & d.notnull()).sum())
+        answered = cells["generation_rate"].sel(model=study.models).notnull()
+        pairs = answered.any(("layer", "strength")) & d.notnull()
+        found["pairs with generated answers"] = int(pairs.sum())
     if DISTINCT_RESPONSES in cells:
         found["responses"] = int(cells[DISTINCT_RESPONSES].sum())
     for name in CONTROL_VARIABLES:

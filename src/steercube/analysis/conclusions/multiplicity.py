@@ -1,18 +1,18 @@
 r"""Many tests, some small p-values: families of tests, and Holm's correction within each.
 
-A family is what is looked through together for something that stands out: the claims of the ledger,
-the questions of the conclusions, the slopes of single concepts on size, the differences of two
-concepts' slopes. Holm's adjusted p (Holm 1979, Scand. J. Statist. 6(2)) holds the chance of any
-false alarm in the family at the level, however its tests depend on each other. It corrects for
-nothing that was looked through outside a family, and verdicts use the raw p.
+A family is a set of tests that is searched for anything significant: the claims of the ledger, the
+questions of the conclusions, the slopes of single concepts on size, the differences of two
+concepts' slopes. Holm's corrected p (Holm 1979, Scand. J. Statist. 6(2)) keeps the chance of any
+false alarm in the family at the level, however its tests depend on each other. Tests outside a
+family are not corrected for, and verdicts use the uncorrected p.
 """
 
 from collections.abc import Mapping
 
+import numpy as np
 import pandas as pd
 
-from steercube.analysis.conclusions.claims import SIGNIFICANT
-from steercube.analysis.per_cell.steers import holm
+from steercube.estimate import SIGNIFICANT
 
 FAMILIES_OF_SLOPES = {
     "least squares": "slopes of a concept on size",
@@ -21,8 +21,22 @@ FAMILIES_OF_SLOPES = {
 """By the method in `scale_trends`."""
 
 
+def holm(p_values: np.ndarray) -> np.ndarray:
+    """p-values corrected for their number (Holm 1979); a NaN is no test and stays one.
+
+    >>> holm(np.array([0.01, 0.04, np.nan, 0.03])).tolist()
+    [0.03, 0.06, nan, 0.06]
+    """
+    corrected = np.full(len(p_values), np.nan)
+    tested = np.flatnonzero(np.isfinite(p_values))
+    order = tested[np.argsort(p_values[tested], kind="stable")]
+    steps = p_values[order] * np.arange(len(order), 0, -1)
+    corrected[order] = np.minimum(np.maximum.accumulate(steps), 1)
+    return corrected
+
+
 def with_holm(table: pd.DataFrame, family: str = "") -> pd.DataFrame:
-    """The table with `p_holm` beside `p_value`, adjusted within each value of `family`, or in all.
+    """The table with `p_holm` beside `p_value`, corrected within each value of `family`, or in all.
 
     `family` is a column; a table without p-values is returned as it is.
     """
@@ -30,9 +44,9 @@ def with_holm(table: pd.DataFrame, family: str = "") -> pd.DataFrame:
         return table
     p = table["p_value"].astype(float)
     groups = table[family] if family else pd.Series("", index=table.index)
-    adjusted = p.groupby(groups, sort=False).transform(lambda of: holm(of.to_numpy()))
+    corrected = p.groupby(groups, sort=False).transform(lambda of: holm(of.to_numpy()))
     made = table.copy()
-    made.insert(table.columns.get_loc("p_value") + 1, "p_holm", adjusted)
+    made.insert(table.columns.get_loc("p_value") + 1, "p_holm", corrected)
     return made
 
 

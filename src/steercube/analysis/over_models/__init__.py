@@ -1,1 +1,1 @@
-"""Stage two: what the effects say over models and concepts."""
+"""Stage two: inference from the effects over models and concepts."""

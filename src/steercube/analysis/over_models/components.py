@@ -1,58 +1,52 @@
-"""How much models, concepts, their cells and items each vary, by every method of the same model."""
+"""Variance components of models, concepts, cells and items, by every method on the same model."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
-import xarray as xr
 
-from steercube.analysis.over_models.means import level_of
-from steercube.analysis.over_models.nuts import Sampled, failed_gates
-from steercube.analysis.over_models.posterior import (
+from steercube.analysis.over_models.cell_effects import (
     OUTCOMES,
-    SDS,
     CellEffects,
-    fit,
-    fitted_to,
     primary_terms,
-    usable_effects,
+    usable_outcomes,
 )
+from steercube.analysis.over_models.item_fits import read_item_fits
+from steercube.analysis.over_models.nuts import Sampled, failed_gates
+from steercube.analysis.over_models.posterior import SDS, posterior_of
 from steercube.analysis.over_models.reml import reml_of_cells
 from steercube.analysis.over_models.training import GRID, NUTS, REML
+from steercube.analysis.view import Study
 
 Row = dict[str, Any]
 
 
-def variance_components(
-    cells: xr.Dataset, *, sampled: Mapping[str, Sampled] | None = None
-) -> list[Row]:
+def variance_components(study: Study, *, sampled: Mapping[str, Sampled] | None = None) -> list[Row]:
     """Sds of each outcome beyond the terms of the primary model: median, interval, share.
 
-    `share` is the component's share of the variance of one cell's effect, the known sampling error
-    (`sd_items`, its root mean square) included. NaN with its `reason`.
+    `share` is the component's share of the variance of one cell's effect, which includes the known
+    sampling error (`sd_items`, its root mean square). A NaN has its `reason`.
     """
     rows: list[Row] = []
-    level = level_of(cells)
-    for outcome in OUTCOMES:
-        try:
-            effects = usable_effects(cells, outcome, ())
-        except ValueError as error:
-            rows.append(_row(outcome, GRID, "sd_model", reason=str(error)))
+    for outcome, effects, reason in usable_outcomes(study):
+        if reason:
+            rows.append(_row(outcome, GRID, "sd_model", reason=reason))
             continue
         terms = primary_terms(effects)
-        posterior = fit(effects, terms=terms)
+        posterior = posterior_of(study, outcome, terms)
         items = float(np.sqrt(np.mean(np.diag(effects.covariance))))
-        found = {name: posterior.quantile(name, 0.5) for name in posterior.sds}
-        total = items**2 + sum(sd**2 for sd in found.values())
-        for name, sd in found.items():
-            low, high = (posterior.quantile(name, s) for s in ((1 - level) / 2, (1 + level) / 2))
-            rows.append(_row(outcome, GRID, name, sd, low, high, share=sd**2 / total))
+        intervals = {name: posterior.interval(name, study.level) for name in posterior.sds}
+        total = items**2 + sum(sd**2 for _, sd, _ in intervals.values())
+        rows += [
+            _row(outcome, GRID, name, sd, low, high, share=sd**2 / total)
+            for name, (low, sd, high) in intervals.items()
+        ]
         rows.append(_row(outcome, GRID, "sd_items", items, share=items**2 / total))
-        rows += _of_reml(effects, terms)
+        rows += _reml_rows(effects, terms)
         if sampled and outcome in sampled:
             failed = bool(failed_gates(sampled[outcome], posterior))
-            rows += _of_nuts(outcome, sampled[outcome], failed)
-    return rows + _of_items(cells)
+            rows += _nuts_rows(outcome, sampled[outcome], failed)
+    return [*rows, *_item_rows(study)]
 
 
 def _row(
@@ -80,43 +74,31 @@ def _row(
     }
 
 
-def _of_reml(effects: CellEffects, terms: Sequence[str]) -> list[Row]:
+def _reml_rows(effects: CellEffects, terms: Sequence[str]) -> Iterator[Row]:
     try:
-        found = reml_of_cells(effects, terms=terms)
+        fitted = reml_of_cells(effects, terms=terms)
     except ValueError as error:
-        return [_row(effects.outcome, REML, "sd_model", reason=str(error))]
-    zero = found.at_boundary
-    return [
-        _row(effects.outcome, REML, n, sd, reason="at its boundary 0" if n in zero else "")
-        for n, sd in found.sds.items()
-    ]
+        yield _row(effects.outcome, REML, "sd_model", reason=str(error))
+        return
+    for name, sd in fitted.sds.items():
+        reason = "at its boundary 0" if name in fitted.at_boundary else ""
+        yield _row(effects.outcome, REML, name, sd, reason=reason)
 
 
-def _of_nuts(outcome: str, sampled: Sampled, failed: bool) -> list[Row]:
+def _nuts_rows(outcome: str, sampled: Sampled, failed: bool) -> Iterator[Row]:
     if failed:
-        return [_row(outcome, NUTS, "sd_model", reason="failed its gates")]
-    return [
-        _row(
-            *(outcome, NUTS, name, row["median"], row["low"], row["high"]),
-            mc_error=row["mcse_mean"],
-        )
-        for name, row in sampled.summary.items()
-        if name in SDS
-    ]
+        yield _row(outcome, NUTS, "sd_model", reason="failed its gates")
+        return
+    for name, row in sampled.summary.items():
+        if name in SDS:
+            ends = (row["median"], row["low"], row["high"])
+            yield _row(outcome, NUTS, name, *ends, mc_error=row["mcse_mean"])
 
 
-def _of_items(cells: xr.Dataset) -> list[Row]:
-    """The sds of the fits of single items that the cells keep, without those that did not run."""
-    if not {"item_fit_of", "item_fit_value"} <= set(cells.variables):
-        return []
-    if cells["item_fit_of"].item() != fitted_to(cells):
-        return []
-    rows = []
-    for fit_name in cells["item_fit"].values:
-        for term in cells["item_term"].values:
-            found = cells.sel(item_fit=fit_name, item_term=term)
-            value = float(found["item_fit_value"])
-            if str(term).startswith("sd_") and np.isfinite(value):
-                low, high = float(found["item_fit_low"]), float(found["item_fit_high"])
-                rows.append(_row("cohens_d", str(fit_name), str(term), value, low, high))
-    return rows
+def _item_rows(study: Study) -> Iterator[Row]:
+    """Sds from the item-level fits that the cells keep, without those that did not run."""
+    fits = read_item_fits(study)
+    for fit in [] if isinstance(fits, str) else fits:
+        for name, sd in fit.terms.items():
+            if name.startswith("sd_") and np.isfinite(sd.value):
+                yield _row("cohens_d", fit.method, name, sd.value, sd.low, sd.high)

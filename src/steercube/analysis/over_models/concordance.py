@@ -1,45 +1,37 @@
-r"""Do models rank the concepts alike? The share of variance that tells, its test, and ranks.
+r"""Do models rank the concepts alike? The share of variance in common, its test, and ranks.
 
-`concept_share` carries any such claim: how much of the variance of true effects between the
-concepts of one model is common to all models, from the exact posterior, with the p-value of no
-common part. Kendall's W, tau and the rank correlations describe the table that was found. They have
-no interval, because effects that err alike on the items that models share rank alike as well, and
-redrawing the errors around effects that already hold them counts the errors twice.
+Base claims on `concept_share`: how much of the variance of true effects between the concepts of one
+model is common to all models, from the exact posterior, with a p-value for no common part.
+Kendall's W, tau and the rank correlations only describe the observed table. They have no interval:
+errors on shared items make models rank alike too, and adding simulated errors to effects that
+already contain errors counts these twice.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import combinations
 from typing import NamedTuple
 
 import numpy as np
-import xarray as xr
 from scipy import interpolate, stats
 
-from steercube.analysis.over_models.means import (
-    best_effects,
-    level_of,
-    root_of,
-    where_recorded,
-    why_not_recorded,
-)
-from steercube.analysis.over_models.posterior import (
+from steercube.analysis.over_models.cell_effects import (
     OUTCOMES,
-    SDS,
     CellEffects,
-    Posterior,
     cell_effects,
-    fit,
     primary_terms,
 )
+from steercube.analysis.over_models.contrasts import SCALED
+from steercube.analysis.over_models.means import root_of
+from steercube.analysis.over_models.posterior import SDS, Posterior, fit
+from steercube.analysis.view import Study, kept, where_recorded
 from steercube.estimate import Estimate
-from steercube.streams import stream
 
 N_DRAWS = 1_999
 N_GRID = 24
-"""Values of each sd at which the likelihood of the test is taken."""
+"""Grid points of each sd in the likelihood of the test."""
 
 N_FINE = {2: 200, 3: 60}
-"""Points of each sd that a share of so many variances is taken over."""
+"""Grid points of each sd for a share of variance, by how many sds it involves."""
 
 WITHIN = ("sd_concept", "sd_cell")
 """What varies between the concepts of one model."""
@@ -48,71 +40,66 @@ TOO_FEW = "needs two models that ran the same three concepts"
 OVER_ALL = "items, concepts, models"
 DESCRIPTIVE = "describes this table; errors on shared items rank alike too, so it has no interval"
 TIED = 1e-9
-"""Two likelihood ratios nearer than this are equal."""
+"""Statistics closer than this count as equal."""
 
 
+@kept
 def concept_share(
-    cells: xr.Dataset, *, estimand: str, concepts: Sequence[str] | None = None
+    study: Study, *, estimand: str, concepts: Sequence[str] | None = None
 ) -> Estimate:
     r"""The share of the variance over a model's concepts that all models have in common.
 
     $\rho = sd_{concept}^2 / (sd_{concept}^2 + sd_{cell}^2)$ of the hierarchical model, which is the
     correlation of two models' true effects over concepts: 0 where each model has a ranking of its
     own, 1 where all share one. Median and credible interval of the exact posterior. A share is
-    never negative, so the interval cannot speak against zero; `p_value` does (`concept_test`).
+    never negative, so the interval cannot exclude zero; `p_value` tests it (`concept_test`).
     """
-    return _share(cells, estimand, concepts, WITHIN)
+    return _share(study, estimand, concepts, WITHIN)
 
 
-def concept_share_of_all(cells: xr.Dataset, *, estimand: str) -> Estimate:
-    r"""The share of sd_concept^2 in sd_model^2 + sd_concept^2 + sd_cell^2, else as `concept_share`.
+def concept_share_of_all(study: Study, *, estimand: str) -> Estimate:
+    r"""The share of sd_concept^2 in sd_model^2 + sd_concept^2 + sd_cell^2, as in `concept_share`.
 
-    sd_model is what models differ by beyond training and size.
+    sd_model is the spread of models beyond the contrast and size.
     """
-    return _share(cells, estimand, None, SDS)
+    return _share(study, estimand, None, SDS)
 
 
 def _share(
-    cells: xr.Dataset, estimand: str, concepts: Sequence[str] | None, among: Sequence[str]
+    study: Study, estimand: str, concepts: Sequence[str] | None, among: Sequence[str]
 ) -> Estimate:
-    effects = comparable_effects(cells, estimand, concepts)
-    if isinstance(effects, str):
-        return Estimate.undefined(effects)
+    part = study if concepts is None else study.among(concepts=[c for c in study.concepts
+                                                                if c in concepts])  # fmt: skip
+    if reason := _why_not_comparable(part, estimand):
+        return Estimate.undefined(reason)
+    effects = cell_effects(part, estimand)
     posterior = fit(effects, terms=primary_terms(effects))
-    low, middle, high = share_of_variance(posterior, "sd_concept", among, level_of(cells))
-    rng = stream(f"no common concepts in {estimand}", seed=int(cells.attrs["seed"]))
-    p = concept_test(effects, rng).p_value
+    low, middle, high = share_of_variance(posterior, "sd_concept", among, study.level)
+    p = concept_test_of(part, estimand).p_value
     n = len(effects.value)
     return Estimate(middle, low=low, high=high, over=OVER_ALL, n=n, p_value=p)
 
 
-def comparable_effects(
-    cells: xr.Dataset, estimand: str, concepts: Sequence[str] | None = None
-) -> CellEffects | str:
-    """The effects whose concepts models can be compared on, or why there are none."""
+def _why_not_comparable(study: Study, estimand: str) -> str:
+    """Why models cannot be compared on the same concepts; empty if they can."""
     if estimand not in OUTCOMES:
         return f"the hierarchical model has no priors for {estimand}"
-    if concepts is not None:
-        cells = cells.sel(concept=[c for c in cells["concept"].values if c in concepts])
-    try:
-        effects = cell_effects(cells, estimand)
-    except ValueError as error:
-        return str(error)
-    return effects if _are_comparable(effects) else TOO_FEW
+    effects = cell_effects(study, estimand)
+    return effects.reason or ("" if _are_comparable(effects) else TOO_FEW)
+
+
+@kept
+def concept_test_of(study: Study, estimand: str) -> "ConceptTest":
+    """`concept_test` of the study's effects."""
+    rng = study.stream(f"no common concepts in {estimand}")
+    return concept_test(cell_effects(study, estimand), rng)
 
 
 def _are_comparable(effects: CellEffects) -> bool:
-    """Whether two models ran the same three concepts."""
-    ran = _ran(effects).astype(int)
+    """Whether some two models have at least three concepts in common."""
+    ran = np.isfinite(effects.table).astype(int)
     both = ran @ ran.T
     return bool((both[~np.eye(len(both), dtype=bool)] >= 3).any())
-
-
-def _ran(effects: CellEffects) -> np.ndarray:
-    """Which cells there are, dims (model, concept)."""
-    ran = np.zeros((len(effects.models), len(effects.concepts)), dtype=bool)
-    ran[effects.model, effects.concept] = True
-    return ran
 
 
 def share_of_variance(
@@ -133,7 +120,7 @@ def share_of_variance(
     log_density = np.log(np.maximum(share, np.finfo(float).tiny))
     squares = {}
     for at, axis in enumerate(axis for axis in axes if axis in among):
-        # Gauss and Legendre's rule in the root of the sd: see `hierarchy._Axis.gauss`.
+        # Gauss-Legendre rule in the root of the sd: see `posterior._Axis.gauss`.
         root = np.sqrt(np.unique(posterior.sds[axis]))
         squares[axis] = interpolate.CubicSpline(nodes, root)(fine) ** 4
         along = np.moveaxis(log_density, at, -1) - np.log(width)
@@ -156,10 +143,10 @@ def _weighted_quantiles(
 
 
 class ConceptTest(NamedTuple):
-    """Likelihood ratio of a common part of the concepts, its p, and what it was drawn from.
+    """Likelihood ratio test of a concept effect common to models: statistic, p, and null draws.
 
-    `sd_cell` is that without a common part, `drawn` (draw, cell) are effects drawn so, up to the
-    level of each model.
+    `sd_cell` is its estimate without a common part; `drawn` (draw, cell) are effects simulated from
+    that fit, up to the level of each model.
     """
 
     statistic: float
@@ -171,30 +158,30 @@ class ConceptTest(NamedTuple):
 def concept_test(
     effects: CellEffects, rng: np.random.Generator, *, n_draws: int = N_DRAWS
 ) -> ConceptTest:
-    r"""Do the models' effects have a part in common that differs between concepts?
+    r"""Test whether the models' effects share a part that differs between concepts.
 
     The test of $sd_{concept} = 0$ in the hierarchical model by its restricted likelihood ratio,
-    $2 (\max_{sd_{concept}, sd_{cell}} \ell - \max_{sd_{cell}} \ell_0)$, each model's level
-    projected out, so that neither sd_model nor any slope over models matters. The null is a
-    parametric bootstrap: cells of the same models and concepts, those that were never run still
-    missing, drawn from the restricted fit with sd_concept = 0, with errors that models share as S,
-    the covariance over the items, has it (`_errors`); the likelihood holds S as well.
+    $2 (\max_{sd_{concept}, sd_{cell}} \ell - \max_{sd_{cell}} \ell_0)$, with each
+    model's level projected out, so that sd_model and any slope over models drop out. The null
+    distribution is a parametric bootstrap of the same cells (cells never run stay missing) from the
+    restricted fit with sd_concept = 0. Errors are correlated between models as in S, the covariance
+    over items (`_errors`), which the likelihood includes too.
     """
     likelihood = _Likelihood.of(effects)
-    found, sd_cell = likelihood.ratio((effects.value @ likelihood.basis)[None])
+    observed, sd_cell = likelihood.ratio((effects.value @ likelihood.basis)[None])
     drawn = sd_cell[0] * rng.standard_normal((n_draws, len(effects.value)))
     drawn += _errors(effects, n_draws, rng)
     null, _ = likelihood.ratio(drawn @ likelihood.basis)
-    p = (1 + np.sum(null >= found[0] - TIED)) / (1 + n_draws)
-    return ConceptTest(float(found[0]), float(p), float(sd_cell[0]), drawn)
+    p = (1 + np.sum(null >= observed[0] - TIED)) / (1 + n_draws)
+    return ConceptTest(float(observed[0]), float(p), float(sd_cell[0]), drawn)
 
 
 def _errors(effects: CellEffects, n_draws: int, rng: np.random.Generator) -> np.ndarray:
-    r"""Errors of the cells over the items, dims (draw, cell).
+    r"""Simulated errors of the cells over items, dims (draw, cell).
 
-    S was estimated from n items, and from a few dozen not well. Averaged over the inverse Wishart
-    distribution that n items leave for it, the errors of one concept's m models are multivariate t
-    with n - m degrees of freedom and scale (n - 1) / (n - m) S. They are normal where S is known.
+    S is estimated from n items, imprecisely for a few dozen. Averaged over its inverse Wishart
+    distribution given n items, the errors of one concept's m models are multivariate t with n - m
+    degrees of freedom and scale (n - 1) / (n - m) S. They are normal if S is exact.
     """
     drawn = np.empty((n_draws, len(effects.value)))
     for at in np.unique(effects.concept):
@@ -209,12 +196,12 @@ def _errors(effects: CellEffects, n_draws: int, rng: np.random.Generator) -> np.
 
 
 class _Likelihood(NamedTuple):
-    """The restricted likelihood of cells less each model's level, on a grid of two sds.
+    """The restricted likelihood of cells, model levels projected out, on a grid of two sds.
 
-    `basis` (cell, contrast) is orthonormal and orthogonal to the models. For each sd_concept of the
-    grid, 0 first, the covariance S + sd_concept^2 Z Z' of the contrasts has these eigenvectors
-    (sd_concept, contrast, contrast) and eigenvalues (sd_concept, contrast), to which sd_cell^2 of
-    `sd_cell` adds.
+    `basis` (cell, contrast) is orthonormal and orthogonal to the models' levels. For each
+    sd_concept of the grid (0 first), the covariance S + sd_concept^2 Z Z' in that basis has the
+    eigenvectors `vectors` (sd_concept, contrast, contrast) and eigenvalues `values` (sd_concept,
+    contrast), to which the squares of `sd_cell` add.
     """
 
     basis: np.ndarray
@@ -233,21 +220,21 @@ class _Likelihood(NamedTuple):
         sds = 3 * scale * np.linspace(0, 1, N_GRID) ** 2
         covariance = effects.covariance + (sds**2)[:, None, None] * (of_concept @ of_concept.T)
         values, vectors = np.linalg.eigh(basis.T @ covariance @ basis)
-        hair = 1e-9 * scale**2
-        return cls(basis, vectors, np.maximum(values, 0) + hair, sds)
+        ridge = 1e-9 * scale**2
+        return cls(basis, vectors, np.maximum(values, 0) + ridge, sds)
 
     def ratio(self, z: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Twice the log likelihood ratio of tables (table, contrast), and sd_cell without it."""
-        without = self._profile(z, 0)
-        best = without.max(axis=0)
-        at_null = self.sd_cell[without.argmax(axis=0)]
-        with_it = best
+        """Twice the log likelihood ratio of tables (table, contrast), and the null's sd_cell."""
+        null = self._profile(z, 0)
+        best = null.max(axis=0)
+        at_null = self.sd_cell[null.argmax(axis=0)]
+        full = best
         for at in range(1, N_GRID):
-            with_it = np.maximum(with_it, self._profile(z, at).max(axis=0))
-        return 2 * (with_it - best), at_null
+            full = np.maximum(full, self._profile(z, at).max(axis=0))
+        return 2 * (full - best), at_null
 
     def _profile(self, z: np.ndarray, at: int) -> np.ndarray:
-        """Log likelihood with one sd_concept, dims (sd_cell, table)."""
+        """Log likelihood at one sd_concept of the grid, dims (sd_cell, table)."""
         variance = self.values[at] + (self.sd_cell**2)[:, None]
         along = (z @ self.vectors[at]) ** 2
         log_det = np.log(variance).sum(axis=1)[:, None]
@@ -256,7 +243,7 @@ class _Likelihood(NamedTuple):
 
 
 def kendalls_w(table: np.ndarray) -> float:
-    r"""Kendall's coefficient of concordance of m rows that rank the columns, some cells missing.
+    r"""Kendall's coefficient of concordance of m rows that rank the columns, NaN where missing.
 
     $W = (1 + (m - 1) \bar\rho) / m$, $\bar\rho$ the mean over pairs of rows of Spearman's rho over
     the columns that both have. In a complete table without ties this is the usual
@@ -274,10 +261,10 @@ def kendalls_w(table: np.ndarray) -> float:
 
 
 def _rank_correlation(one: np.ndarray, other: np.ndarray, both: np.ndarray) -> np.ndarray:
-    """Spearman's rho over the last dim, at the columns that are `both` there."""
+    """Spearman's rho over the last dim, at the columns where `both` is true."""
     ranks = [stats.rankdata(x[..., both], axis=-1) for x in (one, other)]
     a, b = (x - x.mean(axis=-1, keepdims=True) for x in ranks)
-    with np.errstate(invalid="ignore"):  # of a constant row
+    with np.errstate(invalid="ignore"):  # a constant row has no correlation
         rho: np.ndarray = (a * b).sum(-1) / np.sqrt((a**2).sum(-1) * (b**2).sum(-1))
     return rho
 
@@ -295,9 +282,9 @@ def kendalls_tau(one: np.ndarray, other: np.ndarray) -> float:
 
 
 @where_recorded
-def concordance_of_ranks(cells: xr.Dataset, *, estimand: str) -> Estimate:
+def concordance_of_ranks(study: Study, *, estimand: str) -> Estimate:
     """Kendall's W of the models' effects, over the concepts that each pair of models ran."""
-    table = best_effects(cells, estimand).values
+    table = study.best(estimand).values
     if not _have_common_columns(table):
         return Estimate.undefined(TOO_FEW)
     return Estimate(kendalls_w(table), n=len(table), reason=DESCRIPTIVE)
@@ -310,46 +297,40 @@ def _have_common_columns(table: np.ndarray) -> bool:
     return bool(len(both) and both.min() >= 3)
 
 
-def pairwise_concordance(
-    cells: xr.Dataset, *, estimand: str
-) -> list[tuple[tuple[str, str], Estimate]]:
+def pairwise_concordance(study: Study, *, estimand: str) -> list[tuple[tuple[str, str], Estimate]]:
     """Kendall's tau of each pair of models over the concepts that both ran, then their mean.
 
     The mean's pair is named ("every model", "every model").
     """
-    effects = best_effects(cells, estimand)
     every = ("every model", "every model")
-    if reason := why_not_recorded(cells, estimand):
+    if reason := study.lacks(estimand):
         return [(every, Estimate.undefined(reason))]
-    if not _have_common_columns(effects.values):
+    rows = dict(zip(study.models, study.best(estimand).values, strict=True))
+    if not _have_common_columns(np.array(list(rows.values()))):
         return [(every, Estimate.undefined(TOO_FEW))]
-    names = [str(m) for m in effects["model"].values]
-    rows = dict(zip(names, effects.values, strict=True))
-    found = {pair: kendalls_tau(*(rows[m] for m in pair)) for pair in combinations(names, 2)}
-    found[every] = float(np.mean(list(found.values())))
-    n = {
-        pair: int(np.isfinite([rows[m] for m in pair]).all(axis=0).sum())
-        for pair in combinations(names, 2)
-    }
+    pairs = list(combinations(study.models, 2))
+    taus = [kendalls_tau(rows[one], rows[other]) for one, other in pairs]
+    both_ran = [int(np.isfinite([rows[m] for m in pair]).all(axis=0).sum()) for pair in pairs]
+    rows_of_pairs = zip(pairs, taus, both_ran, strict=True)
+    mean = Estimate(float(np.mean(taus)), n=len(rows), reason=DESCRIPTIVE)
     return [
-        (pair, Estimate(tau, n=n.get(pair, len(names)), reason=DESCRIPTIVE))
-        for pair, tau in found.items()
+        *((pair, Estimate(tau, n=n, reason=DESCRIPTIVE)) for pair, tau, n in rows_of_pairs),
+        (every, mean),
     ]
 
 
-def rank_agreement(cells: xr.Dataset, *, estimand: str) -> list[tuple[str, Estimate]]:
-    """Spearman's rho of each model's effects with what the other models' have in common.
+def rank_agreement(study: Study, *, estimand: str) -> list[tuple[str, Estimate]]:
+    """Spearman's rho of each model's effects with the concept effects common to the other models.
 
-    That is the effect of each concept in an additive fit, level of a model plus effect of a
-    concept, to the other models alone. `p_value` is the share of tables without a common part,
-    drawn as in `concept_test`, in which the model agrees with the others as well: a large one says
-    that it is not shown to rank the concepts as they do.
+    These are from an additive fit (level of a model plus effect of a concept) to the other models
+    alone. `p_value` is the share of tables simulated without a common part, as in `concept_test`,
+    in which the model agrees with the others at least as well: if it is large, there is no evidence
+    that the model ranks the concepts as they do.
     """
-    effects = comparable_effects(cells, estimand)
-    if isinstance(effects, str):
-        return [("every model", Estimate.undefined(effects))]
-    rng = stream(f"ranks of {estimand}", seed=int(cells.attrs["seed"]))
-    drawn = concept_test(effects, rng).drawn
+    if reason := _why_not_comparable(study, estimand):
+        return [("every model", Estimate.undefined(reason))]
+    effects = cell_effects(study, estimand)
+    drawn = concept_test(effects, study.stream(f"ranks of {estimand}")).drawn
     rows = []
     for at, model in enumerate(effects.models):
         own = effects.model == at
@@ -359,18 +340,43 @@ def rank_agreement(cells: xr.Dataset, *, estimand: str) -> list[tuple[str, Estim
             rows.append((model, Estimate.undefined("ran fewer than three concepts of the others")))
             continue
         where = effects.concept[own]
-        found, null = (
+        rho, null = (
             _rank_correlation(y[..., own], (y[..., ~own] @ others.T)[..., where], known)
             for y in (effects.value, drawn)
         )
-        p = (1 + np.sum(null >= found - TIED)) / (1 + len(drawn))
+        p = (1 + np.sum(null >= rho - TIED)) / (1 + len(drawn))
         n = int(known.sum())
-        rows.append((model, Estimate(float(found), n=n, p_value=float(p), reason=DESCRIPTIVE)))
+        rows.append((model, Estimate(float(rho), n=n, p_value=float(p), reason=DESCRIPTIVE)))
     return rows
 
 
 def _common_part(effects: CellEffects, kept: np.ndarray) -> np.ndarray:
-    """What gives each concept's effect from the kept cells by least squares, (concept, cell)."""
+    """Matrix (concept, cell) from the kept cells to the least-squares effect of each concept."""
     of_model = np.eye(len(effects.models))[effects.model[kept]]
     of_concept = np.eye(len(effects.concepts))[effects.concept[kept]]
     return np.linalg.pinv(np.hstack([of_model, of_concept]))[len(effects.models) :]
+
+
+Row = tuple[dict[str, str], Estimate]
+
+
+def concordance(study: Study) -> list[Row]:
+    """The table of whether models rank concepts alike: shared variance, ranks, single models."""
+    rows: list[Row] = []
+    every = {"model": "every model", "model_other": "every model"}
+    statistics: dict[str, Callable[..., Estimate]] = {
+        "share of variance common to models": concept_share,
+        "share of variance between concepts": concept_share_of_all,
+        "Kendall's W": concordance_of_ranks,
+    }
+    for estimand in SCALED:
+        for statistic, compute in statistics.items():
+            labels = {"estimand": estimand, "statistic": statistic} | every
+            rows.append((labels, compute(study, estimand=estimand)))
+        labels = {"estimand": estimand, "statistic": "rank correlation with the others"}
+        for model, estimate in rank_agreement(study, estimand=estimand):
+            rows.append((labels | {"model": model, "model_other": "the others"}, estimate))
+        labels = {"estimand": estimand, "statistic": "Kendall's tau"}
+        for (one, other), estimate in pairwise_concordance(study, estimand=estimand):
+            rows.append((labels | {"model": one, "model_other": other}, estimate))
+    return rows

@@ -1,71 +1,71 @@
-r"""Comparisons of models: training, architecture and scale.
+r"""Comparisons of models: the two labels of a contrast, any other two labels, and size.
 
-The unit is the model. With two full-RL models of six, no number of items narrows these intervals,
-and a permutation of the labels cannot give a p-value under 1/15.
+The unit is the model. With two models of one label among six, no number of items narrows these
+intervals, and a permutation of the labels cannot give a p-value under 1/15.
 """
 
 from collections.abc import Sequence
+from dataclasses import replace
 from itertools import combinations
-from math import comb
 
 import numpy as np
 import xarray as xr
 from scipy import stats
 
-from steercube.analysis.over_models.means import (
-    HIGH,
-    LOW,
-    level_of,
-    model_means,
-    pooled_sd,
-    t_quantile,
-    where_recorded,
-)
-from steercube.estimate import Estimate
+from steercube.analysis.over_models.cell_effects import cell_effects, why_not
+from steercube.analysis.over_models.depth import typical_depths
+from steercube.analysis.over_models.means import model_means, pooled_sd
+from steercube.analysis.over_models.permute import assignments, two_sided_p
+from steercube.analysis.over_models.posterior import posterior_of
+from steercube.analysis.view import Study, kept, where_recorded
+from steercube.estimate import Estimate, t_quantile
 from steercube.streams import stream
 
-MAX_CHOICES = 20_000
+MAX_ASSIGNMENTS = 20_000
+"""Above this many assignments of labels, as many are drawn at random instead."""
+SCALED = ("delta", "cohens_d", "within_letter_d")
+SIZES = ("n_params", "n_active_params")
 
 
 @where_recorded
 def training_gap(
-    cells: xr.Dataset,
+    study: Study,
     *,
     estimand: str,
-    low: str = LOW,
-    high: str = HIGH,
     concepts: Sequence[str] | None = None,
     models: Sequence[str] | None = None,
     from_rounded: int | None = None,
 ) -> Estimate:
-    r"""The share by which training `high` falls below `low`: 1 - mean_high / mean_low.
+    r"""The share by which the contrast's `high` models fall below its `low` ones.
 
-    Interval: t on the log of the ratio with n_models - 2 degrees of freedom, delta method,
-    $Var = s^2 (1 / (n_h \bar y_h^2) + 1 / (n_l \bar y_l^2))$, s pooled between models. `p_value`
-    is exact, over every assignment of the labels to the models. `from_rounded` rounds both
-    averages to so many digits first, as a reader of printed averages does.
+    $1 - \bar y_h / \bar y_l$. Interval: t on the log of the ratio with n_models - 2 degrees of
+    freedom, delta method, $Var = s^2 (1 / (n_h \bar y_h^2) + 1 / (n_l \bar y_l^2))$, s pooled
+    between models. `p_value` is over every assignment of the labels to the models. `from_rounded`
+    rounds both averages to that many digits first, as a reader of printed averages would.
     """
-    means = model_means(cells, estimand=estimand, concepts=concepts, models=models).value
-    labels = cells["training"].sel(model=means["model"]).values
-    a, b = means.values[labels == high], means.values[labels == low]
+    means = model_means(study, estimand=estimand, concepts=concepts, models=models).value
+    if study.contrast is None:
+        return Estimate.undefined(study.needs_contrast)
+    labels = study.facts(study.contrast.by, means["model"].values)
+    a, b = (means.values[labels == label] for label in (study.contrast.high, study.contrast.low))
     if not len(a) or not len(b):
-        return Estimate.undefined(f"needs models of both trainings, {low!r} and {high!r}")
+        return Estimate.undefined(study.needs_contrast)
     y, reference = float(a.mean()), float(b.mean())
     if from_rounded is not None:
         y, reference = round(y, from_rounded), round(reference, from_rounded)
-    values, of = np.concatenate([a, b]), np.array([0] * len(a) + [1] * len(b))
-    s, df = pooled_sd(values, of)
+    values, group = np.concatenate([a, b]), np.array([0] * len(a) + [1] * len(b))
+    s, df = pooled_sd(values, group)
     half = np.nan
     if df and y > 0 and reference > 0:
         se = s * np.sqrt(1 / (len(a) * y**2) + 1 / (len(b) * reference**2))
-        half = t_quantile(level_of(cells), df) * se
+        half = t_quantile(study.level, df) * se
     return Estimate(
         1 - y / reference,
         low=1 - y / reference * np.exp(half),
         high=1 - y / reference * np.exp(-half),
         over="models",
         n=len(values),
-        p_value=permutation_p(values, of == 0),
+        p_value=permutation_p(values, group == 0),
         reason="" if np.isfinite(half) else "a ratio needs two positive averages and three models",
     )
 
@@ -73,73 +73,102 @@ def training_gap(
 def two_sample_t(values: np.ndarray, marked: np.ndarray, *, level: float) -> Estimate:
     """Mean of the marked minus mean of the others, one sd for both: t with n - 2 df.
 
-    `p_value` is the permutation's, which assumes no distribution.
+    `p_value` is by permutation, which assumes no distribution.
     """
     a, b = values[marked], values[~marked]
     s, df = pooled_sd(values, marked.astype(int))
-    value = float(a.mean() - b.mean())
+    value, p = float(a.mean() - b.mean()), permutation_p(values, marked)
     if df and s <= 1e-12 * np.abs(values).max():
-        p = permutation_p(values, marked)
         return Estimate(value, n=len(values), p_value=p, reason="the models do not differ at all")
-    half = t_quantile(level, df) * s * np.sqrt(1 / len(a) + 1 / len(b))
-    return Estimate(
+    return Estimate.around(
         value,
-        low=value - half,
-        high=value + half,
+        t_quantile(level, df) * s * np.sqrt(1 / len(a) + 1 / len(b)),
         over="models",
         n=len(values),
-        p_value=permutation_p(values, marked),
-        reason="" if df else "two models have no spread within a training",
+        p_value=p,
+        reason="" if df else "two models have no spread within a label",
     )
 
 
 def permutation_p(values: np.ndarray, marked: np.ndarray) -> float:
-    """Two-sided exact p of the difference in means, over every choice of the marked ones.
+    """Two-sided p of the difference in means, over every choice of as many marked ones.
 
-    With more than MAX_CHOICES of them, over so many at random and the one found.
+    With more than MAX_ASSIGNMENTS of them, over that many: the observed one and random ones.
 
     >>> permutation_p(np.array([1.0, 2.0, 3.0, 4.0, 9.0, 9.5]), np.array([0, 0, 0, 0, 1, 1]) > 0)
     0.06666666666666667
     """
-    n, k = len(values), int(marked.sum())
-    if k in (0, n):
+    if marked.all() or not marked.any():
         return np.nan
-    if comb(n, k) <= MAX_CHOICES:
-        sums = np.array([values[list(chosen)].sum() for chosen in combinations(range(n), k)])
-    else:
-        drawn = stream("choices of models").permuted(np.tile(values, (MAX_CHOICES - 1, 1)), axis=1)
-        sums = np.append(drawn[:, :k].sum(axis=1), values[marked].sum())
-    apart = np.abs(sums - k * values.mean())
-    observed = abs(values[marked].sum() - k * values.mean())
-    return float(np.mean(apart >= observed - 1e-12 * max(1.0, observed)))
+    ways = assignments(marked, stream("choices of models"), limit=MAX_ASSIGNMENTS)
+    return two_sided_p(ways @ values - marked.sum() * values.mean())
+
+
+@kept
+def depth_difference(study: Study) -> Estimate:
+    """Typical best depth of the contrast's `high` models minus its `low` ones, fraction of depth.
+
+    Two-sample t over models with one sd for both labels, n_models - 2 degrees of freedom (two
+    models alone estimate their spread too poorly); `p_value` by permutation. A `reason` says if no
+    model of one label has fewer blocks than any of the other: then the label and the number of
+    blocks cannot be separated.
+    """
+    if study.contrast is None or not study.has_contrast:
+        return Estimate.undefined(study.needs_contrast)
+    is_high, n_blocks = study.is_high(study.compared), study.facts("n_layers", study.compared)
+    depths = typical_depths(study).sel(model=study.compared)
+    estimate = two_sample_t(depths.values, is_high, level=study.level)
+    blocks = {study.contrast.high: n_blocks[is_high], study.contrast.low: n_blocks[~is_high]}
+    for more, fewer in (tuple(blocks), tuple(blocks)[::-1]):
+        if blocks[more].min() >= blocks[fewer].max() and np.ptp(n_blocks):
+            reason = f"no {more} model has fewer blocks than any {fewer} one"
+            if blocks[more].min() > blocks[fewer].max():
+                reason = f"every {more} model has more blocks than every {fewer} one"
+            return replace(estimate, reason=reason)
+    return estimate
 
 
 @where_recorded
-def architecture_difference(
-    cells: xr.Dataset, *, estimand: str, concepts: Sequence[str] | None = None
+def label_difference(
+    study: Study,
+    *,
+    estimand: str,
+    by: str,
+    low: str,
+    high: str,
+    holding: str,
+    concepts: Sequence[str] | None = None,
 ) -> Estimate:
-    """Mixture of experts minus dense, training held fixed: b in y = a + b moe + c rl + error.
+    """Models labelled `high` minus those labelled `low` in `by`, the labels of `holding` fixed.
 
-    Ordinary least squares over model means, t with n_models - 3 degrees of freedom.
+    b in y = a + b [by = high] + c_k [holding = k] + error by ordinary least squares over model
+    means; t with as many degrees of freedom as models remain after the coefficients.
     """
-    means = model_means(cells, estimand=estimand, concepts=concepts).value
-    moe = (cells["architecture"].sel(model=means["model"]).values == "moe").astype(float)
-    rl = (cells["training"].sel(model=means["model"]).values == HIGH).astype(float)
-    design = np.stack([np.ones_like(moe), moe, rl], axis=1)
-    df = len(means) - design.shape[1]
+    means = model_means(study, estimand=estimand, concepts=concepts).value
+    names = means["model"].values
+    compared = np.isin(study.facts(by, names), (low, high))
+    is_high = (study.facts(by, names) == high)[compared]
+    held = study.facts(holding, names)[compared]
+    indicators = [(held == label).astype(float) for label in sorted(set(held))[1:]]
+    design = np.stack([np.ones(len(held)), is_high.astype(float), *indicators], axis=1)
+    values = means.values[compared]
+    df = len(values) - design.shape[1]
     if df < 1 or np.linalg.matrix_rank(design) < design.shape[1]:
-        return Estimate.undefined("needs dense and MoE models of both trainings, four or more")
-    solution, *_ = np.linalg.lstsq(design, means.values, rcond=None)
-    s2 = float(np.sum((means.values - design @ solution) ** 2)) / df
+        n_labels = len(indicators) + 1
+        return Estimate.undefined(
+            f"needs models of {by} {low!r} and {high!r} with each of {n_labels} labels of "
+            f"{holding}, at least {design.shape[1] + 1}"
+        )
+    solution, *_ = np.linalg.lstsq(design, values, rcond=None)
+    s2 = float(np.sum((values - design @ solution) ** 2)) / df
     se = np.sqrt(s2 * np.linalg.inv(design.T @ design)[1, 1])
-    half = t_quantile(level_of(cells), df) * se
-    value = float(solution[1])
-    return Estimate(value, low=value - half, high=value + half, over="models", n=len(means))
+    half = t_quantile(study.level, df) * se
+    return Estimate.around(float(solution[1]), half, over="models", n=len(values))
 
 
 @where_recorded
 def scale_slope(
-    cells: xr.Dataset,
+    study: Study,
     *,
     estimand: str,
     concept: str,
@@ -151,22 +180,77 @@ def scale_slope(
     `size` is n_params (total) or n_active_params (per token, fewer in a mixture of experts).
     Least squares over models, t with n_models - 2 degrees of freedom.
     """
-    effects = model_means(cells, estimand=estimand, models=models, concepts=[concept]).value
-    log_size = np.log10(cells[size].sel(model=effects["model"]).values)
-    return slope_over_models(log_size, effects.values, level_of(cells))
+    effects = model_means(study, estimand=estimand, models=models, concepts=[concept]).value
+    return slope_over_models(study, size, effects)
 
 
-def slope_over_models(log_size: np.ndarray, values: np.ndarray, level: float) -> Estimate:
+def slope_over_models(study: Study, size: str, values: xr.DataArray) -> Estimate:
+    """Least-squares slope of `values` (model,) on log10 size, t with n_models - 2 df."""
+    log_size = np.log10(study.facts(size, values["model"].values))
+    return slope(log_size, values.values, study.level)
+
+
+def slope(log_size: np.ndarray, values: np.ndarray, level: float) -> Estimate:
     """Least-squares slope of one value a model, t with n_models - 2 degrees of freedom."""
     if len(values) < 3 or np.ptp(log_size) == 0:
         return Estimate.undefined("a slope with an interval needs three models of unlike size")
     fit = stats.linregress(log_size, values)
-    t = t_quantile(level, len(values) - 2)
-    return Estimate(
-        float(fit.slope),
-        low=float(fit.slope - t * fit.stderr),
-        high=float(fit.slope + t * fit.stderr),
-        over="models",
-        n=len(values),
-        p_value=float(fit.pvalue),
-    )
+    half = t_quantile(level, len(values) - 2) * fit.stderr
+    return Estimate.around(fit.slope, half, over="models", n=len(values), p_value=float(fit.pvalue))
+
+
+Row = tuple[dict[str, str], Estimate]
+
+
+def scale_trends(study: Study) -> list[Row]:
+    """Slopes on size of each concept, of all concepts together, and of differences of two concepts.
+
+    Slopes on log10 of the number of parameters, the change for a tenfold size. Total and active
+    parameters are both given, since they order the models differently; raw and standardised units
+    too, since a larger model may only be noisier. With six models each slope has four degrees of
+    freedom.
+    """
+    rows: list[Row] = []
+    for outcome in SCALED:
+        for size in SIZES:
+            labels = {"outcome": outcome, "size": size}
+            for concept in study.concepts:
+                trend = scale_slope(study, estimand=outcome, concept=concept, size=size)
+                rows.append((labels | {"concept": concept, "method": "least squares"}, trend))
+            every = labels | {"concept": "every concept"}
+            by = study.contrast.by if study.contrast else ""
+            methods: dict[str, tuple[str, ...]] = {"hierarchical, scale alone": ("scale",)}
+            if study.contrast:
+                methods[f"hierarchical, with {by}"] = ("contrast", "scale")
+            for method, terms in methods.items():
+                trend = hierarchical_slope(study, outcome=outcome, size=size, terms=terms)
+                rows.append((every | {"method": method}, trend))
+            for one, other in combinations(study.concepts, 2):
+                trend = slope_difference(study, outcome=outcome, size=size, one=one, other=other)
+                name = f"{one} minus {other}"
+                rows.append((labels | {"concept": name, "method": "difference of slopes"}, trend))
+    return rows
+
+
+def hierarchical_slope(
+    study: Study, *, outcome: str, size: str, terms: tuple[str, ...]
+) -> Estimate:
+    """b_scale of the hierarchical model, median and credible interval; no p-value."""
+    effects = cell_effects(study, outcome, holding=size)
+    if reason := why_not(effects, terms):
+        return Estimate.undefined(reason)
+    fitted = posterior_of(study, outcome, terms, holding=size)
+    low, median, high = fitted.interval("scale", study.level)
+    return Estimate(median, low=low, high=high, over="models", n=effects.n_models)
+
+
+def slope_difference(study: Study, *, outcome: str, size: str, one: str, other: str) -> Estimate:
+    """Slope of the difference of two concepts' effects within models that ran both.
+
+    What both concepts share in a model cancels. `p_value` is not corrected for multiplicity.
+    """
+    if reason := study.lacks(outcome):
+        return Estimate.undefined(reason)
+    table = study.best(outcome, concepts=[one, other])
+    difference = (table.sel(concept=one) - table.sel(concept=other)).dropna("model")
+    return slope_over_models(study, size, difference)

@@ -1,4 +1,4 @@
-"""Where in the network steering works best: depth of the selected layers, and of trainings.
+"""Where in the network steering works best: depths of selected layers, by model and training.
 
 Depth is layer / number of layers, the study's definition. A model's typical depth is the mean over
 its concepts of the depth of the best layer.
@@ -8,134 +8,99 @@ from dataclasses import replace
 
 import numpy as np
 import xarray as xr
-from scipy import stats
 
-from steercube.analysis.over_models.contrasts import two_sample_t
-from steercube.analysis.over_models.means import (
-    HIGH,
-    LOW,
-    level_of,
-    swept_models,
-    t_over_models,
-)
+from steercube.analysis.over_models.means import t_over_models
 from steercube.analysis.per_cell.bootstrap import centroid
-from steercube.estimate import Estimate
+from steercube.analysis.view import Study
+from steercube.estimate import Estimate, normal_quantile
 
 SAME_LAYER = "the same layer in nearly every resample"
 
 
-def typical_depths(cells: xr.Dataset) -> xr.DataArray:
+def typical_depths(study: Study) -> xr.DataArray:
     """Mean over concepts of each model's best depth, fraction of its blocks, dims (model)."""
-    best = best_depths(cells)
-    return best.sel(model=swept_models(cells)).mean("concept")
+    return best_depths(study).sel(model=study.models).mean("concept")
 
 
-def best_depths(cells: xr.Dataset) -> xr.DataArray:
+def best_depths(study: Study) -> xr.DataArray:
     """Depth of every selected layer: layer / number of layers, dims (model, concept)."""
-    return cells["selected_layer"] / cells["n_layers"]
+    return study.cells["selected_layer"] / study.cells["n_layers"]
 
 
-def depth_centroids(cells: xr.Dataset) -> xr.DataArray:
+def depth_centroids(study: Study) -> xr.DataArray:
     """Centroid of each curve of delta over the swept layers, fraction of depth (model, concept).
 
-    Its definition is `steercube.analysis.per_cell.bootstrap.centroid`.
+    Defined in `bootstrap.centroid`.
     """
-    delta = cells["estimate"].sel(estimand="delta", drop=True).fillna(0.0)
+    delta = study.cells["estimate"].sel(estimand="delta", drop=True).fillna(0.0)
     return xr.apply_ufunc(
         centroid,
         delta,
-        cells["depth"].fillna(0.0),
+        study.cells["depth"].fillna(0.0),
         input_core_dims=[["layer"], ["layer"]],
         vectorize=True,
     )
 
 
-def selection_interval(cells: xr.Dataset, model: str, concept: str) -> Estimate:
-    """Depth of one best layer, and the depths between which resamples select theirs.
+def selection_interval(study: Study, model: str, concept: str) -> Estimate:
+    """Depth of one best layer, with the percentile interval of the depths that resamples select.
 
-    A selection that hardly ever moves has no interval, and a reason: depth comes in steps of one
-    layer, so its error is not zero.
+    If nearly all resamples select one layer, there is a reason instead of an interval: depth comes
+    in steps of one layer, so its error is not zero.
     """
-    value = float(best_depths(cells).sel(model=model, concept=concept))
-    n_items = int(cells["n_items"].sel(concept=concept))
-    frequency = cells["selection_frequency"].sel(model=model, concept=concept).values
+    at = {"model": model, "concept": concept}
+    value = float(best_depths(study).sel(at))
     if not np.isfinite(value):
         return Estimate.undefined("no layer was selected")
-    depth = cells["depth"].sel(model=model).values
+    n_items = int(study.cells["n_items"].sel(concept=concept))
+    frequency = study.cells["selection_frequency"].sel(at).values
+    depth = study.cells["depth"].sel(model=model).values[frequency > 0]
     cumulative = np.cumsum(frequency[frequency > 0])
-    tail = (1 - level_of(cells)) / 2
+    tail = (1 - study.level) / 2
     ends = np.minimum(np.searchsorted(cumulative, [tail, 1 - tail]), len(cumulative) - 1)
-    low, high = depth[frequency > 0][ends]
+    low, high = depth[ends]
     if low == high:
         return Estimate(value, over="items", n=n_items, reason=SAME_LAYER)
     return Estimate(value, low=float(low), high=float(high), over="items", n=n_items)
 
 
-def model_depth(cells: xr.Dataset, *, model: str) -> Estimate:
-    """Typical best depth of one model, its interval over items; `span` is that of its concepts.
+def model_depth(study: Study, *, model: str) -> Estimate:
+    """Typical best depth of one model, its interval over items; `span` is over its concepts.
 
     Concepts share no item, so the variances of their selections under resampling add.
     """
-    best = best_depths(cells).sel(model=model)
+    best = best_depths(study).sel(model=model)
     best = best[best.notnull()]
-    frequency = cells["selection_frequency"].sel(model=model, concept=best["concept"])
-    depth = cells["depth"].sel(model=model).fillna(0)
+    frequency = study.cells["selection_frequency"].sel(model=model, concept=best["concept"])
+    depth = study.cells["depth"].sel(model=model).fillna(0)
     mean = (frequency * depth).sum("layer")
     variance = float((frequency * (depth - mean) ** 2).sum())
-    margin = stats.norm.ppf((1 + level_of(cells)) / 2) * np.sqrt(variance) / len(best)
-    margin = margin if margin > 0 else np.nan
-    value = float(best.mean())
-    return Estimate(
-        value,
-        low=value - margin,
-        high=value + margin,
+    half = normal_quantile(study.level) * np.sqrt(variance) / len(best)
+    return Estimate.around(
+        float(best.mean()),
+        half if half > 0 else np.nan,
         over="items",
-        n=int(cells["n_items"].sel(concept=best["concept"]).sum()),
+        n=int(study.cells["n_items"].sel(concept=best["concept"]).sum()),
         span=(float(best.min()), float(best.max())),
-        reason="" if margin > 0 else SAME_LAYER,
+        reason="" if half > 0 else SAME_LAYER,
     )
 
 
-def training_depth(cells: xr.Dataset, *, training: str) -> Estimate:
+def training_depth(study: Study, *, training: str) -> Estimate:
     """Mean over a training's models of their typical best depth; `span` is their range.
 
     The `reason` gives the range of single (model, concept) cells, which is wider.
     """
-    depths = typical_depths(cells)
+    depths = typical_depths(study)
     estimate = t_over_models(
         depths,
         xr.full_like(depths, np.nan),
-        groups=cells["training"],
+        groups=study.cells["training"],
         group=training,
-        level=level_of(cells),
+        level=study.level,
     )
-    single = best_depths(cells).where(cells["training"] == training)
     if not np.isfinite(estimate.value):
         return estimate
+    single = best_depths(study).where(study.cells["training"] == training)
     spread = f"single cells run from {float(single.min()):.0%} to {float(single.max()):.0%}"
     return replace(estimate, reason=f"{spread}; {estimate.reason}".rstrip("; "))
-
-
-def depth_difference(cells: xr.Dataset, *, low: str = LOW, high: str = HIGH) -> Estimate:
-    """Typical best depth of training `high` minus that of `low`, fraction of depth.
-
-    Two-sample t over models with one sd for both trainings, n_models - 2 degrees of freedom (two
-    models say too little of their own spread); `p_value` by permutation. With a
-    `reason` where every model of one training has more blocks than every model of the other:
-    then training and number of blocks cannot be told apart.
-    """
-    depths = typical_depths(cells)
-    labels = cells["training"].sel(model=depths["model"]).values
-    if not {low, high} <= set(labels):
-        return Estimate.undefined(f"needs models of both trainings, {low!r} and {high!r}")
-    compared = np.isin(labels, (low, high))
-    depths, labels = depths[compared], labels[compared]
-    found = two_sample_t(depths.values, labels == high, level=level_of(cells))
-    blocks = cells["n_layers"].sel(model=depths["model"]).values
-    for more, fewer in ((high, low), (low, high)):
-        if blocks[labels == more].min() >= blocks[labels == fewer].max() and np.ptp(blocks):
-            reason = f"no {more} model has fewer blocks than any {fewer} one"
-            if blocks[labels == more].min() > blocks[labels == fewer].max():
-                reason = f"every {more} model has more blocks than every {fewer} one"
-            return replace(found, reason=reason)
-    return found

@@ -1,21 +1,22 @@
-"""The model of single items by every method, as the cells keep it.
+"""Fits of the item-level model by every method, as the cells keep them.
 
-The reference is the fully crossed model by `steercube.analysis.over_models.reml`. statsmodels'
-MixedLM is used only where it agrees with that. Its default optimiser reports convergence at a wrong
-optimum on crossed intercepts with few models (a standard error 2.5 times too large), and grouping
-by item alone, its usual form, gives one five times too small. So: every factor is a variance
-component of one single group, the optimisers are Powell's and L-BFGS, and the fit is refused where
-its log-likelihood is not that of ours to MAX_APART.
+The reference is the fully crossed model by `reml.reml_of_items`. statsmodels' MixedLM is used only
+where it agrees with this. Its default optimiser reports convergence at a wrong optimum on crossed
+intercepts with few models (a standard error 2.5 times too large), and grouping by item alone, its
+usual form, gives one five times too small. So every factor is a variance component of one single
+group, the optimisers are Powell's and L-BFGS, and a fit is refused if its log-likelihood differs
+from ours by more than MAX_DIFFERENCE.
 """
 
 import warnings
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import xarray as xr
 
+from steercube.analysis.over_models.cell_effects import cell_effects, fitted_to, primary_terms
 from steercube.analysis.over_models.items import ItemShifts, item_shifts
-from steercube.analysis.over_models.means import level_of, t_quantile
 from steercube.analysis.over_models.nuts import (
     Progress,
     Sampled,
@@ -23,11 +24,15 @@ from steercube.analysis.over_models.nuts import (
     gates_text,
     sample_items,
 )
-from steercube.analysis.over_models.posterior import cell_effects, fitted_to, primary_terms
 from steercube.analysis.over_models.reml import AT_BOUNDARY, Reml, reml_of_items
+from steercube.analysis.view import Study
 from steercube.cells import ITEM_FIT_VARIABLES, ITEM_FITS, ITEM_TERMS
+from steercube.estimate import Estimate, t_quantile
 
-MAX_APART = 1e-3
+CONTRAST_TERM = "training"
+"""Name of the term `contrast` in the cells' contract."""
+
+MAX_DIFFERENCE = 1e-3
 """Largest difference of the restricted log-likelihoods, in nats."""
 
 
@@ -41,7 +46,7 @@ def mixedlm(shifts: ItemShifts, *, terms: Sequence[str], factors: Sequence[str])
     ]
     spec = VCSpec(list(factors), labels, [[z] for z in indicators])
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # whether it converged is judged by the likelihood reached
+        warnings.simplefilter("ignore")  # convergence is judged by the likelihood instead
         fit = MixedLM(
             shifts.value,
             shifts.design(terms),
@@ -60,58 +65,52 @@ def mixedlm(shifts: ItemShifts, *, terms: Sequence[str], factors: Sequence[str])
 
 
 def disagreement(theirs: Reml, ours: Reml) -> str:
-    """Why MixedLM's fit must not be used; empty if its likelihood is that of our own."""
-    apart = theirs.log_likelihood - ours.log_likelihood
-    if abs(apart) <= MAX_APART:
+    """Why MixedLM's fit must not be used; empty if its likelihood agrees with ours."""
+    gap = theirs.log_likelihood - ours.log_likelihood
+    if abs(gap) <= MAX_DIFFERENCE:
         return ""
-    where = "below" if apart < 0 else "above"
-    return f"its restricted log-likelihood is {abs(apart):.4g} nats {where} the one that we find"
+    where = "below" if gap < 0 else "above"
+    return f"its restricted log-likelihood is {abs(gap):.4g} nats {where} the one that we find"
 
 
 def item_fits(
-    cube: xr.Dataset,
-    cells: xr.Dataset,
-    *,
-    full: bool = False,
-    progress: Progress = lambda n: None,
+    cube: xr.Dataset, study: Study, *, full: bool = False, progress: Progress = lambda n: None
 ) -> tuple[xr.Dataset, Sampled | None]:
-    """The fits of single items by the names of `steercube.cells.ITEM_FITS`, and NUTS's draws.
+    """Item-level fits by their names in `steercube.cells.ITEM_FITS`, and the draws of NUTS.
 
-    Without `full` MixedLM leaves the items out (seconds) and NUTS does not run; an absent fit says
-    so in `item_fit_problem`. No fits at all, an empty Dataset, where the cells cannot tell a
-    training or scale from their models.
+    Without `full`, MixedLM leaves the items out (seconds) and NUTS does not run; `item_fit_problem`
+    says which fits are absent. The Dataset is empty if neither the contrast nor scale can be
+    separated from the spread between these models.
     """
-    try:
-        effects = cell_effects(cells)
-    except ValueError:
-        return xr.Dataset(), None
+    effects = cell_effects(study)
     terms = primary_terms(effects)
-    if not terms or len(np.unique(effects.concept)) < 2:
+    if not terms or effects.n_concepts < 2:
         return xr.Dataset(), None
-    shifts = item_shifts(cube, cells)
+    shifts = item_shifts(cube, study)
     out = _blank_fits()
-    out["item_fit_of"] = fitted_to(cells)
-    level, crossed, cell_level = level_of(cells), list(shifts.index), list(shifts.index)[:-1]
+    out["item_fit_of"] = fitted_to(study)
+    crossed, cell_level = list(shifts.index), list(shifts.index)[:-1]
     ours = {
         name: reml_of_items(
             shifts.value, shifts.design(terms), {f: shifts.index[f] for f in factors}, terms=terms
         )
         for name, factors in {"crossed": crossed, "cells": cell_level}.items()
     }
-    _record(out, "REML, items crossed", ours["crossed"], shifts, level)
+    _record(out, "REML, items crossed", ours["crossed"], shifts, study.level)
     theirs = mixedlm(shifts, terms=terms, factors=cell_level)
-    _record(out, "MixedLM, without items", theirs, shifts, level, ours["cells"])
+    _record(out, "MixedLM, without items", theirs, shifts, study.level, ours["cells"])
     if not full:
         for fit in ("MixedLM, items crossed", "NUTS, items"):
             out["item_fit_problem"].loc[fit] = NOT_FULL
         return out, None
     theirs = mixedlm(shifts, terms=terms, factors=crossed)
-    _record(out, "MixedLM, items crossed", theirs, shifts, level, ours["crossed"])
-    if theirs.log_likelihood > ours["crossed"].log_likelihood + MAX_APART:
+    _record(out, "MixedLM, items crossed", theirs, shifts, study.level, ours["crossed"])
+    if theirs.log_likelihood > ours["crossed"].log_likelihood + MAX_DIFFERENCE:
         out["item_fit_value"].loc["REML, items crossed"] = np.nan
         out["item_fit_problem"].loc["REML, items crossed"] = "MixedLM finds a larger likelihood"
-    seed = int(cells.attrs["seed"])
-    sampled = sample_items(shifts, terms=terms, level=level, seed=seed, progress=progress)
+    sampled = sample_items(
+        shifts, terms=terms, level=study.level, seed=study.seed, progress=progress
+    )
     _record_sampled(out, sampled)
     return out, sampled
 
@@ -131,28 +130,26 @@ def _blank_fits() -> xr.Dataset:
 def _record(
     out: xr.Dataset,
     fit: str,
-    found: Reml,
+    fitted: Reml,
     shifts: ItemShifts,
     level: float,
     reference: Reml | None = None,
 ) -> None:
-    """Estimates with t intervals on the models' degrees of freedom, or why there are none."""
-    text = f"restricted log-likelihood {found.log_likelihood:.4f}"
+    """Write estimates with t intervals on the models' degrees of freedom, or why there are none."""
+    text = f"restricted log-likelihood {fitted.log_likelihood:.4f}"
     if reference is not None:
-        apart = found.log_likelihood - reference.log_likelihood
-        text += f", {apart:+.2g} from our own"
-        out["item_fit_problem"].loc[fit] = disagreement(found, reference)
-    if found.at_boundary:
-        text += f"; at its boundary 0: {', '.join(found.at_boundary)}"
+        difference = fitted.log_likelihood - reference.log_likelihood
+        text += f", {difference:+.2g} from our own"
+        out["item_fit_problem"].loc[fit] = disagreement(fitted, reference)
+    if fitted.at_boundary:
+        text += f"; at its boundary 0: {', '.join(fitted.at_boundary)}"
     out["item_fit_diagnostics"].loc[fit] = text
     if out["item_fit_problem"].loc[fit].item():
         return
-    t = t_quantile(level, shifts.n_models - len(found.coefficients))
-    for name, value in (found.coefficients | found.sds).items():
-        at = {"item_fit": fit, "item_term": name}
-        half = t * found.standard_errors.get(name, np.nan)
-        out["item_fit_value"].loc[at] = value
-        out["item_fit_low"].loc[at], out["item_fit_high"].loc[at] = value - half, value + half
+    t = t_quantile(level, shifts.n_models - len(fitted.coefficients))
+    for name, value in (fitted.coefficients | fitted.sds).items():
+        half = t * fitted.standard_errors.get(name, np.nan)
+        _write(out, fit, name, value, value - half, value + half)
 
 
 def _record_sampled(out: xr.Dataset, sampled: Sampled) -> None:
@@ -162,13 +159,17 @@ def _record_sampled(out: xr.Dataset, sampled: Sampled) -> None:
         out["item_fit_problem"].loc[fit] = f"failed its gates: {'; '.join(problems)}"
         return
     for name, row in sampled.summary.items():
-        at = {"item_fit": fit, "item_term": name}
-        out["item_fit_value"].loc[at] = row["median"]
-        out["item_fit_low"].loc[at], out["item_fit_high"].loc[at] = row["low"], row["high"]
+        _write(out, fit, name, row["median"], row["low"], row["high"])
+
+
+def _write(out: xr.Dataset, fit: str, name: str, value: float, low: float, high: float) -> None:
+    at = {"item_fit": fit, "item_term": CONTRAST_TERM if name == "contrast" else name}
+    out["item_fit_value"].loc[at] = value
+    out["item_fit_low"].loc[at], out["item_fit_high"].loc[at] = low, high
 
 
 def keep_slow_fits(new: xr.Dataset, old: xr.Dataset) -> xr.Dataset:
-    """`new` cells, with what only a full analysis fits taken from `old` cells of the same cube."""
+    """`new` cells, with the fits of a full analysis copied from `old` cells of the same cube."""
     same = all(new.attrs[name] == old.attrs.get(name) for name in ("cube_sha256", "seed"))
     if not same or "item_fit_of" not in new or "item_fit_of" not in old:
         return new
@@ -177,3 +178,42 @@ def keep_slow_fits(new: xr.Dataset, old: xr.Dataset) -> xr.Dataset:
     absent = new["item_fit_problem"] == NOT_FULL
     kept = [name for name in ITEM_FIT_VARIABLES if "item_fit" in new[name].dims]
     return new.assign({name: new[name].where(~absent, old[name]) for name in kept})
+
+
+@dataclass(frozen=True)
+class ItemFit:
+    """One item-level fit that the cells keep: an estimate by term, or a `problem`."""
+
+    method: str
+    terms: dict[str, Estimate]
+    diagnostics: str
+    problem: str
+
+
+def read_item_fits(study: Study) -> list[ItemFit] | str:
+    """The fits kept in the cells, or why none is of this study's models and contrast."""
+    cells = study.cells
+    if not {"item_fit_of", "item_fit_value"} <= set(cells.variables):
+        return "the cells keep no fit of single items; `steercube analyze` makes it from the cube"
+    if cells["item_fit_of"].item() != fitted_to(study):
+        return "the cells keep fits of other models, trainings or concepts"
+    return [
+        ItemFit(
+            str(method),
+            {
+                str(term).replace(CONTRAST_TERM, "contrast"): _estimate(cells, method, term)
+                for term in cells["item_term"].values
+            },
+            diagnostics=cells["item_fit_diagnostics"].sel(item_fit=method).item(),
+            problem=cells["item_fit_problem"].sel(item_fit=method).item(),
+        )
+        for method in cells["item_fit"].values
+    ]
+
+
+def _estimate(cells: xr.Dataset, method: str, term: str) -> Estimate:
+    value, low, high = (
+        float(cells[f"item_fit_{name}"].sel(item_fit=method, item_term=term))
+        for name in ("value", "low", "high")
+    )
+    return Estimate(value, low, high)

@@ -1,11 +1,11 @@
-r"""PyMC's NUTS on the same models, and the gates that a fit must pass before a number is used.
+r"""PyMC's NUTS on the same models, and the gates that a fit must pass before it is used.
 
-The model of cells is `steercube.analysis.over_models.posterior`'s with u, v and w integrated out,
-y ~ N(X b, S + sd_model^2 Z Z' + sd_concept^2 Z Z' + sd_cell^2 I), so that no funnel is left; the
-grid is exact, and NUTS must agree with it. The model of items has every effect: models, concepts
-and cells non-centred, items centred, as each has several answers.
+The model of cells is that of `posterior.fit` with u, v and w integrated out,
+y ~ N(X b, S + sd_model^2 Z Z' + sd_concept^2 Z Z' + sd_cell^2 I), which leaves no funnel; the
+grid is exact, and NUTS must agree with it. The model of items samples every effect: models,
+concepts and cells non-centred, items centred, as each has several observations.
 
-This is the only module that knows PyMC and ArviZ, which are not needed for anything else.
+Only this module uses PyMC and ArviZ; nothing else needs them.
 """
 
 import logging
@@ -20,8 +20,9 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
+from steercube.analysis.over_models.cell_effects import CellEffects
 from steercube.analysis.over_models.items import ItemShifts
-from steercube.analysis.over_models.posterior import PRIOR, SDS, CellEffects, Posterior, Prior
+from steercube.analysis.over_models.posterior import PRIOR, SDS, Posterior, Prior
 from steercube.netcdf import aside
 from steercube.streams import SEED, stream
 
@@ -37,7 +38,7 @@ MAX_MCSE = 4.0
 in Monte Carlo standard errors."""
 
 ITEM_PRIOR = 1.0
-"""Half-normal scale of sd_item and sd_residual, which hundreds of items settle."""
+"""Half-normal scale of sd_item and sd_residual, which hundreds of items determine."""
 CELL_DRAWS = 1000
 ITEM_DRAWS = 1500
 """Draws of each chain, after as many for tuning."""
@@ -45,20 +46,20 @@ HOW_TO_INSTALL = "pip install -c constraints.txt -e '.[stats]'"
 
 
 def is_installed() -> bool:
-    """Whether PyMC is there; it is in the extra `stats`."""
+    """Whether PyMC, of the extra `stats`, is installed."""
     return find_spec("pymc") is not None
 
 
 def draws_to_make(n_draws: int) -> int:
-    """Draws of all chains together, those for tuning included: what `progress` adds up to."""
+    """Draws of all chains with those for tuning: what the calls of `progress` add up to."""
     return 2 * N_CHAINS * n_draws
 
 
 @dataclass(frozen=True)
 class Sampled:
-    """What NUTS gave: summaries (statistic to value) of each coefficient and sd by name.
+    """A fit by NUTS: summaries (statistic to value) of each coefficient and sd by name.
 
-    `diagnostics` has R-hat and both ESS of every parameter, those of single groups and items too.
+    `diagnostics` has R-hat and both ESS of every parameter, also those of single groups and items.
     `idata` is ArviZ's InferenceData with the draws themselves; `save_posterior` writes it.
     """
 
@@ -93,14 +94,14 @@ def failed_gates(sampled: Sampled, exact: Posterior | None = None) -> list[str]:
     if not sampled.min_bfmi > MIN_BFMI:
         problems.append(f"E-BFMI {sampled.min_bfmi:.2f} is not over {MIN_BFMI}")
     if exact is not None:
-        name, apart = furthest_from(exact, sampled)
-        if not apart <= MAX_MCSE:
-            problems.append(f"the mean of {name} is {apart:.1f} MCSE from the grid's")
+        name, distance = furthest_from(exact, sampled)
+        if not distance <= MAX_MCSE:
+            problems.append(f"the mean of {name} is {distance:.1f} MCSE from the grid's")
     return problems
 
 
 def gates_text(sampled: Sampled, exact: Posterior | None = None) -> str:
-    """The diagnostics that the gates are about, in words."""
+    """The diagnostics behind the gates, as text."""
     worst = sampled.worst
     text = (
         f"R-hat {worst['r_hat']:.4f}, ESS bulk {worst['ess_bulk']:.0f} and tail "
@@ -109,19 +110,19 @@ def gates_text(sampled: Sampled, exact: Posterior | None = None) -> str:
     )
     if exact is None:
         return text
-    name, apart = furthest_from(exact, sampled)
-    return f"{text}; furthest from the grid: the mean of {name}, {apart:.1f} MCSE"
+    name, distance = furthest_from(exact, sampled)
+    return f"{text}; furthest from the grid: the mean of {name}, {distance:.1f} MCSE"
 
 
 def furthest_from(exact: Posterior, sampled: Sampled) -> tuple[str, float]:
-    """The parameter whose mean lies furthest from the grid's, and how far in MCSE."""
-    apart = {
+    """The parameter whose mean is furthest from the grid's, and the distance in MCSE."""
+    distance = {
         name: abs(row["mean"] - exact.expectation(name)) / row["mcse_mean"]
         for name, row in sampled.summary.items()
     }
-    names = list(apart)
-    name = names[int(np.argmax(list(apart.values())))]  # the first NaN, if there is one
-    return name, apart[name]
+    names = list(distance)
+    name = names[int(np.argmax(list(distance.values())))]  # the first NaN, if there is one
+    return name, distance[name]
 
 
 def sample_cells(
@@ -211,7 +212,7 @@ def _sample(
         callback=lambda trace, draw: progress(1),
     )
     if idata.posterior.sizes["draw"] != n_draws:
-        raise KeyboardInterrupt  # which PyMC takes as a wish for the draws so far
+        raise KeyboardInterrupt  # PyMC stops at it and returns the draws so far
     table = az.summary(idata, round_to="none")
     summary = {}
     for name in names:
@@ -235,24 +236,24 @@ def _sample(
 
 CLOCK = {"process_time_diff", "perf_counter_diff", "perf_counter_start"}
 DATED = {"created_at", "sampling_time"}
-"""What PyMC records of the time of day and of the time taken."""
+"""Variables and attributes in which PyMC records times."""
 
 
 def save_posterior(sampled: Sampled, path: Path) -> None:
-    """The draws as NetCDF, a group each for posterior, statistics and data; whole or not at all.
+    """Write the draws as NetCDF, a group each for posterior, statistics and data, all or nothing.
 
-    When and how long it sampled is left out, and the variables are sorted, which PyMC's are not:
-    equal draws are equal files.
+    Times of sampling are left out, and variables sorted, as PyMC's are not: equal draws give equal
+    files.
     """
 
-    def steady(group: xr.Dataset) -> xr.Dataset:
+    def reproducible(group: xr.Dataset) -> xr.Dataset:
         kept = group[sorted(set(map(str, group.data_vars)) - CLOCK)]
-        kept.attrs = {name: told for name, told in group.attrs.items() if name not in DATED}
+        kept.attrs = {name: value for name, value in group.attrs.items() if name not in DATED}
         return kept
 
     path.parent.mkdir(parents=True, exist_ok=True)
     with aside(path) as part:
-        sampled.idata.map(steady).to_netcdf(str(part))
+        sampled.idata.map(reproducible).to_netcdf(str(part))
 
 
 def read_posterior(path: str | Path) -> dict[str, xr.Dataset]:
@@ -269,7 +270,7 @@ def packages() -> Iterator[tuple[Any, Any]]:
     """PyMC and ArviZ, without progress lines and without ArviZ's notice of its next version.
 
     ArviZ gives that notice once a day, when it is imported, as a warning. Both write to the user's
-    cache; ValueError says what to do where that is impossible.
+    cache folders; raises ValueError if that is impossible.
     """
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -278,11 +279,11 @@ def packages() -> Iterator[tuple[Any, Any]]:
             import pymc
             from pytensor.configdefaults import config
 
-            str(config.compiledir)  # PyTensor makes this folder when it is first asked for
+            str(config.compiledir)  # reading it makes PyTensor create the folder
         except (OSError, ValueError) as error:
             raise ValueError(
-                f"PyMC cannot keep its caches ({error}); set HOME and XDG_CACHE_HOME to folders "
-                "that may be written to, or leave NUTS out with --without-nuts"
+                f"PyMC cannot write its caches ({error}); set HOME and XDG_CACHE_HOME to writable "
+                "folders, or leave NUTS out with --without-nuts"
             ) from error
         logger = logging.getLogger("pymc")
         level = logger.level

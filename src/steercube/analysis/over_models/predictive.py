@@ -1,22 +1,24 @@
-r"""Is the hierarchical model one of these data? What its prior and its posterior would draw.
+r"""Does the hierarchical model fit these data? Prior and posterior predictive checks.
 
-Each draw takes sds from the grid, slopes given them, and then cells of *new* models and concepts
-with the design and the items' covariance of the real ones: y ~ N(X b, V(sds)). A statistic of the
-real cells that lies in the tail of the drawn ones is one that the model does not account for.
+Each draw takes sds from the grid, slopes given these, and then cells of *new* models and concepts
+with the design and covariance over items of the real ones: y ~ N(X b, V(sds)). A statistic of the
+real cells in the tail of the simulated ones is one that the model does not account for.
 """
 
 from typing import Any
 
 import numpy as np
 
+from steercube.analysis.over_models.cell_effects import CellEffects, primary_terms, usable_outcomes
 from steercube.analysis.over_models.means import root_of
-from steercube.analysis.over_models.posterior import CellEffects, Posterior
+from steercube.analysis.over_models.posterior import Posterior, posterior_of
+from steercube.analysis.view import Study
 
 N_DRAWS = 4_000
 
 
 def statistics(effects: CellEffects, y: np.ndarray) -> dict[str, np.ndarray]:
-    """What is compared, of cells `y` (..., cell), by name: spreads and extremes, dims (...).
+    """Statistics to check, by name: spreads and extremes of cells `y` (..., cell), dims (...).
 
     Model and concept means are plain means over the cells that were run.
     """
@@ -25,7 +27,7 @@ def statistics(effects: CellEffects, y: np.ndarray) -> dict[str, np.ndarray]:
     model, concept = of_model[..., 0], of_concept[..., 0]
     rest = y - model[..., effects.model] - concept[..., effects.concept]
     rest = rest + y.mean(axis=-1, keepdims=True)
-    found = {
+    return {
         "mean": y.mean(axis=-1),
         "smallest cell": y.min(axis=-1),
         "largest cell": y.max(axis=-1),
@@ -35,7 +37,6 @@ def statistics(effects: CellEffects, y: np.ndarray) -> dict[str, np.ndarray]:
         "largest of what is left": np.abs(rest).max(axis=-1),
         "smallest model mean": model.min(axis=-1),
     }
-    return found
 
 
 def _averaging(index: np.ndarray) -> np.ndarray:
@@ -45,7 +46,7 @@ def _averaging(index: np.ndarray) -> np.ndarray:
 
 
 def prior_draws(posterior: Posterior, rng: np.random.Generator) -> np.ndarray:
-    """Cells that the prior alone expects, dims (draw, cell)."""
+    """Cells simulated from the prior alone, dims (draw, cell)."""
     prior, unit = posterior.prior, posterior.effects.unit
     names = ("intercept", *posterior.terms)
     beta = np.column_stack([prior.draw(name, unit, rng, N_DRAWS) for name in names])
@@ -54,7 +55,7 @@ def prior_draws(posterior: Posterior, rng: np.random.Generator) -> np.ndarray:
 
 
 def posterior_draws(posterior: Posterior, rng: np.random.Generator) -> np.ndarray:
-    """Cells of new models and concepts that the posterior expects, dims (draw, cell)."""
+    """Cells of new models and concepts simulated from the posterior, dims (draw, cell)."""
     node = rng.choice(len(posterior.weight), N_DRAWS, p=posterior.weight)
     mean, covariance = posterior.slopes(node)
     lower = np.linalg.cholesky(covariance)
@@ -66,9 +67,7 @@ def posterior_draws(posterior: Posterior, rng: np.random.Generator) -> np.ndarra
 def _cells(
     posterior: Posterior, beta: np.ndarray, sds: dict[str, np.ndarray], rng: np.random.Generator
 ) -> np.ndarray:
-    effects = posterior.effects
-    index = {"sd_model": effects.model, "sd_concept": effects.concept}
-    index["sd_cell"] = np.arange(len(effects.value))
+    effects, index = posterior.effects, posterior.effects.index()
     y = beta @ effects.design(posterior.terms).T
     for name, sd in sds.items():
         z = rng.standard_normal((N_DRAWS, int(index[name].max()) + 1))
@@ -76,25 +75,35 @@ def _cells(
     return y + rng.standard_normal(y.shape) @ root_of(effects.covariance).T
 
 
-def predictive_checks(
-    posterior: Posterior, rng: np.random.Generator, *, level: float
-) -> list[dict[str, Any]]:
-    """Each statistic as found, and its interval under prior and posterior, with the tail's p.
+def predictive_checks(study: Study) -> list[dict[str, Any]]:
+    """Prior and posterior predictive checks of the primary model, every outcome."""
+    rows: list[dict[str, Any]] = []
+    for outcome, effects, reason in usable_outcomes(study):
+        if reason:
+            rows.append({"outcome": outcome, "reason": reason})
+            continue
+        rng = study.stream(f"predictive checks of {outcome}")
+        posterior = posterior_of(study, outcome, primary_terms(effects))
+        rows += checks(posterior, rng, level=study.level)
+    return rows
 
-    `p_value` is the posterior predictive one, two-sided: small where the model does not account
-    for what was found.
+
+def checks(posterior: Posterior, rng: np.random.Generator, *, level: float) -> list[dict[str, Any]]:
+    """Each statistic as observed, its interval under prior and posterior, and its p-value.
+
+    `p_value` is posterior predictive and two-sided: small where the model does not account for the
+    observed value.
     """
     effects = posterior.effects
-    found = statistics(effects, effects.value)
     drawn = {
         "prior": statistics(effects, prior_draws(posterior, rng)),
         "posterior": statistics(effects, posterior_draws(posterior, rng)),
     }
     rows = []
-    for name, value in found.items():
-        row: dict[str, Any] = {"outcome": effects.outcome, "statistic": name, "found": float(value)}
-        for kind, of in drawn.items():
-            ends = np.quantile(of[name], [(1 - level) / 2, 0.5, (1 + level) / 2]).tolist()
+    for name, value in statistics(effects, effects.value).items():
+        row = {"outcome": effects.outcome, "statistic": name, "observed": float(value)}
+        for kind, simulated in drawn.items():
+            ends = np.quantile(simulated[name], [(1 - level) / 2, 0.5, (1 + level) / 2]).tolist()
             row |= dict(zip((f"{kind}_low", f"{kind}_median", f"{kind}_high"), ends, strict=True))
         above = float(np.mean(drawn["posterior"][name] >= value))
         rows.append(row | {"p_value": 2 * min(above, 1 - above)})

@@ -1,65 +1,58 @@
 r"""The study's open questions: is a model odd, what makes a concept hard, what predicts steering.
 
-`model_deviations` asks the hierarchical model which part of a model's effects neither its training
-nor its size nor its concepts account for. `difficulty` splits a concept's Cohen's d into the shift
-(nats) and the spread of the items that divides it, d = delta / sd, so that a small d has a cause.
-`extraction` asks whether what is known when a vector is made, its norm and the coherence of its
-pairs, goes with what steering does. None of them is a test of a cause: six concepts differ in more
-than is measured here. And none knows why a model or a concept is looked at: intervals of the lowest
-of several are too narrow for it.
+`model_deviations` is the part of a model's effects that its label, size and concepts do not account
+for in the hierarchical model. `difficulty` splits a concept's Cohen's d into the shift (nats) and
+the spread of the items, d = delta / sd, to show which of them makes a small d. `extraction` is the
+correlation of the effect with what is known when a vector is made: its norm and the coherence of
+its pairs. None of them tests a cause: six concepts differ in more than is measured here. None
+corrects for why a model or concept was picked: intervals of the lowest of several are too narrow.
 """
 
 from collections.abc import Iterator
 from dataclasses import replace
-from itertools import permutations
-from math import factorial
 from typing import Any
 
 import numpy as np
 import xarray as xr
 from scipy import stats
 
-from steercube.analysis.over_models.means import (
-    best_effects,
-    level_of,
-    mean_of_models,
-    swept_models,
-    why_not_recorded,
-)
-from steercube.analysis.over_models.posterior import Posterior, fit, primary_terms, usable_effects
-from steercube.estimate import Estimate
+from steercube.analysis.over_models.cell_effects import cell_effects, primary_terms, why_not
+from steercube.analysis.over_models.means import mean_of_models
+from steercube.analysis.over_models.permute import orders, two_sided_p
+from steercube.analysis.over_models.posterior import fit
+from steercube.analysis.view import Study
+from steercube.estimate import Estimate, normal_quantile
 from steercube.streams import stream
 
 Rows = Iterator[tuple[dict[str, str], Estimate]]
 
-MAX_ORDERS = 5_040
-"""Every order of seven concepts; of more concepts so many at random."""
 COHERENCES = ("split_half_cosine", "pairwise_cosine")
 PROPERTIES = ("vector_norm", "residual_norm", *COHERENCES, "added_over_residual")
-"""What the extraction shows of a vector, or of the stream that it is added to."""
+"""Properties, known at extraction, of a vector or of the residual stream it is added to."""
 HELD = "models, these items"
-"""The error of the items that models share is not in the spread between them, nor in these."""
+"""Said of intervals from the spread between models, without the error of shared items."""
 
 
-def model_deviations(cells: xr.Dataset) -> list[dict[str, Any]]:
+def model_deviations(study: Study) -> list[dict[str, Any]]:
     """u of each model in the primary model of Cohen's d: its median, interval and P(u < 0).
 
-    u is what a model's effects lie above or below those of models of its training and size, shrunk
-    to the spread between models. A model that is looked at because it is the lowest has to be
-    compared with the lowest of as many: `smallest model mean` of `predictive_checks`.
+    u is how far a model's effects are above or below those of models of its label and size, shrunk
+    according to the spread of models. A model picked because it is the lowest must be compared with
+    the lowest of as many: `smallest model mean` of `predictive_checks`.
     """
-    try:
-        effects = usable_effects(cells, "cohens_d", ())
-    except ValueError as error:
-        return [{"model": "every model", "reason": str(error)}]
+    effects = cell_effects(study, "cohens_d")
+    if reason := why_not(effects, ()):
+        return [{"model": "every model", "reason": reason}]
     posterior = fit(effects, terms=primary_terms(effects))
     rows = []
-    for model in effects.models:
-        low, middle, high = deviation(posterior, model, level_of(cells))
+    for model, training in zip(
+        effects.models, study.facts("training", effects.models), strict=True
+    ):
+        low, middle, high = posterior.interval(f"u of {model}", study.level)
         rows.append(
             {
                 "model": model,
-                "training": cells["training"].sel(model=model).item(),
+                "training": str(training),
                 "estimate": middle,
                 "low": low,
                 "high": high,
@@ -73,81 +66,69 @@ def model_deviations(cells: xr.Dataset) -> list[dict[str, Any]]:
 
 
 LETTER_SHARE, ANTI_STEERED = "letter share of the shift", "share of items steered the other way"
-NEEDED_OF_OWN = {
-    LETTER_SHARE: ("letter_shift", "content_shift"),
-    ANTI_STEERED: ("anti_steerable_share",),
-}
-"""Estimands behind what a concept says of itself."""
 
 
-def deviation(posterior: Posterior, model: str, level: float) -> tuple[float, float, float]:
-    """Lower end, median and upper end of a model's u."""
-    tail = (1 - level) / 2
-    low, middle, high = (
-        posterior.quantile(f"u of {model}", share) for share in (tail, 0.5, 1 - tail)
-    )
-    return low, middle, high
+def difficulty(study: Study) -> Rows:
+    """What distinguishes each concept: ratios to a model's other concepts, and its own properties.
 
-
-def difficulty(cells: xr.Dataset) -> Rows:
-    """What sets each concept apart: ratios to a model's other concepts, and its own properties.
-
-    The ratios of Cohen's d, of delta and of the items' sd are related by log d = log delta - log sd
-    and each is the mean over models of the log, against the mean log of the model's others; t over
-    models, for d and delta with the error of the items that models share. `letter share` is
+    Ratios of Cohen's d, delta and the items' sd, related by log d = log delta - log sd, come from
+    the mean over models of the log minus the mean log of the model's other concepts; t over models,
+    for d and delta with the error of the items that models share. `letter share` is
     |letter shift| / (|letter shift| + |content shift|).
     """
-    delta, d = (best_effects(cells, name) for name in ("delta", "cohens_d"))
-    tables = {"Cohen's d": d, "delta": delta, "sd of items": delta / d}
-    covariances = {
-        "Cohen's d": relative_covariance(cells, "cohens_d"),
-        "delta": relative_covariance(cells, "delta"),
+    delta, d = (study.best(name) for name in ("delta", "cohens_d"))
+    ratios: dict[str, tuple[xr.DataArray, xr.DataArray | None]] = {
+        "Cohen's d": (d, relative_covariance(study, "cohens_d")),
+        "delta": (delta, relative_covariance(study, "delta")),
+        "sd of items": (delta / d, None),
     }
-    letter, content = (abs(best_effects(cells, n)) for n in ("letter_shift", "content_shift"))
-    own = {
-        LETTER_SHARE: letter / (letter + content),
-        ANTI_STEERED: best_effects(cells, "anti_steerable_share"),
-    } | {
-        f"{name.replace('_', ' ')} of the vector": at_best_layer(cells, name)
-        for name in COHERENCES
-        if name in cells
-    }
-    lacking = {
-        name: next(filter(None, (why_not_recorded(cells, of) for of in needed)), "")
-        for name, needed in NEEDED_OF_OWN.items()
-    }
-    for concept in map(str, d["concept"].values):
-        for name, table in tables.items():
+    own = _properties_of_concepts(study)
+    for concept in study.concepts:
+        for name, (table, covariance) in ratios.items():
             labels = {"concept": concept, "statistic": f"{name}, relative to the others"}
-            covariance = covariances.get(name)
-            yield labels, relative_to_others(table, concept, level_of(cells), covariance)
-        for name, table in own.items():
-            if reason := lacking.get(name):
-                yield {"concept": concept, "statistic": name}, Estimate.undefined(reason)
+            yield labels, relative_to_others(table, concept, study.level, covariance)
+        for name, measured in own.items():
+            labels = {"concept": concept, "statistic": name}
+            if isinstance(measured, str):
+                yield labels, Estimate.undefined(measured)
                 continue
-            values = table.sel(concept=concept).values
-            found = _mean(values[np.isfinite(values)], level_of(cells))
-            held = replace(found, over=HELD) if found.over else found
-            yield {"concept": concept, "statistic": name}, held
-        yield {"concept": concept, "statistic": "share of invalid items"}, _invalid(cells, concept)
+            values = measured.sel(concept=concept).values
+            mean = _mean(values[np.isfinite(values)], study.level)
+            yield labels, replace(mean, over=HELD) if mean.over else mean
+        labels = {"concept": concept, "statistic": "share of invalid items"}
+        yield labels, _invalid(study.cells, concept)
+
+
+def _properties_of_concepts(study: Study) -> dict[str, xr.DataArray | str]:
+    """Tables (model, concept) of properties of items and vectors, or why there is none."""
+    letter, content = (abs(study.best(n)) for n in ("letter_shift", "content_shift"))
+    reasons = [study.lacks(name) for name in ("letter_shift", "content_shift")]
+    own: dict[str, xr.DataArray | str] = {
+        LETTER_SHARE: next(filter(None, reasons), letter / (letter + content)),
+        ANTI_STEERED: study.lacks("anti_steerable_share") or study.best("anti_steerable_share"),
+    }
+    return own | {
+        f"{name.replace('_', ' ')} of the vector": at_best_layer(study, name)
+        for name in COHERENCES
+        if name in study.cells
+    }
 
 
 def _invalid(cells: xr.Dataset, concept: str) -> Estimate:
-    of = cells.sel(concept=concept)
-    n, valid = int(of["n_items"]), int(of["n_valid_items"])
+    n, valid = (int(cells[name].sel(concept=concept)) for name in ("n_items", "n_valid_items"))
     if not n:
         return Estimate.undefined("no item was swept")
     return Estimate(1 - valid / n, n=n, reason="a census of the items")
 
 
-def relative_covariance(cells: xr.Dataset, estimand: str) -> xr.DataArray:
+def relative_covariance(study: Study, estimand: str) -> xr.DataArray:
     """Cov over items of log T of two models, Cov(T_m, T_m') / (T_m T_m') by the delta method.
 
     Dims (concept, model, model_other), NaN where either was not run.
     """
-    effects = best_effects(cells, estimand)
+    effects = study.best(estimand)
     models = effects["model"].values
-    covariance = cells["selected_covariance"].sel(
+    covariance = study.cells["selected_covariance"].sel(
         estimand=estimand, model=models, model_other=models
     )
     return covariance / (effects * effects.rename(model="model_other"))
@@ -159,9 +140,9 @@ def relative_to_others(
     r"""Ratio of one concept's values to the geometric mean of the same models' other concepts.
 
     exp of the mean over models of log x - mean log of the others. On the log the interval is
-    $\pm \sqrt{t^2 s^2 / n + z^2 \max(0, \bar c)}$, $\bar c$ the mean over pairs of models of the
-    error over items that they share: of the concept, and of the others' mean. Without the
-    `covariance` of `relative_covariance` these items are held fixed.
+    $\pm \sqrt{t^2 s^2 / n + z^2 \max(0, \bar c)}$, $\bar c$ the mean over pairs of models of their
+    shared error over items, of the concept and of the others' mean. Without `covariance` (from
+    `relative_covariance`) the items are held fixed.
 
     >>> table = xr.DataArray([[1.0, 2.0, 8.0]], dims=("model", "concept"),
     ...                      coords={"model": ["m"], "concept": ["a", "b", "c"]})
@@ -172,27 +153,26 @@ def relative_to_others(
         return Estimate.undefined("a ratio needs positive values of every concept")
     logs = table.copy(data=np.log(table.values))
     others = logs.drop_sel(concept=concept)
-    apart = logs.sel(concept=concept) - others.mean("concept")
-    kept = np.isfinite(apart.values)
+    difference = logs.sel(concept=concept) - others.mean("concept")
+    kept = np.isfinite(difference.values)
     if not kept.any():
         return Estimate.undefined("no model ran this concept and another")
-    found = _mean(apart.values[kept], level)
+    mean = _mean(difference.values[kept], level)
     shared = 0.0 if covariance is None else _shared(covariance, concept, kept)
-    t_half, z = (found.high - found.low) / 2, stats.norm.ppf((1 + level) / 2)
-    half = np.sqrt(t_half**2 + z**2 * shared)
-    over = HELD if covariance is None else found.over
-    return Estimate(
-        float(np.exp(found.value)),
-        low=float(np.exp(found.value - half)),
-        high=float(np.exp(found.value + half)),
-        over=over if found.over else "",
-        n=found.n,
-        reason=found.reason,
+    t_half = (mean.high - mean.low) / 2
+    over = HELD if covariance is None else mean.over
+    return Estimate.around(
+        mean.value,
+        np.sqrt(t_half**2 + normal_quantile(level) ** 2 * shared),
+        through=np.exp,
+        over=over if mean.over else "",
+        n=mean.n,
+        reason=mean.reason,
     )
 
 
 def _shared(covariance: xr.DataArray, concept: str, kept: np.ndarray) -> float:
-    """Mean over pairs of models of what they share of the error of log x - mean log of others.
+    """Mean covariance of two models' errors of log x - mean log of others; at least 0.
 
     Concepts share no item, and the mean of C others has 1 / C^2 of the sum of their covariances.
     """
@@ -213,59 +193,50 @@ def _mean(values: np.ndarray, level: float) -> Estimate:
     return mean_of_models(values, level)
 
 
-def at_best_layer(cells: xr.Dataset, name: str) -> xr.DataArray:
+def at_best_layer(study: Study, name: str) -> xr.DataArray:
     """A property of the vector at each selected layer, dims (model, concept), swept models."""
-    of = cells[name].sel(model=swept_models(cells)).transpose("model", "concept", "layer")
-    chosen = cells["layer"] == cells["selected_layer"].sel(model=of["model"])
-    return of.where(chosen).sum("layer", min_count=1).reset_coords(drop=True)
+    cells = study.cells
+    values = cells[name].sel(model=study.models).transpose("model", "concept", "layer")
+    chosen = cells["layer"] == cells["selected_layer"].sel(model=values["model"])
+    return values.where(chosen).sum("layer", min_count=1).reset_coords(drop=True)
 
 
-def extraction(cells: xr.Dataset) -> Rows:
-    """Does what the extraction shows go with Cohen's d: over concepts, and over layers.
+def extraction(study: Study) -> Rows:
+    """Correlation of properties known at extraction with Cohen's d, over concepts and over layers.
 
-    Over concepts, Spearman's rho of the property and d at the selected layers, a model at a time,
-    then their mean; `p_value` exchanges the concepts' properties, alike in all models, in every
-    way. Over layers, Pearson's r of the two curves of a (model, concept), meaned over a model's
-    concepts. Intervals are t over models.
+    Over concepts, Spearman's rho of the property and d at the selected layers in each model,
+    averaged; `p_value` is over every order of the concepts' properties, one for all models. Over
+    layers, Pearson's r of the two curves of a (model, concept), averaged over a model's concepts.
+    Intervals are t over models.
     """
-    d = best_effects(cells, "cohens_d")
-    curves = cells["estimate"].sel(estimand="cohens_d", model=d["model"])
+    d = study.best("cohens_d")
+    curves = study.cells["estimate"].sel(estimand="cohens_d", model=d["model"])
     for name in PROPERTIES:
-        if name not in cells:
+        labels = {"property": name}
+        if name not in study.cells:
             missing = Estimate.undefined("these cells hold no properties of the vectors")
-            yield {"property": name, "statistic": "rho over concepts"}, missing
+            yield labels | {"statistic": "rho over concepts"}, missing
             continue
-        over_concepts = _rho_over_concepts(at_best_layer(cells, name), d, level_of(cells))
-        yield {"property": name, "statistic": "rho over concepts"}, over_concepts
-        properties = cells[name].sel(model=d["model"])
-        over_layers = _r_over_layers(properties, curves, level_of(cells))
-        yield {"property": name, "statistic": "r over layers"}, over_layers
+        over_concepts = _rho_over_concepts(at_best_layer(study, name), d, study.level)
+        yield labels | {"statistic": "rho over concepts"}, over_concepts
+        properties = study.cells[name].sel(model=d["model"])
+        over_layers = _r_over_layers(properties, curves, study.level)
+        yield labels | {"statistic": "r over layers"}, over_layers
 
 
 def _rho_over_concepts(x: xr.DataArray, d: xr.DataArray, level: float) -> Estimate:
     pairs = [(x.sel(model=m).values, d.sel(model=m).values) for m in d["model"].values]
-    told = [(a, b) for a, b in pairs if _varies(a, b)]
-    if not told:
+    varying = [(a, b) for a, b in pairs if _varies(a, b)]
+    if not varying:
         return Estimate.undefined("needs a model with four concepts that differ in it")
-    found = np.array([_spearman(a, b) for a, b in told])
-    orders = _orders(d.sizes["concept"])
-    exchanged = [abs(np.mean([_spearman(a[order], b) for a, b in told])) for order in orders]
-    p = float(np.mean(np.array(exchanged) >= abs(found.mean()) - 1e-12))
-    return mean_of_models(found, level, p_value=p)
-
-
-def _orders(n: int) -> np.ndarray:
-    """Ways to order n concepts, the one found among them, dims (order, concept)."""
-    if factorial(n) <= MAX_ORDERS:
-        return np.array(list(permutations(range(n))))
-    drawn = stream("orders of concepts").permuted(
-        np.tile(np.arange(n), (MAX_ORDERS - 1, 1)), axis=1
-    )
-    return np.vstack([np.arange(n), drawn])
+    rhos = np.array([_spearman(a, b) for a, b in varying])
+    ways = orders(d.sizes["concept"], stream("orders of concepts"))
+    exchanged = [np.mean([_spearman(a[order], b) for a, b in varying]) for order in ways]
+    return mean_of_models(rhos, level, p_value=two_sided_p(np.array(exchanged)))
 
 
 def _varies(a: np.ndarray, b: np.ndarray) -> bool:
-    """Whether four places hold both, and neither is one value there: else r is not defined."""
+    """Whether at least four entries have both and neither is constant; else r is undefined."""
     both = np.isfinite(a) & np.isfinite(b)
     return bool(both.sum() > 3 and min(np.ptp(a[both]), np.ptp(b[both])) > 0)
 

@@ -1,14 +1,14 @@
-r"""Restricted maximum likelihood of crossed random intercepts, profiled: small, exact, ours.
+r"""Restricted maximum likelihood (REML) with crossed random intercepts, written for this package.
 
-It is what statsmodels' MixedLM must agree with before a number of it is used (its optimiser is
-known to report convergence elsewhere on this model), and what fits the fully crossed model of
-items in a second. Both functions maximise, over the sds of the random intercepts,
+MixedLM of statsmodels must agree with it before its numbers are used (its optimiser is known to
+report convergence at a wrong optimum on this model), and it fits the fully crossed model of items
+in a second. Both functions maximise, over the sds of the random intercepts,
 
     log L_R = -((n - p) log 2 pi + log|V| + log|X' V^-1 X| + r' V^-1 r) / 2,   r = y - X beta(V).
 
-Standard errors are those at the estimated sds, intervals Student's t with as many degrees of
-freedom as models remain after the terms: with an sd_model at its boundary 0 they are too narrow,
-which the fit says. Use `steercube.analysis.over_models.posterior` where that matters.
+Standard errors take the estimated sds as known; intervals are Student's t with n_models minus the
+number of coefficients as degrees of freedom. With sd_model at its boundary 0 they are too narrow,
+and the fit says so. Use `steercube.analysis.over_models.posterior` where that matters.
 
 Source: Bates et al. 2015 (J. Stat. Softw. 67(1)), section 3; the sum over items is eliminated
 first, as its block is diagonal.
@@ -21,7 +21,9 @@ from typing import Any
 import numpy as np
 from scipy import linalg, optimize
 
-from steercube.analysis.over_models.posterior import SDS, CellEffects
+from steercube.analysis.over_models.cell_effects import CellEffects
+from steercube.analysis.over_models.gram import blocks_of, columns, grams, integrate_models
+from steercube.analysis.over_models.posterior import SDS
 
 AT_BOUNDARY = 1e-3
 """An sd under this share of the residual's, or of a typical standard error, is at its boundary."""
@@ -39,30 +41,26 @@ class Reml:
 
 
 def reml_of_cells(effects: CellEffects, *, terms: Sequence[str]) -> Reml:
-    """The hierarchical model without priors; V holds the known covariance."""
-    x, y = effects.design(terms), effects.value
-    several = len(np.unique(effects.concept)) > 1
-    index = {"sd_model": effects.model, "sd_concept": effects.concept, "sd_cell": np.arange(len(y))}
-    names = SDS if several else SDS[:1]
-    shared = [np.equal.outer(index[name], index[name]).astype(float) for name in names]
-    w = np.column_stack([x, y])
+    """The hierarchical model without priors; V holds the known covariance of the cells."""
+    names, n = SDS if effects.n_concepts > 1 else SDS[:1], len(effects.value)
+    blocks = blocks_of(effects, columns(effects, terms))
 
     def fitted(sds: np.ndarray) -> tuple[np.ndarray, float]:
-        v = effects.covariance + sum(sd**2 * z for sd, z in zip(sds, shared, strict=True))
-        lower = np.linalg.cholesky(v)
-        half = linalg.solve_triangular(lower, w, lower=True)
-        return half.T @ half, 2 * float(np.log(np.diag(lower)).sum())
+        sd_model, sd_concept, sd_cell = (np.array([sd]) for sd in (*sds, 0.0, 0.0)[:3])
+        sums = grams(blocks, sd_concept, sd_cell)
+        integrated = integrate_models(*sums, sd_model, n_slopes=1 + len(terms))
+        return integrated.gram[0, 0, 0], float(integrated.log_det[0, 0, 0])
 
     typical = float(np.sqrt(np.mean(np.diag(effects.covariance))))
-    start = np.full(len(names), float(y.std()) / 2)
-    sds, log_likelihood = _maximise(lambda s: _restricted(*fitted(s), len(y)), start)
+    start = np.full(len(names), float(effects.value.std()) / 2)
+    sds, log_likelihood = _maximise(lambda s: _restricted(*fitted(s), n), start)
     return _reml(fitted(sds)[0], 1.0, names, sds, log_likelihood, typical, terms)
 
 
 def reml_of_items(
     y: np.ndarray, x: np.ndarray, index: Mapping[str, np.ndarray], *, terms: Sequence[str]
 ) -> Reml:
-    """Crossed random intercepts for each of `index` (sd name to group of each row), and a residual.
+    """The item-level model: crossed intercepts for `index` (each row's group by sd), a residual.
 
     The factor with the most groups is eliminated in closed form; the residual's sd is profiled.
     """
@@ -89,18 +87,18 @@ def reml_of_items(
     ratio, log_likelihood = _maximise(lambda r: _profiled(*fitted(r), n), start)
     gram, _ = fitted(ratio)
     residual = float(np.sqrt(_residual(gram) / (n - x.shape[1])))
-    found = _reml(gram, residual, names, ratio * residual, log_likelihood, residual, terms)
+    fit = _reml(gram, residual, names, ratio * residual, log_likelihood, residual, terms)
     order = [n for n in (*SDS, "sd_item") if n in index]
-    sds = {n: found.sds[n] for n in order} | {"sd_residual": residual}
-    return Reml(found.coefficients, found.standard_errors, sds, log_likelihood, found.at_boundary)
+    sds = {n: fit.sds[n] for n in order} | {"sd_residual": residual}
+    return Reml(fit.coefficients, fit.standard_errors, sds, log_likelihood, fit.at_boundary)
 
 
 def _maximise(
     log_likelihood: Callable[[np.ndarray], float], start: np.ndarray
 ) -> tuple[np.ndarray, float]:
-    """The sds, not negative, with the largest value from three starts.
+    """Non-negative sds with the largest likelihood, from three starts.
 
-    Each search is one without slopes, then one with. Raises ValueError where there is none.
+    Each search is one without gradients, then one with. Raises ValueError if none is finite.
     """
 
     def objective(sds: np.ndarray) -> float:
@@ -114,16 +112,16 @@ def _maximise(
         at = factor * start
         for method, options in _SEARCHES.items():
             with np.errstate(invalid="ignore"):  # differences of two infinite values
-                found = optimize.minimize(
+                result = optimize.minimize(
                     objective,
                     at,
                     method=method,
                     bounds=[(0.0, None)] * len(start),
                     options=options,
                 )
-            at = found.x
-        if -found.fun > value:
-            best, value = at, -float(found.fun)
+            at = result.x
+        if -result.fun > value:
+            best, value = at, -float(result.fun)
     if not np.isfinite(value):
         raise ValueError("nothing varies, so that no sd has a likelihood")
     return best, value
@@ -142,15 +140,15 @@ def _residual(gram: np.ndarray) -> float:
 
 def _restricted(gram: np.ndarray, log_det: float, n: int) -> float:
     free = n - len(gram) + 1
-    of_x = np.linalg.slogdet(gram[:-1, :-1])[1]
-    return -0.5 * (free * np.log(2 * np.pi) + log_det + of_x + _residual(gram))
+    log_det_x = np.linalg.slogdet(gram[:-1, :-1])[1]
+    return -0.5 * (free * np.log(2 * np.pi) + log_det + log_det_x + _residual(gram))
 
 
 def _profiled(gram: np.ndarray, log_det: float, n: int) -> float:
     """The same with V = s^2 (I + ...), at the s^2 that maximises it: r' V^-1 r / (n - p)."""
     free = n - len(gram) + 1
-    of_x = np.linalg.slogdet(gram[:-1, :-1])[1]
-    return -0.5 * (free * (1 + np.log(2 * np.pi * _residual(gram) / free)) + log_det + of_x)
+    log_det_x = np.linalg.slogdet(gram[:-1, :-1])[1]
+    return -0.5 * (free * (1 + np.log(2 * np.pi * _residual(gram) / free)) + log_det + log_det_x)
 
 
 def _reml(

@@ -1,1 +1,1 @@
-"""Stage one: the samples of each (model, concept) to its statistics."""
+"""Stage one: reduce the samples of each (model, concept) to its statistics."""

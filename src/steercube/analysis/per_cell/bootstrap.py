@@ -1,24 +1,24 @@
-r"""The joint item bootstrap, with the layer selected anew in every resample.
+r"""The joint item bootstrap, with the layer selected again in every resample.
 
 Items are the sampling unit. Within a concept one draw of items serves every model, layer and
-strength, because they all answered the same items; concepts share no item and are drawn apart.
+strength, because all were measured on the same items; concepts share no items and are resampled
+independently.
 
-What it is for: an effect at the layer that the same items selected. The apparent value of such
-an effect is too large (its optimism, Efron 1983), and the percentile interval of the re-selected
-maximum undercovers. So the interval is studentised around what selection adds:
+What it is for: an effect at a layer selected on the same items. Its apparent value is too large
+(optimism, Efron 1983), and the percentile interval of the re-selected maximum undercovers. So the
+interval studentises the error after selection:
 
     t* = (T*(L*) - T_F(L*)) / se*(L*),    interval = T(L) - se(L) [t*_{1-a/2}, t*_{a/2}],
 
-L* being the layer that the resample selects, L the sample's, T the sample's value, se the
+where L* is the layer selected in the resample and L in the sample, T the sample's value, se the
 closed-form standard error, and T_F the value in the population that resamples are drawn from: the
-sample repeated without end, whose variances have n in the denominator. The mean of
-T*(L*) - T_F(L*) is the optimism: what selection and small samples add. The interval covers the
-effect at the selected layer, not the largest of all.
+sample repeated infinitely often, whose variances have n in the denominator. The mean of
+T*(L*) - T_F(L*) is the optimism: the bias from selection and small samples. The interval covers the
+effect at the selected layer, not the largest effect of all layers.
 
-A sample whose runner-up is close has a large optimism in its resamples, and just such a sample
-did not gain much by its selection; corrected alone, the upper end then falls short (coverage
-down to 89-91% in the worst cells of the study's shape). So each end is the wider of that and of the
-same interval with the layer held fixed at L.
+If the second-best layer is close, resamples show a large optimism although the sample itself gained
+little by selection, and the upper end of this interval alone is too low (coverage down to 89-91% in
+the worst cells of the study's shape). So each end is the wider of this one and that with layer L.
 
 What it is wrong for: anything that should generalise over models or concepts. These intervals
 hold models and concepts fixed.
@@ -35,7 +35,9 @@ from steercube.analysis.per_cell.estimands import ESTIMANDS, Array, Effect, Esti
 N_RESAMPLES = 10_000
 N_SPLITS = 500
 CONFIDENCE_LEVEL = 0.95
-_ROWS_AT_ONCE = 1_000
+MIN_ITEMS = 10
+"""Fewest items for which a bootstrap is meaningful; with fewer, statistics are NaN."""
+_RESAMPLES_AT_ONCE = 1_000
 
 
 def resample_weights(n_items: int, n_resamples: int, rng: np.random.Generator) -> Array:
@@ -51,16 +53,16 @@ def half_weights(n_items: int, n_splits: int, rng: np.random.Generator) -> Array
 
 
 def deltas(samples: Samples, weights: Array) -> Array:
-    """Delta of each layer under each row of weights, dims (resample, layer), in nats."""
+    """Delta of each layer under each resample's weights, dims (resample, layer), in nats."""
     return np.einsum("ri,li->rl", weights, samples.shift) / weights.sum(axis=-1, keepdims=True)
 
 
 def centroid(delta: Array, depth: Array) -> Array:
-    r"""Where the effect lies: $\sum_l z_l \max(0, \delta_l) / \sum_l \max(0, \delta_l)$.
+    r"""Depth centroid of the effect: $\sum_l z_l \max(0, \delta_l) / \sum_l \max(0, \delta_l)$.
 
     `delta` (..., layer) and `depth` (layer,), z in fractions of the model's depth; result (...),
-    NaN where no layer steers the right way. It runs over the layers that were swept, so it lies
-    deeper where only late layers were.
+    NaN where no layer has a positive delta. Only swept layers count, so it is deeper where only
+    late layers were swept.
     """
     weight = np.maximum(delta, 0)
     with np.errstate(invalid="ignore"):
@@ -68,13 +70,13 @@ def centroid(delta: Array, depth: Array) -> Array:
 
 
 def at_layers(estimand: Estimand, samples: Samples, layers: Array, weights: Array) -> Effect:
-    """The estimand at one layer for each row of weights, dims (resample,)."""
+    """The estimand of each resample at its layer in `layers`, dims (resample,)."""
     value, se = np.full(len(layers), np.nan), np.full(len(layers), np.nan)
     for layer in np.unique(layers):
         at_layer = Samples(samples.values[layer], samples.strengths, samples.letter)
-        rows = np.flatnonzero(layers == layer)
-        for some in np.array_split(rows, -(-len(rows) // _ROWS_AT_ONCE)):
-            value[some], se[some] = estimand(at_layer, weights[some])
+        resamples = np.flatnonzero(layers == layer)
+        for batch in np.array_split(resamples, -(-len(resamples) // _RESAMPLES_AT_ONCE)):
+            value[batch], se[batch] = estimand(at_layer, weights[batch])
     return Effect(value, se)
 
 
@@ -92,9 +94,9 @@ class Selected:
 
 
 class SelectedCell(NamedTuple):
-    """What selection did in one (model, concept): layer index, frequencies, every estimand.
+    """Selection in one (model, concept): index and frequencies of layers, and every estimand.
 
-    `chosen` is the index of the layer and `delta` every layer's delta in each resample.
+    In each resample, `chosen` is the index of the selected layer and `delta` that of every layer.
     """
 
     layer: int
@@ -112,27 +114,27 @@ def select_and_estimate(
     estimands: Mapping[str, Estimand] = ESTIMANDS,
     confidence_level: float = CONFIDENCE_LEVEL,
 ) -> SelectedCell:
-    """Every estimand at the layer with the largest delta, with what the selection did to it.
+    """Every estimand at the layer with the largest delta, with its optimism and interval.
 
     `samples.values` has dims (layer, strength, item); `resamples` (resample, item) and `halves`
     (split, item) are shared by the models of a concept.
     """
-    everyone = np.ones(len(samples.letter))
-    layer = int(deltas(samples, everyone[None]).argmax())
+    ones = np.ones(len(samples.letter))
+    layer = int(deltas(samples, ones[None]).argmax())
     delta = deltas(samples, resamples)
     chosen = delta.argmax(axis=-1)
     chosen_by_half = deltas(samples, halves).argmax(axis=-1)
     effects = {}
     for name, estimand in estimands.items():
-        value, se = estimand(samples, everyone)
-        population = estimand(samples, _ENDLESS * everyone).value
+        value, se = estimand(samples, ones)
+        population = estimand(samples, _INFINITE_COPIES * ones).value
         star = at_layers(estimand, samples, chosen, resamples)
-        error = _apart(star.value, population[chosen])
+        error = _difference(star.value, population[chosen])
         fixed = _at_fixed_layer(estimand, samples, layer, resamples, star, chosen)
         low, high = studentised_interval(
             float(value[layer]),
             float(se[layer]),
-            [_ratio(error, star.se), _ratio(_apart(fixed.value, population[layer]), fixed.se)],
+            [_ratio(error, star.se), _ratio(_difference(fixed.value, population[layer]), fixed.se)],
             confidence_level,
         )
         other_half = at_layers(estimand, samples, chosen_by_half, 1 - halves).value
@@ -157,7 +159,7 @@ def _at_fixed_layer(
     star: Effect,
     chosen: Array,
 ) -> Effect:
-    """The estimand at one layer in every resample; `star` has it where that layer was chosen."""
+    """The estimand at one layer in every resample; taken from `star` where it was chosen."""
     others = np.flatnonzero(chosen != layer)
     value, se = star.value.copy(), star.se.copy()
     if len(others):
@@ -166,8 +168,8 @@ def _at_fixed_layer(
     return Effect(value, se)
 
 
-def _apart(star: Array, value: Array) -> Array:
-    # A statistic without spread is infinite in sample and resample alike, and so undefined.
+def _difference(star: Array, value: Array) -> Array:
+    # Without spread both values are infinite, and their difference is undefined.
     with np.errstate(invalid="ignore"):
         return star - value
 
@@ -177,8 +179,8 @@ def _ratio(error: Array, se: Array) -> Array:
         return error / se
 
 
-_ENDLESS = 1e4
-"""Weight of each item in a sample repeated without end; 1 / (n 1e4) is left of n's effect."""
+_INFINITE_COPIES = 1e4
+"""Weight of each item that stands for infinite repetition; its relative error is 1 / (n 1e4)."""
 
 MAX_UNDEFINED = 0.01
 """Share of resamples in which a statistic may be undefined before its interval is refused."""
@@ -187,9 +189,9 @@ MAX_UNDEFINED = 0.01
 def studentised_interval(
     value: float, se: float, pivots: Sequence[Array], confidence_level: float
 ) -> tuple[float, float]:
-    """Bootstrap-t interval value - se [t*_{1-a/2}, t*_{a/2}], the hull over kinds of pivots t*.
+    """Bootstrap-t interval value - se [t*_{1-a/2}, t*_{a/2}], the widest ends over `pivots` t*.
 
-    NaN, never a zero width, where the statistic has no spread or is undefined in more than
+    NaN, never of zero width, where the statistic has no spread or is undefined in more than
     MAX_UNDEFINED of the resamples. Source: Efron & Tibshirani 1993, eq. 12.19.
     """
     undefined = [~np.isfinite(pivot) for pivot in pivots]
@@ -209,7 +211,7 @@ def _mean_of_finite(values: Array) -> float:
 
 
 def error_covariance(errors: Sequence[Array | None]) -> Array:
-    """Covariance between models of their errors in the same resamples; NaN where one is None."""
+    """Covariance (model, model) of errors in the same resamples; NaN for models without errors."""
     present = [i for i, error in enumerate(errors) if error is not None]
     covariance = np.full((len(errors), len(errors)), np.nan)
     if present:

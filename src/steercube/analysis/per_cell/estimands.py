@@ -1,14 +1,14 @@
-r"""The estimands: what steering did to one concept's items, one function each.
+r"""The estimands: effects of steering on one concept's items, one function each.
 
 Every estimand is a weighted statistic of the items of one (model, concept, layer), so the same
 function serves the sample itself (weights 1), a bootstrap resample (weights = counts) and half
 of the items (weights 0 or 1). Each returns its value and its closed-form standard error.
 
-Which one to use. `cohens_d` is the study's and the default. `delta` keeps the units (nats) and
-with them each model's own scale. `d_z` standardises by the spread of the shifts, so it grows
-as the two strengths correlate and is no measure of overlap. The two Glass deltas divide by the
-spread of one strength. `within_letter_d` removes the model's preference for a letter from the
-denominator and gives both letters the same say: prefer it where letters are unbalanced.
+Which one to use. `cohens_d` is the published study's and the default. `delta` keeps the units
+(nats), and so each model's own scale. `d_z` standardises by the spread of the shifts, so it grows
+with the correlation of the two strengths and does not measure overlap. The two Glass deltas divide
+by the spread of one strength. `within_letter_d` removes the model's preference for a letter from
+the denominator and weights both letters equally: prefer it where letters are unbalanced.
 
 Notation: item i has the logit differences $x_i^s$ at strength s (nats, towards the matching
 answer), weight $w_i$ and shift $y_i = x_i^{+1} - x_i^{-1}$; $m$ and $s^2$ are weighted means and
@@ -84,7 +84,7 @@ class Samples:
 
 def delta(samples: Samples, weights: Array) -> Effect:
     """Mean logit difference at +1 minus that at -1: m(y), in nats."""
-    return _standardised(samples.shift, (), _everyone(samples), weights)
+    return _standardised(samples.shift, (), _one_stratum(samples), weights)
 
 
 def cohens_d(samples: Samples, weights: Array) -> Effect:
@@ -98,7 +98,7 @@ def cohens_d(samples: Samples, weights: Array) -> Effect:
     1.2649
     """
     scale = (samples.positive, samples.negative)
-    return _standardised(samples.shift, scale, _everyone(samples), weights)
+    return _standardised(samples.shift, scale, _one_stratum(samples), weights)
 
 
 def hedges_g(samples: Samples, weights: Array) -> Effect:
@@ -117,17 +117,17 @@ def hedges_g(samples: Samples, weights: Array) -> Effect:
 
 def glass_delta_negative(samples: Samples, weights: Array) -> Effect:
     """Glass's delta by the sd at strength -1: m(y) / s_-, as the study computed it."""
-    return _standardised(samples.shift, (samples.negative,), _everyone(samples), weights)
+    return _standardised(samples.shift, (samples.negative,), _one_stratum(samples), weights)
 
 
 def glass_delta_baseline(samples: Samples, weights: Array) -> Effect:
     """Glass's delta by the sd at strength 0: m(y) / s_0, as the study described it."""
-    return _standardised(samples.shift, (samples.baseline,), _everyone(samples), weights)
+    return _standardised(samples.shift, (samples.baseline,), _one_stratum(samples), weights)
 
 
 def d_z(samples: Samples, weights: Array) -> Effect:
     """Paired d: mean shift by the sd of the shifts, m(y) / s(y)."""
-    return _standardised(samples.shift, (samples.shift,), _everyone(samples), weights)
+    return _standardised(samples.shift, (samples.shift,), _one_stratum(samples), weights)
 
 
 def within_letter_d(samples: Samples, weights: Array) -> Effect:
@@ -146,7 +146,7 @@ def content_shift(samples: Samples, weights: Array) -> Effect:
 
 
 def letter_shift(samples: Samples, weights: Array) -> Effect:
-    """The part of the shift that favours (A) whatever it says: (m_A(y) - m_B(y)) / 2, in nats."""
+    """The part of the shift towards (A), whatever its text: (m_A(y) - m_B(y)) / 2, in nats."""
     return _standardised(
         samples.shift, (), _by_letter(samples), weights, contrast=np.array([0.5, -0.5])
     )
@@ -157,13 +157,13 @@ def steerability_slope(samples: Samples, weights: Array) -> Effect:
 
     Source: Tan et al. 2024 (arXiv:2407.12404), section 3: per-sample steerability.
     """
-    return _standardised(samples.slope, (), _everyone(samples), weights)
+    return _standardised(samples.slope, (), _one_stratum(samples), weights)
 
 
 def anti_steerable_share(samples: Samples, weights: Array) -> Effect:
     """Share of items whose slope is negative (Tan et al. 2024, section 4)."""
     anti = (samples.slope < 0).astype(float)
-    return _standardised(anti, (), _everyone(samples), weights)
+    return _standardised(anti, (), _one_stratum(samples), weights)
 
 
 Estimand = Callable[[Samples, Array], Effect]
@@ -255,7 +255,7 @@ def _correlation(x: Array, y: Array, weights: Array) -> Array:
         return xy / np.sqrt(xx * yy)
 
 
-def _everyone(samples: Samples) -> Array:
+def _one_stratum(samples: Samples) -> Array:
     return np.ones((1, len(samples.letter)))
 
 

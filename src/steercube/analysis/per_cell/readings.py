@@ -1,14 +1,13 @@
-r"""Two readings of the same responses: how a study read them, and how `steercube.answers` does.
+r"""Two readings of the same responses: as a study published them, and by `steercube.answers`.
 
-A rate of generated answers is only as good as the reader that found the letter in each text. Where
-a cube holds a published reading beside its responses, `reading_audit` counts who read what and says
-what the difference does to the two results that rest on it: the largest change over layers, and its
-correlation with the logits. The largest change is also given as held out: a random fifth of the
-items selects the layer, the change is measured on the others, and the mean of 5,000 such splits is
-taken. The other reader is not the truth either; what settles a disagreement is the form of the
-response, which is why misread answers are counted by form.
+A rate of generated answers is only as good as the parser that reads a letter from each text. Where
+a cube holds a published reading beside its responses, `reading_audit` counts what each reading gave
+and computes the two results that depend on it: the largest change over layers, and the correlation
+with the logits. The largest change is also given held out: a random fifth of the items selects the
+layer, the change is measured on the others, averaged over 5,000 such splits. Neither reading is the
+truth; the form of a response decides who is right, so misread answers are counted by form.
 
-Wrong for: rates that were published without their responses. Nothing can be said of those.
+Wrong for: rates that were published without their responses, which cannot be read again.
 """
 
 from collections.abc import Iterator
@@ -18,10 +17,10 @@ import numpy as np
 import pandas as pd
 import xarray as xr
 
-from steercube.analysis.agreement.generation import MIN_ITEMS, MIN_LAYERS
-from steercube.analysis.per_cell.bootstrap import resample_weights
+from steercube.analysis.per_cell.bootstrap import MIN_ITEMS, resample_weights
 from steercube.analysis.per_cell.estimands import NEGATIVE, POSITIVE
 from steercube.analysis.per_cell.responses import (
+    MIN_LAYERS,
     Answers,
     agreement_over_items,
     generation_curve,
@@ -37,6 +36,7 @@ from steercube.cells import (
     READINGS,
 )
 from steercube.cube import CELL, STATUS, UNSTEERED
+from steercube.numerals import with_interval
 from steercube.streams import stream
 
 Array = np.ndarray
@@ -46,29 +46,29 @@ A, B, NONE = LETTERS_READ
 SELECTING_SHARE = 0.2
 """Share of the items that select the layer; the change is measured on the rest."""
 N_SELECTIONS = 5_000
-"""Random parts of the items that select; the error of their mean is 0.0006 in the study."""
+"""Random splits of the items; the error of their mean is 0.0006 in the study."""
 OF_READING = {PUBLISHED: "published", READ_ANEW: "generation"}
-"""Prefix of the variables of the cube that hold each reading."""
+"""Prefix of the cube's variables that hold each reading."""
 PLACE = (*CELL, "strength", "sample")
 
 
 def distinct_responses(cube: xr.Dataset) -> xr.Dataset:
-    """How many responses each (model, concept) has, one that stands for every layer counted once.
+    """Number of responses of each (model, concept); one shared by all layers counts once.
 
-    Empty for a cube that does not hold its responses one by one.
+    Empty for a cube without single responses.
     """
     if "response_model" not in cube:
         return xr.Dataset()
-    made = pd.crosstab(cube["response_model"].values, cube["response_concept"].values)
-    made = made.reindex(index=cube["model"].values, columns=cube["concept"].values, fill_value=0)
+    n = pd.crosstab(cube["response_model"].values, cube["response_concept"].values)
+    n = n.reindex(index=cube["model"].values, columns=cube["concept"].values, fill_value=0)
     variable = READING_VARIABLES[DISTINCT_RESPONSES]
-    return xr.Dataset({DISTINCT_RESPONSES: (variable.dims, made.to_numpy(float), variable.attrs)})
+    return xr.Dataset({DISTINCT_RESPONSES: (variable.dims, n.to_numpy(float), variable.attrs)})
 
 
 def reading_audit(
     cube: xr.Dataset, *, n_resamples: int, seed: int, confidence_level: float
 ) -> xr.Dataset:
-    """Counts and results of both readings, by READING_VARIABLES of the cells' contract.
+    """Counts and results of both readings: the READING_VARIABLES of the cells' contract.
 
     Empty for a cube without a published reading of single responses.
     """
@@ -87,24 +87,24 @@ def reading_audit(
     for name, variable in READING_VARIABLES.items():
         if name != DISTINCT_RESPONSES:
             out[name] = variable.full(out.sizes)
-    for (model, concept), of_cell in read.groupby(["model", "concept"]):
-        cell = {"model": model, "concept": concept}
-        counts = of_cell.groupby(["answer_form", "read_as", "published_as"]).size()
+    for (model, concept), responses in read.groupby(["model", "concept"]):
+        at = {"model": model, "concept": concept}
+        counts = responses.groupby(["answer_form", "read_as", "published_as"]).size()
         every = pd.MultiIndex.from_product([FORMS, LETTERS_READ, LETTERS_READ])
         shape = (len(FORMS), len(LETTERS_READ), len(LETTERS_READ))
-        out["n_readings"].loc[cell] = counts.reindex(every, fill_value=0).to_numpy().reshape(shape)
-        one = cube.sel(cell).sortby("item_id")
+        out["n_readings"].loc[at] = counts.reindex(every, fill_value=0).to_numpy().reshape(shape)
+        samples = cube.sel(at).sortby("item_id")
         for reading in READINGS:
-            # The stream of the curves, so that r read anew has the interval that it has there.
+            # The stream of `reduce._reduce_curves`, so that r has the same interval in both.
             rng = stream(f"curves of {concept}", seed=seed)
-            results = _results(one, OF_READING[reading], n_resamples, rng, confidence_level)
+            results = _results(samples, OF_READING[reading], n_resamples, rng, confidence_level)
             for name, value in results.items():
-                out[name].loc[{**cell, "reading": reading}] = value
+                out[name].loc[{**at, "reading": reading}] = value
     return out
 
 
 def _responses_read(cube: xr.Dataset) -> pd.DataFrame:
-    """One row a response that both readers saw: its cell, form, and the letter each read."""
+    """One row per response that was read both ways: its place, form and both letters."""
     if not {"published_valid", "published_match", "generation_valid"} <= set(cube):
         return pd.DataFrame()
     letters = {
@@ -120,7 +120,7 @@ def _responses_read(cube: xr.Dataset) -> pd.DataFrame:
     texts = _responses(cube)
     if not len(rows):
         return rows
-    # A response that stands for every layer is counted at the first one.
+    # A response shared by all layers is counted at the first one.
     first = rows.groupby(["model", "concept"], as_index=False)["layer"].min()
     first = texts[["model", "concept"]].merge(first, how="left")["layer"]
     texts["layer"] = texts["layer"].where(texts["layer"] != UNSTEERED, first)
@@ -128,9 +128,9 @@ def _responses_read(cube: xr.Dataset) -> pd.DataFrame:
 
 
 def _letter_read(cube: xr.Dataset, prefix: str) -> xr.DataArray:
-    """The letter of each response by one reading; NONE for no choice, "" where there is no reading.
+    """The letter of each response by one reading; NONE for no choice, "" without a reading.
 
-    An item that was asked several times holds shares instead of one reading, and has none either.
+    Repeated samples of an item leave shares rather than one reading, so these are "" too.
     """
     valid, match = (cube[f"{prefix}_{name}"] for name in ("valid", "match"))
     other = cube["letter"].copy(data=np.where(cube["letter"] == A, B, A))
@@ -140,7 +140,7 @@ def _letter_read(cube: xr.Dataset, prefix: str) -> xr.DataArray:
 
 
 def _responses(cube: xr.Dataset) -> pd.DataFrame:
-    """Where each response belongs, and its form."""
+    """Model, concept, layer, strength and sample of each response, and its form."""
     at = {name: cube[f"response_{name}"].values for name in PLACE}
     return pd.DataFrame(at | {"answer_form": list(map(form_of, cube["response_text"].values))})
 
@@ -150,7 +150,7 @@ def _results(
 ) -> dict[str, float]:
     """Largest change over layers and its correlation with the logits, by one reading.
 
-    `cube` is of one model and concept. Both readings are given equal resamples, by equal streams.
+    `cube` has one model and concept. Both readings get the same resamples, from equal streams.
     """
     ends = cube.sel(strength=[NEGATIVE, POSITIVE])
     known = ends["generation_valid"].notnull() & ends["published_valid"].notnull()
@@ -165,19 +165,19 @@ def _results(
     curve = generation_curve(answers, np.ones(len(items)))
     if not np.isfinite(curve).all():
         return {}
-    found = {
+    best = {
         "reading_best_delta": float(curve.max()),
         "reading_best_layer": float(ends["layer"].values[curve.argmax()]),
-        "reading_held_out_delta": held_out_change(answers, _selecting(len(items), rng)),
+        "reading_held_out_delta": held_out_change(answers, _selecting_items(len(items), rng)),
     }
     swept = ends.isel(layer=np.flatnonzero(ends["cell_status"] == STATUS["complete"]))
     if swept.sizes["layer"] < MIN_LAYERS:
-        return found
+        return best
     values = swept["logit_diff"].transpose("strength", "layer", "sample").values.astype(float)
     agreement = agreement_over_items(
         _answers(swept, prefix), values[1] - values[0], resamples, level
     )
-    return found | {
+    return best | {
         "reading_r": agreement.r,
         "reading_r_low": agreement.low,
         "reading_r_high": agreement.high,
@@ -193,7 +193,7 @@ def _answers(cube: xr.Dataset, prefix: str) -> Answers:
     return Answers(valid, match)
 
 
-def _selecting(n_items: int, rng: np.random.Generator) -> Array:
+def _selecting_items(n_items: int, rng: np.random.Generator) -> Array:
     """1 for a random SELECTING_SHARE of the items in each split, dims (split, item)."""
     order = rng.permuted(np.tile(np.arange(n_items), (N_SELECTIONS, 1)), axis=1)
     return (order < max(1, round(SELECTING_SHARE * n_items))).astype(float)
@@ -205,15 +205,15 @@ RESULTS = {
     "reading_best_layer": "layer of the best change",
     "reading_r": "r with the logits",
 }
-"""Results of a reading, by the name of their variable, as the table names them."""
+"""Variables of the cells with a reading's results, and their names in the table."""
 
 
 def readings(cells: xr.Dataset) -> pd.DataFrame:
-    """Who read what, and what follows: one row a count or a result, for each (model, concept).
+    """Counts and results of both readings of each (model, concept), one per row.
 
-    `responses` are the counts of the confusion matrix, over all forms of responses and for each;
-    `with a choice` those in which a reader found a letter; `misread` those in which both found one
-    and not the same, in all and by the letter that was read anew. `n` is what a count is out of.
+    `responses` are the counts of the confusion matrix, over all forms of a response and for each;
+    `with a choice` those in which a reading has a letter; `misread` those in which both have one
+    and differ, in all and by the letter read anew. `n` is the total that a count is part of.
     """
     if "n_readings" not in cells:
         return pd.DataFrame()
@@ -222,8 +222,8 @@ def readings(cells: xr.Dataset) -> pd.DataFrame:
         for concept in map(str, cells["concept"].values):
             at = {"model": model, "concept": concept}
             if cells["n_readings"].sel(at).notnull().any():
-                found = [*_count_rows(cells.sel(at)), *_result_rows(cells.sel(at))]
-                rows += [{"concept": concept, "model": model} | row for row in found]
+                audit = [*_count_rows(cells.sel(at)), *_result_rows(cells.sel(at))]
+                rows += [{"concept": concept, "model": model} | row for row in audit]
     table = pd.DataFrame(rows)
     labels = ["reading", "read_as", "published_as", "form", "interval_over"]
     return table.fillna(dict.fromkeys(labels, "")) if len(table) else table
@@ -236,26 +236,26 @@ def _count_rows(cell: xr.Dataset) -> Iterator[Row]:
     for reading, letter in {PUBLISHED: "published_as", READ_ANEW: "read_as"}.items():
         value = counts.sel({letter: [A, B]}).sum()
         yield {"statistic": "with a choice", "reading": reading, "value": int(value), "n": n}
-    of_letters = counts.sum("answer_form")
-    yield from _matrix_rows(of_letters)
-    yield _misread(of_letters)
+    by_letter = counts.sum("answer_form")
+    yield from _matrix_rows(by_letter)
+    yield _misread(by_letter)
     for letter in (A, B):
-        yield {"read_as": letter} | _misread(of_letters.sel(read_as=[letter]))
+        yield {"read_as": letter} | _misread(by_letter.sel(read_as=[letter]))
     for form in FORMS:
         yield from ({"form": form} | row for row in _matrix_rows(counts.sel(answer_form=form)))
 
 
 def _matrix_rows(counts: xr.DataArray) -> Iterator[Row]:
-    """The confusion matrix, without letters that were not read anew in any response."""
+    """The confusion matrix, without letters that `steercube.answers` never read."""
     for read_as in LETTERS_READ:
-        of = counts.sel(read_as=read_as)
-        for published_as in LETTERS_READ if of.sum() else ():
+        row = counts.sel(read_as=read_as)
+        for published_as in LETTERS_READ if row.sum() else ():
             labels = {"statistic": "responses", "read_as": read_as, "published_as": published_as}
-            yield labels | {"value": int(of.sel(published_as=published_as)), "n": int(of.sum())}
+            yield labels | {"value": int(row.sel(published_as=published_as)), "n": int(row.sum())}
 
 
 def _misread(counts: xr.DataArray) -> Row:
-    """Responses in which the published reader found the other letter, of those with a letter."""
+    """Responses published as the other letter, out of those read anew as a letter."""
     letters = [letter for letter in counts["read_as"].values if letter != NONE]
     other = {A: B, B: A}
     value = sum(int(counts.sel(read_as=one, published_as=other[one])) for one in letters)
@@ -266,10 +266,56 @@ def _misread(counts: xr.DataArray) -> Row:
 def _result_rows(cell: xr.Dataset) -> Iterator[Row]:
     for variable, name in RESULTS.items():
         for reading in READINGS:
-            of = cell.sel(reading=reading)
-            row: Row = {"statistic": name, "reading": reading, "value": float(of[variable])}
+            data = cell.sel(reading=reading)
+            row: Row = {"statistic": name, "reading": reading, "value": float(data[variable])}
             if variable == "reading_r":
-                row |= {"low": float(of["reading_r_low"]), "high": float(of["reading_r_high"])}
+                row |= {"low": float(data["reading_r_low"]), "high": float(data["reading_r_high"])}
                 row |= {"interval_over": "items"}
             if np.isfinite(row["value"]):
                 yield row
+
+
+def confusion(table: pd.DataFrame) -> pd.DataFrame:
+    """Counts of responses by the letter read anew (rows) and the published letter (columns)."""
+    return _published_across(table[table["form"] == ""], [])
+
+
+def by_form(table: pd.DataFrame) -> pd.DataFrame:
+    """The counts of `confusion` for each form of a response."""
+    counted = table[table["form"] != ""]
+    return _published_across(counted, ["form"]).rename(columns={"form": "form of the response"})
+
+
+def _published_across(table: pd.DataFrame, labels: list[str]) -> pd.DataFrame:
+    counted = table[(table["statistic"] == "responses") & (table["read_as"] != "")]
+    counts = counted.assign(
+        read_as=counted["read_as"].map(_option),
+        published_as="published: " + counted["published_as"].map(_option),
+        value=counted["value"].map("{:,.0f}".format),
+    )
+    rows = ["concept", "model", *labels, "read_as"]
+    wide = _across(counts, rows, "published_as", "value")
+    return wide.rename(columns={"read_as": "read anew"})
+
+
+def _option(letter: str) -> str:
+    return "no choice" if letter == NONE else f"({letter})"
+
+
+def results(table: pd.DataFrame) -> pd.DataFrame:
+    """Results of each reading of the same responses, one column per reading."""
+    chosen = table[(table["reading"] != "") & (table["statistic"] != "with a choice")]
+    chosen = chosen[chosen["statistic"] != "layer of the best change"]
+    shown = chosen.assign(shown=[with_interval(row) for row in chosen.to_dict("records")])
+    names = {"statistic": "result", "published": "published reading"}
+    return _across(shown, ["concept", "model", "statistic"], "reading", "shown").rename(
+        columns=names
+    )
+
+
+def _across(table: pd.DataFrame, labels: list[str], columns: str, values: str) -> pd.DataFrame:
+    """The table with one row per set of `labels` and one column per value of `columns`."""
+    wide = table.pivot_table(
+        index=labels, columns=columns, values=values, aggfunc="first", sort=False
+    )
+    return wide.rename_axis(columns=None).reset_index()

@@ -11,9 +11,9 @@ import xarray as xr
 from scipy.stats import binomtest
 
 from steercube import __version__, netcdf
-from steercube.analysis.agreement.generation import MIN_ITEMS, MIN_LAYERS
 from steercube.analysis.per_cell.bootstrap import (
     CONFIDENCE_LEVEL,
+    MIN_ITEMS,
     N_RESAMPLES,
     N_SPLITS,
     SelectedCell,
@@ -34,6 +34,7 @@ from steercube.analysis.per_cell.estimands import (
 )
 from steercube.analysis.per_cell.readings import distinct_responses, reading_audit
 from steercube.analysis.per_cell.responses import (
+    MIN_LAYERS,
     Answers,
     agreement_over_items,
     best_layer,
@@ -58,7 +59,7 @@ from steercube.cube import CELL, MODEL_VARIABLES, RATE_VARIABLES, SCORED_LETTERS
 from steercube.streams import SEED, stream
 
 N_FLIPS = 2_000
-"""Exchanges of +1 and -1 behind the null of the best generation layer."""
+"""Random exchanges of +1 and -1 for the null distribution of the best generation layer."""
 
 QUANTILES = np.round(np.linspace(0, 1, 21), 2)
 BY_LETTER = ("within_letter_d", "content_shift", "letter_shift")
@@ -72,10 +73,10 @@ def cells(
     confidence_level: float = CONFIDENCE_LEVEL,
     report: Callable[[str], None] = lambda line: None,
 ) -> xr.Dataset:
-    """The statistics of every (model, concept, layer) of `cube`, by the contract of the cells.
+    """Statistics of every (model, concept, layer) of `cube`, as the cells' contract defines them.
 
-    Items are ordered by id and each concept has a random stream of its own name, so the result
-    depends neither on the order of items nor on which other concepts the cube holds. Raises
+    Items are ordered by id and each concept has its own named random stream, so the result depends
+    neither on the order of items nor on which other concepts the cube holds. Raises
     ValueError where the cube breaks its contract or lacks the strengths -1 and +1.
     """
     check_cube(cube)
@@ -109,14 +110,14 @@ def _require_strengths(cube: xr.Dataset) -> None:
     lacking = [f"{s:+g}" for s in (NEGATIVE, POSITIVE) if s not in swept]
     if lacking:
         raise ValueError(
-            f"the cube has the strengths {swept}; effects compare +1 with -1 and it lacks "
-            f"{', '.join(lacking)}. Collect the model again with them among its --strengths, into "
+            f"the cube has the strengths {swept}; effects compare +1 with -1, and it lacks "
+            f"{', '.join(lacking)}. Collect the model again with these in --strengths, into "
             "another --out."
         )
 
 
 def _blank_cells(cube: xr.Dataset) -> xr.Dataset:
-    """Cells with nothing in them but their labels and why each is still undefined."""
+    """Cells with labels and the reason why each is undefined so far, but no statistics yet."""
     out = xr.Dataset(
         coords={
             **{dim: cube[dim].values for dim in ("model", "concept", "layer", "strength")},
@@ -161,23 +162,23 @@ def _reduce_concept(
     for model in cube["model"].values:
         run = _run(cube, model)
         if len(run.layers):
-            cell = {"model": model, "concept": concept}
-            _describe_strengths(out, run, cell)
-            _describe_layers(out, run, cell)
-            _describe_controls(out, cube, run, cell)
+            at = {"model": model, "concept": concept}
+            _describe_strengths(out, run, at)
+            _describe_layers(out, run, at)
+            _describe_controls(out, cube, run, at)
             runs[model] = run
     if not runs:
         return
     if n_items < MIN_ITEMS:
-        few = {"concept": concept, "model": list(runs)}
-        out["selected_reason"].loc[few] = REASONS["too_few_items"]
+        too_few = {"concept": concept, "model": list(runs)}
+        out["selected_reason"].loc[too_few] = REASONS["too_few_items"]
         return
     select = partial(_select, n_resamples=n_resamples, confidence_level=confidence_level)
     selected = select(runs, rng=stream(f"items of {concept}", seed=seed))
     for model, run in runs.items():
-        cell = {"model": model, "concept": concept}
-        _record_selected(out, run, selected[model], cell, confidence_level)
-        _record_steering(out, run, cell, seed)
+        at = {"model": model, "concept": concept}
+        _record_selected(out, run, selected[model], at, confidence_level)
+        _record_steering(out, run, at, seed)
     _record_covariance(out, "selected_covariance", selected, concept)
     _record_depths(out, runs, selected, concept)
     valid = cube["item_valid"].values
@@ -197,7 +198,7 @@ def _select(
     confidence_level: float,
     rng: np.random.Generator,
 ) -> dict[str, SelectedCell]:
-    """What selection did in each model's run; the models share every resample of the items."""
+    """Selected layer and effects of each model; the models share the resamples of the items."""
     n_items = len(next(iter(runs.values())).samples.letter)
     select = partial(
         select_and_estimate,
@@ -227,14 +228,14 @@ def _run(cube: xr.Dataset, model: str) -> _Run:
 
 
 def _among(run: _Run, items: Array) -> _Run:
-    """The same run over some of its items."""
+    """The run restricted to some of its items."""
     samples, letter = run.samples, run.samples.letter[items]
     return run._replace(samples=Samples(samples.values[..., items], samples.strengths, letter))
 
 
-def _describe_strengths(out: xr.Dataset, run: _Run, cell: Mapping[str, str]) -> None:
+def _describe_strengths(out: xr.Dataset, run: _Run, at: Mapping[str, str]) -> None:
     """Mean, sd, correlation and quantiles of the logit differences at every layer."""
-    where = {**cell, "layer": run.layers}
+    where = {**at, "layer": run.layers}
     values = run.samples.values
     out["mean"].loc[where] = values.mean(axis=-1)
     out["sd"].loc[where] = values.std(axis=-1, ddof=1) if values.shape[-1] > 1 else np.nan
@@ -246,11 +247,11 @@ def _describe_strengths(out: xr.Dataset, run: _Run, cell: Mapping[str, str]) -> 
     out["quantiles"].loc[where] = np.moveaxis(np.quantile(values, QUANTILES, axis=-1), 0, -1)
 
 
-def _describe_layers(out: xr.Dataset, run: _Run, cell: Mapping[str, str]) -> None:
+def _describe_layers(out: xr.Dataset, run: _Run, at: Mapping[str, str]) -> None:
     """Every estimand at every layer, or why it is undefined there."""
-    where = {**cell, "layer": run.layers}
-    everyone = np.ones(len(run.samples.letter))
-    effects = [estimand(run.samples, everyone) for estimand in ESTIMANDS.values()]
+    where = {**at, "layer": run.layers}
+    ones = np.ones(len(run.samples.letter))
+    effects = [estimand(run.samples, ones) for estimand in ESTIMANDS.values()]
     value = np.stack([effect.value for effect in effects])
     se = np.stack([effect.se for effect in effects])
     reason = np.stack(
@@ -262,25 +263,23 @@ def _describe_layers(out: xr.Dataset, run: _Run, cell: Mapping[str, str]) -> Non
     out["reason"].loc[where] = reason
 
 
-def _describe_controls(
-    out: xr.Dataset, cube: xr.Dataset, run: _Run, cell: Mapping[str, str]
-) -> None:
-    """Every estimand of the control directions, where the vector itself has it."""
-    where = {**cell, "layer": run.layers}
+def _describe_controls(out: xr.Dataset, cube: xr.Dataset, run: _Run, at: Mapping[str, str]) -> None:
+    """Every estimand of the control directions, where the concept's own vector has it."""
+    where = {**at, "layer": run.layers}
     for name, variable in CONTROL_VARIABLES.items():
         swept = f"logit_diff_{name.removeprefix('estimate_')}"
         if swept not in cube:
             continue
         if name not in out:
             out[name] = variable.full(out.sizes)
-        layers = cube[swept].sel(model=cell["model"], layer=run.layers)
+        layers = cube[swept].sel(model=at["model"], layer=run.layers)
         values = layers.transpose("layer", "strength", "sample").values.astype(float)
         samples = replace(run.samples, values=values)
-        everyone = np.ones(len(samples.letter))
-        found = np.stack([f(samples, everyone).value for f in ESTIMANDS.values()])
-        has_value = out["estimate"].loc[where].notnull().values & np.isfinite(found)
+        ones = np.ones(len(samples.letter))
+        value = np.stack([f(samples, ones).value for f in ESTIMANDS.values()])
+        has_value = out["estimate"].loc[where].notnull().values & np.isfinite(value)
         has_value &= np.isfinite(values).all(axis=(1, 2))
-        out[name].loc[where] = np.where(has_value, found, np.nan)
+        out[name].loc[where] = np.where(has_value, value, np.nan)
 
 
 _WITHOUT_VALUE = [REASONS[name] for name in ("too_few_items", "no_baseline", "one_letter")]
@@ -300,11 +299,11 @@ def _reason(name: str, samples: Samples, value: Array, se: Array) -> Array:
 
 
 def _describe_valid_layers(out: xr.Dataset, runs: Mapping[str, _Run], concept: str) -> None:
-    """Every estimand at every layer over the valid items, where all of them have it."""
+    """Every estimand at every layer over valid items, where it is defined over all items."""
     for model, run in runs.items():
         where = {"model": model, "concept": concept, "layer": run.layers}
-        everyone = np.ones(len(run.samples.letter))
-        value = np.stack([estimand(run.samples, everyone).value for estimand in ESTIMANDS.values()])
+        ones = np.ones(len(run.samples.letter))
+        value = np.stack([estimand(run.samples, ones).value for estimand in ESTIMANDS.values()])
         has_value = out["estimate"].loc[where].notnull().values & np.isfinite(value)
         out["valid_estimate"].loc[where] = np.where(has_value, value, np.nan)
 
@@ -313,12 +312,12 @@ def _record_valid(
     out: xr.Dataset, runs: Mapping[str, _Run], selected: Mapping[str, SelectedCell], concept: str
 ) -> None:
     for model, run in runs.items():
-        cell = {"model": model, "concept": concept}
-        found = selected[model]
-        effects = list(found.effects.values())
-        out["valid_selected_layer"].loc[cell] = run.layers[found.layer]
-        out["valid_selected_estimate"].loc[cell] = [effect.apparent for effect in effects]
-        out["valid_selected_optimism"].loc[cell] = [effect.optimism for effect in effects]
+        at = {"model": model, "concept": concept}
+        chosen = selected[model]
+        effects = list(chosen.effects.values())
+        out["valid_selected_layer"].loc[at] = run.layers[chosen.layer]
+        out["valid_selected_estimate"].loc[at] = [effect.apparent for effect in effects]
+        out["valid_selected_optimism"].loc[at] = [effect.optimism for effect in effects]
     _record_covariance(out, "valid_selected_covariance", selected, concept)
 
 
@@ -326,23 +325,23 @@ def _record_selected(
     out: xr.Dataset,
     run: _Run,
     chosen: SelectedCell,
-    cell: Mapping[str, str],
+    at: Mapping[str, str],
     confidence_level: float,
 ) -> None:
     layer = run.layers[chosen.layer]
-    at_layer = out[["estimate", "standard_error", "reason"]].sel({**cell, "layer": layer})
+    at_layer = out[["estimate", "standard_error", "reason"]].sel({**at, "layer": layer})
     effects = list(chosen.effects.values())
     low, high = (np.array([getattr(effect, end) for effect in effects]) for end in ("low", "high"))
-    # A share near 0 or 1 has no usable standard error, so its interval is Wilson's, which knows
-    # nothing of the selection.
+    # A share near 0 or 1 has no usable standard error, so its interval is Wilson's, which ignores
+    # the selection of the layer.
     share = list(ESTIMANDS).index("anti_steerable_share")
     low[share], high[share] = _wilson(
         at_layer["estimate"].values[share], len(run.samples.letter), confidence_level
     )
     reason = at_layer["reason"].values
     unstable = (reason == REASONS["defined"]) & ~np.isfinite(low)
-    out["selected_layer"].loc[cell] = layer
-    out["selection_frequency"].loc[{**cell, "layer": run.layers}] = chosen.frequency
+    out["selected_layer"].loc[at] = layer
+    out["selection_frequency"].loc[{**at, "layer": run.layers}] = chosen.frequency
     fields = {
         "selected_estimate": at_layer["estimate"].values,
         "selected_se": at_layer["standard_error"].values,
@@ -353,14 +352,14 @@ def _record_selected(
         "selected_reason": np.where(unstable, REASONS["unstable"], reason),
     }
     for name, values in fields.items():
-        out[name].loc[cell] = values
+        out[name].loc[at] = values
 
 
-def _record_steering(out: xr.Dataset, run: _Run, cell: Mapping[str, str], seed: int) -> None:
-    rng = stream(f"signs of {cell['model']} on {cell['concept']}", seed=seed)
+def _record_steering(out: xr.Dataset, run: _Run, at: Mapping[str, str], seed: int) -> None:
+    rng = stream(f"signs of {at['model']} on {at['concept']}", seed=seed)
     tested = sign_flip_test(run.samples, rng)
-    out["steers_p"].loc[cell] = tested.p
-    out["steers_other_way_p"].loc[cell] = tested.p_other_way
+    out["steers_p"].loc[at] = tested.p
+    out["steers_other_way_p"].loc[at] = tested.p_other_way
 
 
 def _wilson(share: float, n_items: int, confidence_level: float) -> tuple[float, float]:
@@ -386,11 +385,11 @@ def _record_covariance(
 def _record_depths(
     out: xr.Dataset, runs: Mapping[str, _Run], selected: Mapping[str, SelectedCell], concept: str
 ) -> None:
-    """How the place of the effect varies with the items: selected depth, and depth centroid."""
+    """Covariance over items of the selected depth and of the depth centroid."""
     models = out["model"].values
     places: dict[str, Callable[[_Run, SelectedCell], Array]] = {
-        "selected_depth_covariance": lambda run, found: run.depth[found.chosen],
-        "depth_centroid_covariance": lambda run, found: centroid(found.delta, run.depth),
+        "selected_depth_covariance": lambda run, choice: run.depth[choice.chosen],
+        "depth_centroid_covariance": lambda run, choice: centroid(choice.delta, run.depth),
     }
     for name, place in places.items():
         drawn = [place(runs[m], selected[m]) if m in selected else None for m in models]
@@ -400,7 +399,7 @@ def _record_depths(
 def _reduce_generation(
     out: xr.Dataset, cube: xr.Dataset, *, n_resamples: int, seed: int, confidence_level: float
 ) -> None:
-    """Rates as published or counted from the responses, and what items say of the curves."""
+    """Generation rates, published or counted from responses, and statistics of their curves."""
     for name in RATE_VARIABLES:
         if name in cube:
             out[name] = cube[name].transpose(*RATE_VARIABLES[name].dims)
@@ -453,7 +452,7 @@ def _count_responses(out: xr.Dataset, cube: xr.Dataset) -> None:
 
 
 def _repeats(cube: xr.Dataset) -> xr.DataArray:
-    """Responses of each model to an item in a cell."""
+    """Number of responses per item at each layer and strength, dims (model,)."""
     models = cube["model"].values
     if "response_repeat" not in cube:
         return xr.DataArray(np.ones(len(models)), coords={"model": models}, dims="model")
@@ -472,12 +471,12 @@ def _reduce_curves(
 ) -> None:
     """Reliability of both curves and their agreement, for one model and concept.
 
-    Over the items that answered, or over all of them where a rate is all that is known. `rng` is of
-    the concept, so that models that answered the same items are resampled together.
+    Over the items with responses, or over all items where only rates are known. `rng` depends on
+    the concept alone, so models with the same items share their resamples.
     """
-    cell = {"model": cube["model"].item(), "concept": cube["concept"].item()}
+    at = {"model": cube["model"].item(), "concept": cube["concept"].item()}
     ends = {"strength": [NEGATIVE, POSITIVE]}
-    has_rate = out["generation_rate"].sel(cell).sel(ends).notnull().all("strength")
+    has_rate = out["generation_rate"].sel(at).sel(ends).notnull().all("strength")
     swept = np.flatnonzero((cube["cell_status"] == STATUS["complete"]) & has_rate)
     cube = cube.isel(layer=swept)
     answers = _answers(cube.sel(ends))
@@ -486,7 +485,7 @@ def _reduce_curves(
         answers = _answers(cube.sel(ends))
     n_items = cube.sizes["sample"]
     if answers is not None:
-        out["n_response_items"].loc[cell] = n_items
+        out["n_response_items"].loc[at] = n_items
     if len(swept) < MIN_LAYERS or n_items < MIN_ITEMS:
         return
     resamples = resample_weights(n_items, n_resamples, rng)
@@ -494,16 +493,16 @@ def _reduce_curves(
     flips = rng.choice([-1.0, 1.0], (N_FLIPS, n_items))
     values = cube["logit_diff"].transpose("strength", "layer", "sample").astype(float)
     shift = values.sel(strength=POSITIVE).values - values.sel(strength=NEGATIVE).values
-    found = {
+    statistics = {
         "logit_reliability": split_half_reliability(
             logit_curve(shift, halves), logit_curve(shift, 1 - halves)
         )
     }
     if answers is not None:
-        where = {**cell, "layer": cube["layer"].values}
+        where = {**at, "layer": cube["layer"].values}
         out["answered_delta"].loc[where] = logit_curve(shift, np.ones(n_items))
         agreement = agreement_over_items(answers, shift, resamples, confidence_level)
-        found |= {
+        statistics |= {
             "response_r": agreement.r,
             "response_r_low": agreement.low,
             "response_r_high": agreement.high,
@@ -517,19 +516,19 @@ def _reduce_curves(
         }
         best = best_layer(answers, halves, flips)
         if best is not None:
-            found |= {
+            statistics |= {
                 "best_response_layer": float(cube["layer"].values[best.index]),
                 "best_response_delta": best.value,
                 "best_response_null": best.expected_under_null,
                 "best_response_p": best.p_value,
                 "best_response_split_half": best.split_half,
             }
-    for name, value in found.items():
-        out[name].loc[cell] = value
+    for name, value in statistics.items():
+        out[name].loc[at] = value
 
 
 def _answers(cube: xr.Dataset) -> Answers | None:
-    """Shares at -1 and +1 where any item has them."""
+    """Valid and matching shares at -1 and +1; None if no item has them."""
     if "generation_valid" not in cube or not cube["generation_valid"].notnull().any():
         return None
     order = ("strength", "layer", "sample")

@@ -1,9 +1,9 @@
-r"""Stage one of generation: from each item's answers to rates, curves and what noise does to them.
+r"""Stage one of generated answers: from each item's answers to rates, and curves with their noise.
 
-Notation: item i answers validly with the share $v_i^s$ at strength s, and of its valid answers the
-share $m_i^s$ matches. The rate at a layer is $g^s = \sum w_i v_i^s m_i^s / \sum w_i v_i^s$ and its
-curve over layers $g^{+1} - g^{-1}$; the logit curve is the mean shift, as in `effects`. Items that
-are drawn, halved or flipped are the same for both curves and for all layers.
+Notation: at strength s a share $v_i^s$ of item i's answers is valid, and a share $m_i^s$ of those
+matches. The rate at a layer is $g^s = \sum w_i v_i^s m_i^s / \sum w_i v_i^s$ and its curve over
+layers $g^{+1} - g^{-1}$; the logit curve is the mean shift, `estimands.delta`. Resamples, halves
+and flips of items are the same for both curves and for all layers.
 """
 
 from dataclasses import dataclass
@@ -14,8 +14,10 @@ from scipy import stats
 from steercube.analysis.agreement.curves import Array, correlation, fisher_z, spearman_brown
 from steercube.analysis.per_cell.bootstrap import MAX_UNDEFINED
 
+MIN_LAYERS = 4
+"""Fewest layers for which the shape of a curve is meaningful."""
 MAX_SHAPELESS = 0.1
-"""Share of resamples whose curves may have no shape beyond noise, before an interval is refused."""
+"""Largest share of resamples without variance beyond noise before an interval is refused."""
 
 
 @dataclass(frozen=True)
@@ -48,11 +50,11 @@ def logit_curve(shift: Array, weights: Array) -> Array:
 
 @dataclass(frozen=True)
 class CurveAgreement:
-    """Two answers to how alike the curves are, each with its interval over items.
+    """Two correlations of the curves, each with its interval over items.
 
-    `r` is of the curves as measured, and estimates what so many other items would give: noise pulls
-    it towards 0. `z_error` is the error of its Fisher z. `noise_free` estimates r of the curves
-    that endless items would give.
+    `r` is of the curves as measured, and estimates r for as many other items: noise pulls it
+    towards 0. `z_error` is the error of its Fisher z. `noise_free` estimates r of the curves that
+    infinitely many items would give.
     """
 
     r: float
@@ -67,33 +69,33 @@ class CurveAgreement:
 def agreement_over_items(
     answers: Answers, shift: Array, resamples: Array, confidence_level: float
 ) -> CurveAgreement:
-    r"""r of logit and generation curve, as measured and free of the items' noise.
+    r"""r of logit and generation curve, as measured and corrected for noise from the items.
 
     With $S_{xx}, S_{yy}, S_{xy}$ the sums of squares and products over layers, around the curves'
-    means, and N what resampling adds to them on average (their noise, also what both curves
+    means, and N the mean increase in each by resampling (the noise, including what both curves
     share):
 
         r = S_xy / sqrt(S_xx S_yy),     interval  tanh(z -+ q sd(z*)),
         r_free = (S_xy - N_xy) / sqrt((S_xx - N_xx) (S_yy - N_yy)).
 
-    A resample has the noise twice, so there 2 N is taken off; the interval of r_free is that of
-    the quantiles over resamples, cut to [-1, 1]. In simulation it covers 90 to 99% (nominal 95;
-    88% for 20 items), while r's own interval, which covers what other such samples would give in 89
-    to 95% (83% for 20 items), is none for r_free at all. NaN where more than MAX_SHAPELESS of
-    the resamples have no shape left beyond their noise; r_free of a curve that has none is NaN too.
+    A resample contains the noise twice, so 2 N is subtracted from it; the interval of r_free is
+    from quantiles over resamples, cut to [-1, 1]. In simulation it covers 90 to 99% (nominal 95;
+    88% for 20 items). The interval of r covers r of other samples of this size in 89 to 95% (83%
+    for 20 items) and is not valid for r_free. The interval of r_free is NaN if more than
+    MAX_SHAPELESS of the resamples have no variance beyond noise, r_free if a curve has none.
     """
-    everyone, n_items = np.ones(shift.shape[-1]), shift.shape[-1]
-    seen = _moments(logit_curve(shift, everyone), generation_curve(answers, everyone))
+    ones, n_items = np.ones(shift.shape[-1]), shift.shape[-1]
+    observed = _moments(logit_curve(shift, ones), generation_curve(answers, ones))
     star = _moments(logit_curve(shift, resamples), generation_curve(answers, resamples))
     star = star[:, np.isfinite(star).all(axis=0)]
-    r, r_star = _ratio(seen), _ratio(star)
+    r, r_star = _ratio(observed), _ratio(star)
     if not np.isfinite(r) or np.isfinite(r_star).sum() < (1 - MAX_UNDEFINED) * len(resamples):
         return CurveAgreement(float(r), *[np.nan] * 6)
     z, z_error = fisher_z(r), np.nanstd(fisher_z(r_star), ddof=1)
     low, high = np.tanh(z + z_error * np.array(stats.norm.interval(confidence_level)))
-    # A sample's own variances are (n - 1) / n of the population's, in one resample and in all.
-    noise = (star.mean(axis=1) - seen) * n_items / (n_items - 1)
-    free, free_star = _ratio(seen - noise), _ratio(star - 2 * noise[:, None])
+    # Resampling n items shows only (n - 1) / n of the variance between samples.
+    noise = (star.mean(axis=1) - observed) * n_items / (n_items - 1)
+    free, free_star = _ratio(observed - noise), _ratio(star - 2 * noise[:, None])
     free_low, free_high = np.nan, np.nan
     if np.isfinite(free) and np.isnan(free_star).mean() <= MAX_SHAPELESS:
         tail = (1 - confidence_level) / 2
@@ -119,8 +121,8 @@ def _ratio(moments: Array) -> Array:
 def split_half_reliability(of_half: Array, of_other: Array) -> float:
     """Spearman-Brown reliability of a curve from its two halves, dims (split, layer) each.
 
-    The mean over splits of the halves' correlation, stepped up to all items; 0 where the halves do
-    not agree at all. NaN where it is undefined in more than MAX_UNDEFINED of the splits.
+    The mean over splits of the halves' correlation, stepped up to all items; 0 where that mean is
+    negative. NaN where it is undefined in more than MAX_UNDEFINED of the splits.
     """
     r = correlation(of_half, of_other)
     defined = np.isfinite(r)
@@ -131,11 +133,11 @@ def split_half_reliability(of_half: Array, of_other: Array) -> float:
 
 @dataclass(frozen=True)
 class BestLayer:
-    """The largest value of the generation curve, and what selection does to it.
+    """The largest value of the generation curve, its null distribution and its held-out value.
 
-    `index` of the layer, its `value`; `expected_under_null`, what the largest value would average
-    without an effect; `p_value`, how often it would be as large; `split_half`, the mean of what one
-    half of the items shows at the layer that the other half selects.
+    `index` and `value` of the layer; `expected_under_null`, the mean largest value without an
+    effect; `p_value`, how often it would be as large; `split_half`, the mean value on one half of
+    the items at the layer selected on the other half.
     """
 
     index: int
@@ -146,7 +148,7 @@ class BestLayer:
 
 
 def best_layer(answers: Answers, halves: Array, flips: Array) -> BestLayer | None:
-    """The best generation layer with its null and its cross-validated value.
+    """The best generation layer with its null distribution and its held-out value.
 
     None where so few answers are valid that a rate is undefined in the sample or in more than
     MAX_UNDEFINED of the exchanges.

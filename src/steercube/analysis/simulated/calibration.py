@@ -1,10 +1,10 @@
-r"""Are the intervals what they say? Coverage, false alarms and recovery on simulated sweeps.
+r"""Do intervals have their nominal coverage? Coverage, false alarms, recovery on simulated sweeps.
 
 Sweeps of the study's shape are simulated with a known training effect, variance components, letter
 preference and selection of layers, go through stage one, and every method of
 `steercube.analysis.over_models.training` gives its interval. Simulation-based calibration (Talts et
 al. 2018, arXiv:1804.06788) checks the exact posterior itself: truths drawn from its prior must have
-ranks that are uniform. What other statistics achieve is in
+ranks that are uniform. Other statistics are simulated in
 `steercube.analysis.simulated.operating`.
 """
 
@@ -15,14 +15,15 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-import xarray as xr
 from scipy import stats
 
-from steercube.analysis.over_models.means import level_of
-from steercube.analysis.over_models.posterior import PRIOR, TERMS, CellEffects, cell_effects, fit
+from steercube.analysis.over_models.cell_effects import TERMS, CellEffects, cell_effects
+from steercube.analysis.over_models.posterior import PRIOR, fit
 from steercube.analysis.over_models.training import by_method
 from steercube.analysis.simulated.operating import operating_characteristics
 from steercube.analysis.simulated.sweeps import Scenario, prior_cells, simulate
+from steercube.analysis.view import Study
+from steercube.estimate import SIGNIFICANT
 from steercube.streams import stream
 
 SCENARIOS = (
@@ -33,29 +34,28 @@ SCENARIOS = (
     Scenario(training=0.0, sd_model=0.2, uneven=2.0),
 )
 N_INTENDED = 4
-"""The first so many are those that the interval is made for; the others, with half as many sweeps,
-show what it does elsewhere."""
+"""The first N_INTENDED scenarios are those that the interval is designed for; the others, with half
+as many sweeps, show how it does elsewhere."""
 
 N_SIMULATIONS = 1_000
 N_RESAMPLES = 1_000
-SIGNIFICANT = 0.05
-METHOD = ["method", "takes_as_random", "adjusted"]
+METHOD = ["method", "random_effects", "covariates"]
 TRUTH = ["training", "sd_model", "scale", "uneven"]
 PARTS = ("coverage", "sbc", "operating")
-"""What can be simulated by itself; `coverage` makes the table `recovery` too."""
+"""Parts that can be simulated alone; `coverage` makes the table `recovery` too."""
 
 Row = dict[str, Any]
 
 
 def calibrate(
-    cells: xr.Dataset,
+    study: Study,
     *,
     n_simulations: int = N_SIMULATIONS,
     n_workers: int = 2,
     only: Collection[str] = PARTS,
     report: Callable[[str], None] = print,
 ) -> dict[str, pd.DataFrame]:
-    """Tables `coverage`, `recovery`, `sbc` and `operating`, or those of the PARTS named in `only`.
+    """Tables `coverage`, `recovery`, `sbc` and `operating`, or those that the parts in `only` make.
 
     They are the same whatever the number of workers. Raises ValueError for a name that is no part.
     """
@@ -65,21 +65,21 @@ def calibrate(
     with ProcessPoolExecutor(n_workers) as pool:
         in_chunks = partial(pool.map, chunksize=5)
         if "coverage" in only:
-            tables |= _training_effects(cells, n_simulations, in_chunks, report)
+            tables |= _training_effects(study, n_simulations, in_chunks, report)
         if "sbc" in only:
             report(f"{n_simulations} truths from the prior")
-            one_rank = partial(_ranks, cell_effects(cells), int(cells.attrs["seed"]))
+            one_rank = partial(_ranks, cell_effects(study), study.seed)
             ranks = list(in_chunks(one_rank, range(n_simulations)))
             tables["sbc"] = uniformity(pd.DataFrame(ranks))
         if "operating" in only:
             tables["operating"] = operating_characteristics(
-                cells, n_simulations=n_simulations, map_numbers=in_chunks, report=report
+                study, n_simulations=n_simulations, map_numbers=in_chunks, report=report
             )
     return tables
 
 
 def _training_effects(
-    cells: xr.Dataset,
+    study: Study,
     n_simulations: int,
     map_numbers: Callable[..., Any],
     report: Callable[[str], None],
@@ -90,29 +90,34 @@ def _training_effects(
     for number, scenario in enumerate(SCENARIOS):
         n_sweeps = n_simulations if number < N_INTENDED else -(-n_simulations // 2)
         report(f"{n_sweeps} sweeps of {scenario}")
-        one = partial(_one_sweep, cells, scenario, int(cells.attrs["seed"]))
+        one = partial(_one_sweep, study, scenario)
         for of_effect, of_sds in map_numbers(one, range(n_sweeps)):
             intervals += of_effect
             sds += of_sds
     return {
         "coverage": coverage(pd.DataFrame(intervals)),
-        "recovery": recovery(pd.DataFrame(sds)),
+        "recovery": recovery(pd.DataFrame(sds), study.level),
     }
 
 
-def _one_sweep(
-    cells: xr.Dataset, scenario: Scenario, seed: int, number: int
-) -> tuple[list[Row], list[Row]]:
-    """Every method's interval of b_training, and the sds of the primary fit, in one sweep."""
-    rng = stream(f"sweep {number} of {scenario}", seed=seed)
-    effects = simulate(cells, scenario, rng).effects
-    level = level_of(cells)
+def _one_sweep(study: Study, scenario: Scenario, number: int) -> tuple[list[Row], list[Row]]:
+    """Every method's interval of b_contrast, and the sds of the primary fit, in one sweep."""
+    assert study.contrast is not None
+    rng = study.stream(f"sweep {number} of {scenario}")
+    effects = simulate(study, scenario, rng).effects
+    fits = by_method(
+        effects,
+        by=study.contrast.by,
+        level=study.level,
+        seed=study.seed + number,
+        n_resamples=N_RESAMPLES,
+    )
     truth = {name: getattr(scenario, name) for name in TRUTH}
     intervals = [
         truth
-        | {name: getattr(found, name) for name in METHOD}
-        | {name: getattr(found, name) for name in ("estimate", "low", "high", "p_value")}
-        for found in by_method(effects, level=level, seed=seed + number, n_resamples=N_RESAMPLES)
+        | {name: getattr(effect, name) for name in METHOD}
+        | {name: getattr(effect, name) for name in ("estimate", "low", "high", "p_value")}
+        for effect in fits
     ]
     posterior = fit(effects, terms=TERMS)
     sds = [
@@ -145,16 +150,16 @@ def coverage(intervals: pd.DataFrame) -> pd.DataFrame:
         bias=intervals["estimate"] - intervals["training"],
     )
     groups = table.groupby([*TRUTH, *METHOD], sort=False)
-    found = groups[["coverage", "rejected", "width", "bias"]].mean()
+    means = groups[["coverage", "rejected", "width", "bias"]].mean()
     n = groups.size()
-    share = found["coverage"]
-    found.insert(1, "standard_error", np.sqrt(share * (1 - share) / n))
-    return found.assign(n_simulations=n).reset_index()
+    share = means["coverage"]
+    means.insert(1, "standard_error", np.sqrt(share * (1 - share) / n))
+    return means.assign(n_simulations=n).reset_index()
 
 
-def recovery(sds: pd.DataFrame) -> pd.DataFrame:
+def recovery(sds: pd.DataFrame, level: float = 0.95) -> pd.DataFrame:
     """Per scenario and sd: the truth, the median's mean and spread, and the interval's coverage."""
-    tail = SIGNIFICANT / 2
+    tail = (1 - level) / 2
     covered = sds["below"].between(tail, 1 - tail).astype(float)
     groups = sds.assign(coverage=covered).groupby([*TRUTH, "component"], sort=False)
     return pd.DataFrame(
@@ -169,7 +174,7 @@ def recovery(sds: pd.DataFrame) -> pd.DataFrame:
 
 
 def _ranks(effects: CellEffects, seed: int, number: int) -> Row:
-    """Where truths drawn from the prior lie in their posterior, as shares."""
+    """Posterior ranks, as shares, of the parameters of one truth drawn from the prior."""
     rng = stream(f"truth {number} from the prior", seed=seed)
     drawn, truth = prior_cells(effects, PRIOR, rng)
     posterior = fit(drawn, terms=TERMS)

@@ -1,10 +1,10 @@
-r"""How often intervals hold the truth and tests reject, for each statistic that a text rests on.
+r"""How often intervals cover the truth and tests reject, for each statistic that texts depend on.
 
 Every entry of `SIMULATIONS` simulates data of the study's shape with a known truth, applies one
-statistic as the analysis does, and says whether the interval held the truth or the test rejected.
-`coverage` should be the confidence level and `false alarms` the level of the test; `power` is how
-often something that is there is found. The coverage of the training effect in Cohen's d, by every
-method, is in `steercube.analysis.simulated.calibration`.
+statistic as the analysis does, and says whether the interval covered the truth or the test
+rejected. `coverage` should be the confidence level and `false alarms` the level of the test;
+`power` is how often a true effect is detected. The coverage of the training effect in Cohen's d,
+by every method, is in `steercube.analysis.simulated.calibration`.
 """
 
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
@@ -18,18 +18,10 @@ import xarray as xr
 
 from steercube.analysis.agreement.agreement import model_agreement
 from steercube.analysis.agreement.generation import best_generation_excess, layer_curves
+from steercube.analysis.over_models.cell_effects import OUTCOMES, CellEffects, primary_terms
 from steercube.analysis.over_models.concordance import WITHIN, concept_test, share_of_variance
-from steercube.analysis.over_models.contrasts import slope_over_models, two_sample_t
-from steercube.analysis.over_models.means import best_effects, level_of
-from steercube.analysis.over_models.posterior import (
-    OUTCOMES,
-    CellEffects,
-    compared_models,
-    fit,
-    predictors_of,
-    primary_terms,
-)
-from steercube.analysis.over_models.questions import deviation
+from steercube.analysis.over_models.contrasts import slope, two_sample_t
+from steercube.analysis.over_models.posterior import Posterior, fit
 from steercube.analysis.per_cell.bootstrap import (
     centroid,
     deltas,
@@ -38,11 +30,12 @@ from steercube.analysis.per_cell.bootstrap import (
 )
 from steercube.analysis.simulated.steering import SCENARIOS as STEERED
 from steercube.analysis.simulated.steering import Steered, said_to_steer
-from steercube.analysis.simulated.sweeps import Scenario, Truth, between_cells, draw, simulate
+from steercube.analysis.simulated.sweeps import Scenario, Shape, Truth, draw, simulate
+from steercube.analysis.view import Study
+from steercube.estimate import SIGNIFICANT
 from steercube.streams import stream
 
 COVERAGE, FALSE_ALARMS, POWER = "coverage", "false alarms", "power"
-SIGNIFICANT = 0.05
 N_DRAWS = 499
 """Draws of the null in each simulated test of concepts."""
 
@@ -50,7 +43,7 @@ Map = Callable[[Callable[[int], "list[Hit]"], Iterable[int]], Iterable["list[Hit
 
 
 class Hit(NamedTuple):
-    """Whether an interval held the truth, or a test rejected; a share where there were several."""
+    """Whether an interval covered the truth, or a test rejected; a share if there were several."""
 
     statistic: str
     measure: str
@@ -59,14 +52,14 @@ class Hit(NamedTuple):
 
 @dataclass(frozen=True)
 class Simulation:
-    """`once(cells, scenario, rng)` simulates and judges; `scenarios` by the names a text uses."""
+    """`once(study, scenario, rng)` simulates and judges; `scenarios` by the names a text uses."""
 
     scenarios: Mapping[str, Any]
-    once: Callable[[xr.Dataset, Any, np.random.Generator], Iterator[Hit]]
+    once: Callable[[Study, Any, np.random.Generator], Iterator[Hit]]
 
 
 def operating_characteristics(
-    cells: xr.Dataset,
+    study: Study,
     *,
     n_simulations: int,
     only: Collection[str] | None = None,
@@ -84,37 +77,36 @@ def operating_characteristics(
             continue
         for scenario in simulation.scenarios:
             report(f"{n_simulations} simulations of {name}: {scenario}")
-            once = partial(simulated, cells, name, scenario)
+            once = partial(simulated, study, name, scenario)
             hits = [hit for hits in map_numbers(once, range(n_simulations)) for hit in hits]
-            rows += _rows(hits, scenario, level_of(cells))
+            rows += _rows(hits, scenario, study.level)
     return pd.DataFrame(rows)
 
 
-def simulated(cells: xr.Dataset, name: str, scenario: str, number: int) -> list[Hit]:
+def simulated(study: Study, name: str, scenario: str, number: int) -> list[Hit]:
     """The hits of one numbered simulation, the same in whatever order they are made."""
-    seed = int(cells.attrs["seed"])
-    rng = stream(f"simulation {number} of {name}, {scenario}", seed=seed)
+    rng = study.stream(f"simulation {number} of {name}, {scenario}")
     simulation = SIMULATIONS[name]
-    return list(simulation.once(cells, simulation.scenarios[scenario], rng))
+    return list(simulation.once(study, simulation.scenarios[scenario], rng))
 
 
 def _rows(hits: Iterable[Hit], scenario: str, level: float) -> Iterator[dict[str, Any]]:
     nominal = {COVERAGE: level, FALSE_ALARMS: SIGNIFICANT, POWER: np.nan}
     table = pd.DataFrame(hits, columns=Hit._fields).dropna()
-    for (statistic, measure), of in table.groupby(["statistic", "measure"], sort=False)["value"]:
+    for (statistic, measure), group in table.groupby(["statistic", "measure"], sort=False)["value"]:
         yield {
             "statistic": statistic,
             "scenario": scenario,
             "measure": measure,
             "nominal": nominal[measure],
-            "achieved": of.mean(),
-            "standard_error": _standard_error(of.to_numpy()),
-            "n_simulations": len(of),
+            "achieved": group.mean(),
+            "standard_error": _standard_error(group.to_numpy()),
+            "n_simulations": len(group),
         }
 
 
 def _standard_error(hits: np.ndarray) -> float:
-    """Of the mean; where all are alike, that of a share with one hit and one miss added."""
+    """Standard error of the mean; if all are equal, of a share with one hit and one miss added."""
     spread = float(hits.std())
     if not spread:
         share = (hits.sum() + 1) / (len(hits) + 2)
@@ -123,54 +115,56 @@ def _standard_error(hits: np.ndarray) -> float:
 
 
 def _held(low: float, high: float, truth: float) -> float:
-    """1 where the interval holds the truth, 0 where it does not; NaN without an interval."""
+    """1 if the interval covers the truth, 0 if it does not; NaN without an interval."""
     return float(low <= truth <= high) if np.isfinite([low, high]).all() else np.nan
 
 
-def concepts_once(cells: xr.Dataset, scenario: Scenario, rng: np.random.Generator) -> Iterator[Hit]:
-    """Do models rank the concepts alike: the test, and the interval of the share."""
-    effects = simulate(cells, scenario, rng).effects
+def concepts_once(study: Study, scenario: Scenario, rng: np.random.Generator) -> Iterator[Hit]:
+    """The test of whether models rank concepts alike, and the interval of the shared variance."""
+    effects = simulate(study, scenario, rng).effects
     p = concept_test(effects, rng, n_draws=N_DRAWS).p_value
     measure = POWER if scenario.sd_concept else FALSE_ALARMS
     yield Hit("common ranking of concepts", measure, float(p <= SIGNIFICANT))
     if scenario.sd_concept:
-        posterior = fit(effects, terms=primary_terms(effects))
-        low, _, high = share_of_variance(posterior, "sd_concept", WITHIN, level_of(cells))
+        posterior = _fitted(effects)
+        low, _, high = share_of_variance(posterior, "sd_concept", WITHIN, study.level)
         variance = scenario.sd_concept**2
         truth = variance / (variance + scenario.sd_cell**2)
         yield Hit("share of variance common to models", COVERAGE, _held(low, high, truth))
 
 
-def deviations_once(
-    cells: xr.Dataset, scenario: Scenario, rng: np.random.Generator
-) -> Iterator[Hit]:
-    """What a model deviates by: of each model, and of the one with the lowest average."""
-    sweep = simulate(cells, scenario, rng)
+def deviations_once(study: Study, scenario: Scenario, rng: np.random.Generator) -> Iterator[Hit]:
+    """Coverage of a model's deviation: of each model, and of the one with the lowest average."""
+    sweep = simulate(study, scenario, rng)
     effects = sweep.effects
-    posterior = fit(effects, terms=primary_terms(effects))
+    posterior = _fitted(effects)
     held = []
     for model, truth in zip(effects.models, sweep.deviation, strict=True):
-        low, _, high = deviation(posterior, model, level_of(cells))
+        low, _, high = posterior.interval(f"u of {model}", study.level)
         held.append(_held(low, high, truth))
     means = [effects.value[effects.model == at].mean() for at in range(len(held))]
     yield Hit("deviation of a model", COVERAGE, float(np.mean(held)))
     yield Hit("deviation of the lowest model", COVERAGE, held[int(np.argmin(means))])
 
 
-def slopes_once(cells: xr.Dataset, scenario: Scenario, rng: np.random.Generator) -> Iterator[Hit]:
+def slopes_once(study: Study, scenario: Scenario, rng: np.random.Generator) -> Iterator[Hit]:
     """The slope on size: of each concept by least squares, and of all by the hierarchical model."""
-    sweep = simulate(cells, scenario, rng)
-    effects, level = sweep.effects, level_of(cells)
+    sweep = simulate(study, scenario, rng)
+    effects = sweep.effects
     held = []
     for at in range(len(effects.concepts)):
-        of = effects.concept == at
-        sizes = effects.predictors["scale"][effects.model[of]]
-        slope = slope_over_models(sizes, sweep.apparent[of], level)
-        held.append(_held(slope.low, slope.high, scenario.scale))
+        cells = effects.concept == at
+        sizes = effects.predictors["scale"][effects.model[cells]]
+        fitted = slope(sizes, sweep.apparent[cells], study.level)
+        held.append(_held(fitted.low, fitted.high, scenario.scale))
     yield Hit("scale slope of a concept", COVERAGE, float(np.nanmean(held)))
-    posterior, tail = fit(effects, terms=primary_terms(effects)), (1 - level) / 2
-    low, high = (posterior.quantile("scale", share) for share in (tail, 1 - tail))
+    low, _, high = _fitted(effects).interval("scale", study.level)
     yield Hit("scale slope of all concepts", COVERAGE, _held(low, high, scenario.scale))
+
+
+def _fitted(effects: CellEffects) -> Posterior:
+    """The primary model of these effects."""
+    return fit(effects, terms=primary_terms(effects))
 
 
 @dataclass(frozen=True)
@@ -191,77 +185,52 @@ CURVE_WIDTH = 0.12
 N_RESAMPLES = 300
 
 
-def depths_once(cells: xr.Dataset, scenario: Places, rng: np.random.Generator) -> Iterator[Hit]:
-    """What training does to the depth of the best layer, and to the centroid of the effect.
+def depths_once(study: Study, scenario: Places, rng: np.random.Generator) -> Iterator[Hit]:
+    """The training effect on the depth of the best layer, and on the centroid of the effect.
 
-    The centroid only without an effect: layers that were not swept cut its curve off, so that it
-    moves by less than the peak, and how far it truly moves is another number.
+    The centroid only without an effect: layers that were not swept cut off its curve, so that it
+    moves by less than the peak and its true effect is unknown.
     """
-    level, tail = level_of(cells), (1 - level_of(cells)) / 2
-    for outcome, effects in simulated_places(cells, scenario, rng).items():
+    for outcome, effects in simulated_places(study, scenario, rng).items():
         if outcome == "depth_centroid" and scenario.training:
             continue
-        posterior = fit(effects, terms=primary_terms(effects))
-        low, high = (posterior.quantile("training", share) for share in (tail, 1 - tail))
-        name = outcome.replace("_", " ")
-        yield Hit(
-            f"training effect on the {name} (hierarchical)",
-            COVERAGE,
-            _held(low, high, scenario.training),
-        )
-        is_high = effects.predictors["training"] > 0
-        means = np.array([effects.value[effects.model == at].mean() for at in range(len(is_high))])
-        apart = two_sample_t(means, is_high, level=level)
-        yield Hit(
-            f"training effect on the {name} (t over models)",
-            COVERAGE,
-            _held(apart.low, apart.high, scenario.training),
-        )
+        low, _, high = _fitted(effects).interval("contrast", study.level)
+        held = _held(low, high, scenario.training)
+        name = f"training effect on the {outcome.replace('_', ' ')}"
+        yield Hit(f"{name} (hierarchical)", COVERAGE, held)
+        models = range(len(effects.models))
+        means = np.array([effects.value[effects.model == at].mean() for at in models])
+        t = two_sample_t(means, effects.is_high, level=study.level)
+        held = _held(t.low, t.high, scenario.training)
+        yield Hit(f"{name} (t over models)", COVERAGE, held)
 
 
 def simulated_places(
-    cells: xr.Dataset, scenario: Places, rng: np.random.Generator
+    study: Study, scenario: Places, rng: np.random.Generator
 ) -> dict[str, CellEffects]:
-    """The two places of every cell of a simulated sweep, with their errors over the items."""
-    models = compared_models(cells)
-    predictors = predictors_of(cells, models)
-    ran = best_effects(cells, "cohens_d", models=models).notnull().values
-    true = scenario.intercept + scenario.sd_model * rng.normal(size=len(models))
-    true = true + scenario.training * predictors["training"]
+    """Best depth and centroid of every cell of a simulated sweep, with their errors over items."""
+    shape = Shape.of(study)
+    true = scenario.intercept + scenario.sd_model * rng.normal(size=len(shape.models))
+    true = true + scenario.training * shape.predictors["contrast"]
     value: dict[str, list[float]] = {"best_depth": [], "depth_centroid": []}
     blocks: dict[str, list[np.ndarray]] = {name: [] for name in value}
-    model: list[int] = []
-    concept: list[int] = []
-    for c, n_items in enumerate(cells["n_items"].values):
-        ids = np.flatnonzero(ran[:, c])
+    for ids, n_items in shape.concepts_with_models():
         peaks = true[ids] + scenario.sd_concept * rng.normal()
         peaks = peaks + scenario.sd_cell * rng.normal(size=len(ids))
-        truths = {models[m]: _bump(peak) for m, peak in zip(ids, peaks, strict=True)}
-        samples = draw(truths, int(n_items), rng).values()
-        resamples = resample_weights(int(n_items), N_RESAMPLES, rng)
-        once = np.ones((1, int(n_items)))
+        truths = {shape.models[m]: _bump(peak) for m, peak in zip(ids, peaks, strict=True)}
+        samples = draw(truths, n_items, rng).values()
+        resamples = resample_weights(n_items, N_RESAMPLES, rng)
+        ones = np.ones((1, n_items))
         errors: dict[str, list[np.ndarray]] = {name: [] for name in value}
         for of_model in samples:
             for name, place in {"best_depth": _best_depth, "depth_centroid": _centroid}.items():
-                value[name].append(float(place(deltas(of_model, once))[0]))
+                value[name].append(float(place(deltas(of_model, ones))[0]))
                 errors[name].append(place(deltas(of_model, resamples)))
         rounding = (DEPTHS[1] - DEPTHS[0]) ** 2 / 12 * np.eye(len(ids))
         blocks["best_depth"].append(error_covariance(errors["best_depth"]) + rounding)
         blocks["depth_centroid"].append(error_covariance(errors["depth_centroid"]))
-        model += ids.tolist()
-        concept += [c] * len(ids)
     return {
-        name: CellEffects(
-            outcome=name,
-            value=np.array(value[name]),
-            covariance=between_cells(concept, blocks[name]),
-            model=np.array(model),
-            concept=np.array(concept),
-            models=tuple(models),
-            concepts=tuple(map(str, cells["concept"].values)),
-            predictors=predictors,
-            unit=OUTCOMES[name].unit or 1.0,
-        )
+        name: shape.effects(name, value[name], blocks[name], unit=OUTCOMES[name].unit or 1.0)
         for name in value
     }
 
@@ -283,23 +252,23 @@ def _bump(peak: float) -> Truth:
 
 @dataclass(frozen=True)
 class Curves:
-    """Fisher's z of models' pairs of curves is normal around that of r; neighbours correlate so."""
+    """Fisher's z of models' pairs of curves is normal around that of r, their layers correlated."""
 
     r: float
     sd_z: float = 0.3
     neighbours: float = 0.9
 
 
-def agreement_once(cells: xr.Dataset, scenario: Curves, rng: np.random.Generator) -> Iterator[Hit]:
+def agreement_once(study: Study, scenario: Curves, rng: np.random.Generator) -> Iterator[Hit]:
     """Mean correlation of the logit and the generation curve over models."""
     curves = {}
-    for at, n_layers in enumerate(lengths_of_curves(cells)):
+    for at, n_layers in enumerate(lengths_of_curves(study)):
         r = np.tanh(np.arctanh(scenario.r) + scenario.sd_z * rng.normal())
         logit, own = (_smooth(n_layers, scenario.neighbours, rng) for _ in range(2))
         change = r * logit + np.sqrt(1 - r**2) * own
         curves[f"model {at}"] = (logit, np.stack([-change / 2, np.zeros(n_layers), change / 2]))
-    found = model_agreement(cells_of_curves(curves, cells, rng), concept=CONCEPT)
-    yield Hit("agreement over models", COVERAGE, _held(found.low, found.high, scenario.r))
+    estimate = model_agreement(study_of_curves(curves, study, rng), concept=CONCEPT)
+    yield Hit("agreement over models", COVERAGE, _held(estimate.low, estimate.high, scenario.r))
 
 
 def _smooth(n_layers: int, neighbours: float, rng: np.random.Generator) -> np.ndarray:
@@ -312,32 +281,30 @@ def _smooth(n_layers: int, neighbours: float, rng: np.random.Generator) -> np.nd
 
 CONCEPT = "simulated"
 LAYERS_OF_A_CURVE, MODELS_WITH_CURVES = 25, 4
-"""Where the cells hold no curves of both measures."""
+"""Used if the cells hold no curves of both measures."""
 
 
-def lengths_of_curves(cells: xr.Dataset) -> list[int]:
-    """Layers with both measures, of each model of the concept with the most such models."""
-    found = [
-        [len(logit) for logit, _ in layer_curves(cells, concept=str(c), models=None).values()]
-        for c in cells["concept"].values
+def lengths_of_curves(study: Study) -> list[int]:
+    """Number of layers with both measures, per model of the concept with the most such models."""
+    lengths = [
+        [len(logit) for logit, _ in layer_curves(study, concept=concept).values()]
+        for concept in study.concepts
     ]
-    longest = max(found, key=len)
+    longest = max(lengths, key=len)
     return longest if len(longest) > 1 else [LAYERS_OF_A_CURVE] * MODELS_WITH_CURVES
 
 
-def cells_of_curves(
-    curves: Mapping[str, tuple[np.ndarray, np.ndarray]],
-    cells: xr.Dataset,
-    rng: np.random.Generator,
-) -> xr.Dataset:
-    """Cells of one concept with these curves of delta (layer) and rates (strength, layer)."""
+def study_of_curves(
+    curves: Mapping[str, tuple[np.ndarray, np.ndarray]], like: Study, rng: np.random.Generator
+) -> Study:
+    """A study of one concept with these curves of delta (layer) and rates (strength, layer)."""
     n_layers = max(len(delta) for delta, _ in curves.values())
     delta = np.full((1, len(curves), 1, n_layers), np.nan)
     rate = np.full((len(curves), 1, n_layers, 3), np.nan)
     for at, (of_delta, of_rate) in enumerate(curves.values()):
         delta[0, at, 0, : len(of_delta)] = of_delta
         rate[at, 0, : len(of_delta)] = of_rate.T
-    return xr.Dataset(
+    cells = xr.Dataset(
         {
             "estimate": (("estimand", "model", "concept", "layer"), delta),
             "generation_rate": (("model", "concept", "layer", "strength"), rate),
@@ -349,16 +316,17 @@ def cells_of_curves(
             "layer": np.arange(n_layers),
             "strength": [-1.0, 0.0, 1.0],
         },
-        attrs={"confidence_level": level_of(cells), "seed": int(rng.integers(2**31))},
+        attrs={"confidence_level": like.level, "seed": int(rng.integers(2**31))},
     )
+    return Study(cells)
 
 
 @dataclass(frozen=True)
 class Answers:
-    """Log odds by which strength +1 moves an answer at the best layer, -1 the other way.
+    """Change in the log odds of an answer at the best layer: `effect` at +1, minus it at -1.
 
-    `sd_model` is how much models differ in it; a `useless` direction moves the log odds of all
-    answers by so much at random, smoothly over layers, at either strength.
+    `sd_model` is its sd over models; `useless` is the sd of a random change in the log odds of all
+    answers, smooth over layers, at either strength.
     """
 
     effect: float
@@ -370,29 +338,27 @@ N_PROMPTS = 20
 SD_PROMPTS = 1.5
 """Spread of the prompts' log odds."""
 N_TRUTH = 2_000
-"""Simulated sweeps of which the true excess is the mean."""
+"""Simulated sweeps over which the true excess is averaged."""
 
 
-def generation_once(
-    cells: xr.Dataset, scenario: Answers, rng: np.random.Generator
-) -> Iterator[Hit]:
+def generation_once(study: Study, scenario: Answers, rng: np.random.Generator) -> Iterator[Hit]:
     """The largest change of generated answers less what no effect would give, over models."""
-    lengths = lengths_of_curves(cells)
+    lengths = lengths_of_curves(study)
     curves = {
         f"model {at}": (_smooth(n, 0.9, rng), _rates(n, scenario, rng))
         for at, n in enumerate(lengths)
     }
-    found = best_generation_excess(cells_of_curves(curves, cells, rng), concept=CONCEPT)
+    estimate = best_generation_excess(study_of_curves(curves, study, rng), concept=CONCEPT)
     name = "excess of generation"
-    found_something = float(found.excludes_zero)
+    rejected = float(estimate.excludes_zero)
     if scenario.effect:
         truth = float(np.mean([true_excess(n, scenario) for n in lengths]))
-        yield Hit(name, COVERAGE, _held(found.low, found.high, truth))
-        yield Hit(name, POWER, found_something)
+        yield Hit(name, COVERAGE, _held(estimate.low, estimate.high, truth))
+        yield Hit(name, POWER, rejected)
     elif scenario.useless:
-        yield Hit(name, FALSE_ALARMS, found_something)
+        yield Hit(name, FALSE_ALARMS, rejected)
     else:
-        yield Hit(name, COVERAGE, _held(found.low, found.high, 0.0))
+        yield Hit(name, COVERAGE, _held(estimate.low, estimate.high, 0.0))
 
 
 def _rates(
@@ -400,7 +366,7 @@ def _rates(
 ) -> np.ndarray:
     """Rates of N_PROMPTS sampled answers at strengths -1, 0 and 1, dims (strength, layer).
 
-    With `n`, of so many sweeps, dims (sweep, strength, layer).
+    With `n`, those of n sweeps, dims (sweep, strength, layer).
     """
     sweeps = n or 1
     strength = np.array([-1.0, 0.0, 1.0])[:, None]
@@ -422,7 +388,7 @@ def _rates(
 
 @lru_cache(maxsize=64)
 def true_excess(n_layers: int, scenario: Answers) -> float:
-    """Expected largest change over layers less what it would be with nothing added."""
+    """Expected largest change over layers minus that with nothing added."""
     rng = stream(f"true excess of {n_layers} layers, {scenario}")
     nothing = Answers(effect=0.0)
     with_it, without = (
@@ -432,13 +398,13 @@ def true_excess(n_layers: int, scenario: Answers) -> float:
     return with_it - without
 
 
-def steers_once(cells: xr.Dataset, scenario: Steered, rng: np.random.Generator) -> Iterator[Hit]:
-    """Is any concept said to steer where none does; how many are, where all do."""
-    said = said_to_steer(scenario, rng)
+def steers_once(study: Study, scenario: Steered, rng: np.random.Generator) -> Iterator[Hit]:
+    """False alarms of the steering test if no concept steers; its power if all do."""
+    steers = said_to_steer(scenario, rng)
     if scenario.content:
-        yield Hit("steering of a pair", POWER, float(said.mean()))
+        yield Hit("steering of a pair", POWER, float(steers.mean()))
     else:
-        yield Hit("steering of any pair", FALSE_ALARMS, float(said.any()))
+        yield Hit("steering of any pair", FALSE_ALARMS, float(steers.any()))
 
 
 def _concepts(sd_concept: float, sd_cell: float) -> Scenario:

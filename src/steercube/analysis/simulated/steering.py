@@ -1,8 +1,8 @@
 """How often the test of steering is right, in sweeps whose truth is known.
 
 Every sweep is of one model and several concepts, as a first sweep usually is. Neighbouring layers
-correlate as in the published study. What a scenario varies is what could deceive a test by random
-signs: a vector that favours a letter, letters in unequal numbers, items with a long tail of shifts
+correlate as in the published study. Scenarios vary what could mislead a test by random signs: a
+vector that favours a letter, letters in unequal numbers, items with a long tail of shifts
 on both sides, few items.
 """
 
@@ -10,8 +10,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from steercube.analysis.conclusions.multiplicity import holm
 from steercube.analysis.per_cell.estimands import NEGATIVE, POSITIVE, Array, Samples
-from steercube.analysis.per_cell.steers import ALPHA, holm, sign_flip_test
+from steercube.analysis.per_cell.steers import ALPHA, sign_flip_test
 from steercube.analysis.simulated.sweeps import NEIGHBOURS, PEAK_WIDTH
 from steercube.cube import SCORED_LETTERS
 
@@ -69,8 +70,8 @@ def draw(scenario: Steered, n_layers: int, rng: np.random.Generator) -> Samples:
     n_a = round(scenario.share_of_a * n)
     letter = np.repeat(SCORED_LETTERS, [n_a, n - n_a])
     layers = np.arange(n_layers)
-    alike = scenario.neighbours ** np.abs(np.subtract.outer(layers, layers))
-    noise = np.linalg.cholesky(alike) @ rng.normal(size=(n_layers, n))
+    correlation = scenario.neighbours ** np.abs(np.subtract.outer(layers, layers))
+    noise = np.linalg.cholesky(correlation) @ rng.normal(size=(n_layers, n))
     if scenario.long_tails:
         noise *= np.sqrt(TAILS / rng.chisquare(TAILS, n))
     peak = round(rng.uniform(0.25, 0.75) * (n_layers - 1))

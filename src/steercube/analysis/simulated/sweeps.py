@@ -1,26 +1,19 @@
-r"""Sweeps drawn from a known truth: what coverage, false alarms and recovery are measured on.
+r"""Sweeps simulated from a known truth, on which coverage, false alarms and recovery are measured.
 
 A concept's items favour a letter at random, by a part of their spread; their noise is partly shared
-by the models of the concept, as items are hard for all of them, and strongly correlated between
-neighbouring layers, as in the published study.
+by the models of the concept, as an item may be hard for all of them, and strongly correlated
+between neighbouring layers, as in the published study.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import numpy as np
-import xarray as xr
 
-from steercube.analysis.over_models.means import best_effects, root_of
-from steercube.analysis.over_models.posterior import (
-    SDS,
-    TERMS,
-    CellEffects,
-    Prior,
-    compared_models,
-    predictors_of,
-)
+from steercube.analysis.over_models.cell_effects import TERMS, CellEffects, predictors_of
+from steercube.analysis.over_models.means import root_of
+from steercube.analysis.over_models.posterior import SDS, Prior
 from steercube.analysis.per_cell.bootstrap import (
     error_covariance,
     half_weights,
@@ -28,6 +21,7 @@ from steercube.analysis.per_cell.bootstrap import (
     select_and_estimate,
 )
 from steercube.analysis.per_cell.estimands import Samples, cohens_d
+from steercube.analysis.view import Study
 
 NEIGHBOURS = 0.95
 """Correlation of one item's noise between neighbouring layers."""
@@ -93,7 +87,7 @@ def _noise(n_layers: int, n_items: int, rng: np.random.Generator) -> np.ndarray:
 
 @dataclass(frozen=True)
 class Scenario:
-    """A true hierarchical model of Cohen's d at the best layer, and what items add to it."""
+    """A true hierarchical model of Cohen's d at the best layer, and properties of its items."""
 
     training: float
     sd_model: float
@@ -104,14 +98,14 @@ class Scenario:
     letter: float = 0.5
     correlation: float = 0.4
     uneven: float = 1.0
-    """How many times as much models of HIGH vary."""
+    """Factor by which models of the contrast's `high` label vary more."""
 
 
 class Sweep(NamedTuple):
-    """A simulated sweep: its effects, and what is true of it.
+    """A simulated sweep: its effects and the truth behind them.
 
-    `apparent` (cell,) are the effects with their optimism, `deviation` (model,) is what each model
-    truly lies above its expectation.
+    `apparent` (cell,) are the effects with their optimism, `deviation` (model,) is how far each
+    model is truly above its expectation.
     """
 
     effects: CellEffects
@@ -119,51 +113,80 @@ class Sweep(NamedTuple):
     deviation: np.ndarray
 
 
-def simulate(cells: xr.Dataset, scenario: Scenario, rng: np.random.Generator) -> Sweep:
-    """One simulated sweep in the shape of `cells`, by the pipeline's own stage one.
+def simulate(study: Study, scenario: Scenario, rng: np.random.Generator) -> Sweep:
+    """One simulated sweep in the shape of a study, by the pipeline's own stage one.
 
-    The shape is which models ran which concepts, on how many items, and the models' trainings and
+    The shape is which models ran which concepts, on how many items, and the models' labels and
     sizes. Each cell's d peaks at a layer of its own; the layer is selected by delta on the same
-    items, optimism and covariance come from the joint item bootstrap, N_RESAMPLES strong.
+    items, optimism and covariance come from N_RESAMPLES of the joint item bootstrap.
     """
-    models = compared_models(cells)
-    predictors = predictors_of(cells, models)
-    ran = best_effects(cells, "cohens_d", models=models).notnull().values
-    spread = scenario.sd_model * np.where(predictors["training"] > 0, scenario.uneven, 1.0)
-    deviation = spread * rng.normal(size=len(models))
+    shape = Shape.of(study)
+    spread = scenario.sd_model * np.where(shape.is_high, scenario.uneven, 1.0)
+    deviation = spread * rng.normal(size=len(shape.models))
     true = scenario.intercept + deviation
-    for term, values in predictors.items():
-        true = true + getattr(scenario, term) * values
+    for term, values in shape.predictors.items():
+        true = true + getattr(scenario, "training" if term == "contrast" else term) * values
     value, apparent, blocks = [], [], []
-    model: list[int] = []
-    concept: list[int] = []
-    for c, n_items in enumerate(cells["n_items"].values):
-        ids = np.flatnonzero(ran[:, c])
+    for ids, n_items in shape.concepts_with_models():
         v = scenario.sd_concept * rng.normal()
         d = true[ids] + v + scenario.sd_cell * rng.normal(size=len(ids))
-        truths = {models[m]: _curve(x, scenario, rng) for m, x in zip(ids, d, strict=True)}
-        found, optimism, covariance = _stage_one(draw(truths, int(n_items), rng), rng)
-        value += [x - y for x, y in zip(found, optimism, strict=True)]
-        apparent += found
+        truths = {shape.models[m]: _curve(x, scenario, rng) for m, x in zip(ids, d, strict=True)}
+        measured, optimism, covariance = _stage_one(draw(truths, n_items, rng), rng)
+        value += [x - y for x, y in zip(measured, optimism, strict=True)]
+        apparent += measured
         blocks.append(covariance)
-        model += ids.tolist()
-        concept += [c] * len(ids)
-    effects = CellEffects(
-        outcome="cohens_d",
-        value=np.array(value),
-        covariance=between_cells(concept, blocks),
-        model=np.array(model),
-        concept=np.array(concept),
-        models=tuple(models),
-        concepts=tuple(str(name) for name in cells["concept"].values),
-        predictors=predictors,
-        n_items=tuple(int(n) for n in cells["n_items"].values),
-    )
-    return Sweep(effects, np.array(apparent), deviation)
+    effects = shape.effects("cohens_d", value, blocks)
+    return Sweep(replace(effects, n_items=shape.n_items), np.array(apparent), deviation)
 
 
-def between_cells(concept: Sequence[int], blocks: Sequence[np.ndarray]) -> np.ndarray:
-    """Covariance (cell, cell) from that between the models of each concept; concepts share none."""
+class Shape(NamedTuple):
+    """Which of the compared models ran which concepts (model, concept), and on how many items."""
+
+    models: list[str]
+    concepts: list[str]
+    predictors: dict[str, np.ndarray]
+    ran: np.ndarray
+    n_items: tuple[int, ...]
+
+    @classmethod
+    def of(cls, study: Study) -> "Shape":
+        """The shape of a study."""
+        models = study.compared
+        holding = study.contrast.holding if study.contrast else "n_params"
+        ran = study.best("cohens_d", models=models).notnull().values
+        n_items = tuple(int(n) for n in study.cells["n_items"].values)
+        return cls(models, study.concepts, predictors_of(study, models, holding), ran, n_items)
+
+    @property
+    def is_high(self) -> np.ndarray:
+        """Which models have the contrast's `high` label, dims (model,)."""
+        return self.predictors["contrast"] > 0
+
+    def concepts_with_models(self) -> Iterator[tuple[np.ndarray, int]]:
+        """The models that ran each concept, and its number of items."""
+        for c, n_items in enumerate(self.n_items):
+            yield np.flatnonzero(self.ran[:, c]), n_items
+
+    def effects(
+        self, outcome: str, value: Sequence[float], blocks: Sequence[np.ndarray], unit: float = 1.0
+    ) -> CellEffects:
+        """Simulated values of every cell, concept by concept, with their covariance over models."""
+        concept, model = np.nonzero(self.ran.T)
+        return CellEffects(
+            outcome=outcome,
+            value=np.array(value),
+            covariance=between_cells(concept, blocks),
+            model=model,
+            concept=concept,
+            models=tuple(self.models),
+            concepts=tuple(self.concepts),
+            predictors=self.predictors,
+            unit=unit,
+        )
+
+
+def between_cells(concept: np.ndarray, blocks: Sequence[np.ndarray]) -> np.ndarray:
+    """Covariance (cell, cell) from the models' covariance of each concept; 0 between concepts."""
     same = np.equal.outer(concept, concept)
     covariance = np.zeros(same.shape)
     covariance[same] = np.concatenate([block.ravel() for block in blocks])
@@ -198,20 +221,18 @@ def _stage_one(
         ).effects["cohens_d"]
         for of_model in samples.values()
     ]
-    found, optimism = ([getattr(e, name) for e in effects] for name in ("apparent", "optimism"))
-    return found, optimism, error_covariance([effect.error for effect in effects])
+    apparent, optimism = ([getattr(e, name) for e in effects] for name in ("apparent", "optimism"))
+    return apparent, optimism, error_covariance([effect.error for effect in effects])
 
 
 def prior_cells(
     effects: CellEffects, prior: Prior, rng: np.random.Generator
 ) -> tuple[CellEffects, dict[str, float]]:
-    """Cells of the same shape drawn from the hierarchical model with a truth out of its prior."""
+    """Cells of the same shape from the hierarchical model, with a truth drawn from its prior."""
     names = ("intercept", *TERMS, *SDS)
     truth = {name: float(prior.draw(name, effects.unit, rng)[0]) for name in names}
     value = effects.design(TERMS) @ [truth[n] for n in ("intercept", *TERMS)]
-    index = {"sd_model": effects.model, "sd_concept": effects.concept}
-    index["sd_cell"] = np.arange(len(value))
-    for name in SDS:
-        value = value + truth[name] * rng.normal(size=len(value))[index[name]]
+    for name, group in effects.index().items():
+        value = value + truth[name] * rng.normal(size=len(value))[group]
     value = value + root_of(effects.covariance) @ rng.normal(size=len(value))
     return replace(effects, value=value), truth

@@ -85,8 +85,8 @@ for (const figure of document.querySelectorAll("figure:has(table.heat)")) {
 }
 
 // The layer curves: each model can be switched off.
-const curves = document.querySelector("#layer_curves svg");
-if (curves && data.models.length > 1) {
+const curves = [...document.querySelectorAll('figure[id^="layer_curves"] svg')];
+if (curves.length && data.models.length > 1) {
   const box = document.createElement("fieldset");
   box.className = "toggles";
   const legend = document.createElement("legend");
@@ -98,13 +98,14 @@ if (curves && data.models.length > 1) {
     input.type = "checkbox";
     input.checked = true;
     input.addEventListener("change", () => {
-      for (const group of curves.querySelectorAll(`[id^="curve-${at}-"]`))
-        group.style.display = input.checked ? "" : "none";
+      for (const svg of curves)
+        for (const group of svg.querySelectorAll(`[id^="curve-${at}-"]`))
+          group.style.display = input.checked ? "" : "none";
     });
     label.append(input, ` ${model}`);
     box.append(label);
   });
-  curves.before(box);
+  curves[0].before(box);
 }
 
 // A cited number tells its source on a tap as it does under a pointer.

@@ -2,15 +2,16 @@ import numpy as np
 import pandas as pd
 import pytest
 import xarray as xr
-from builders import fill, make_cube, make_model
+from builders import fill, make_cube, make_model, study_of, with_controls
 
-from steercube.analysis.conclusions.selection import (
+from steercube.analysis.conclusions.effects import (
     Largest,
+    controls,
     direction_flag,
+    effects,
     largest_effect,
     layer_flag,
 )
-from steercube.analysis.conclusions.tables import effects
 from steercube.analysis.per_cell.reduce import cells as reduce_to_cells
 from steercube.cube import STATUS
 
@@ -95,7 +96,7 @@ def swept(peak: float, holes: tuple[int, ...] = ()) -> pd.Series:
     for name in ("logit_diff", "logprob_matching", "logprob_other"):
         cube[name].loc[{"layer": list(holes)}] = np.nan
     cube["cell_status"].loc[{"layer": list(holes)}] = STATUS["not_run"]
-    return effects(reduce_to_cells(cube, n_resamples=20)).iloc[0]
+    return effects(study_of(reduce_to_cells(cube, n_resamples=20))).iloc[0]
 
 
 def test_a_hole_where_the_best_layer_was_is_told() -> None:
@@ -128,6 +129,45 @@ def test_what_was_never_run_has_no_flag(cells: xr.Dataset) -> None:
     for name in ("selected_layer", "selected_estimate", "estimate"):
         part[name].loc[at] = np.nan
     part["selected_reason"].loc[at] = 2
-    row = effects(part).set_index(["model", "concept"]).loc[("small", "humour")]
+    row = effects(study_of(part)).set_index(["model", "concept"]).loc[("small", "humour")]
     assert (row["layer_flag"], row["direction_flag"], row["steers"]) == ("", "", "")
     assert row[["largest_effect", "largest_effect_layer", "p_steers"]].isna().all()
+
+
+def test_effects_hold_the_columns_a_reader_expects(
+    cells: xr.Dataset, small_tables: dict[str, pd.DataFrame]
+) -> None:
+    effects = small_tables["effects"]
+    head = ["model", "concept", "layer", "depth", "n", "delta", "cohens_d"]
+    head += ["cohens_d_low", "cohens_d_high", "optimism"]
+    assert set(head) <= set(effects)
+    row = effects.iloc[0]
+    at = cells.sel(model=row["model"], concept=row["concept"], estimand="cohens_d")
+    assert row["cohens_d"] == float(at["selected_estimate"])
+    assert row["cohens_d_low"] == float(at["selected_low"])
+    assert row["optimism"] == float(at["selected_optimism"])
+    assert row["corrected"] == pytest.approx(row["cohens_d"] - row["optimism"])
+    assert row["depth"] == pytest.approx(row["layer"] / float(at["n_layers"]))
+
+
+def test_controls_stand_beside_the_vector(cube: xr.Dataset, rng: np.random.Generator) -> None:
+    cells = reduce_to_cells(with_controls(cube, rng), n_resamples=20)
+    study = study_of(cells)
+    table, of_vector = controls(study), effects(study)
+    assert set(table["direction"]) == {"concept", "random"}
+    vector = table[table["direction"] == "concept"].reset_index()
+    np.testing.assert_allclose(vector["best_delta"], of_vector["delta"])
+    np.testing.assert_allclose(vector["delta_at_vectors_layer"], of_vector["delta"])
+    assert (vector["best_layer"] == of_vector["layer"]).all()
+    control = table[table["direction"] == "random"].reset_index()
+    assert (control["best_delta"] >= control["delta_at_vectors_layer"]).all()
+    assert (control["best_delta"] < vector["best_delta"] / 3).all()
+
+
+def test_depths_have_an_interval_or_a_reason_never_no_width(
+    study_tables: dict[str, pd.DataFrame],
+) -> None:
+    effects = study_tables["effects"]
+    assert not (effects["depth_low"] == effects["depth_high"]).any()
+    still = effects["depth_low"].isna()
+    assert (effects.loc[still, "depth_reason"] != "").all()
