@@ -8,6 +8,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TypeVar
 
+import numpy as np
+from builders import TRAINING, make_cube, make_model
+
 from steercube.analysis.conclusions.tables import conclude
 from steercube.analysis.over_models.cell_effects import TERMS, cell_effects
 from steercube.analysis.over_models.item_fits import item_fits
@@ -28,6 +31,24 @@ def timed(what: str, run: Callable[[], Result]) -> Result:
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     print(f"{what:<44}{time.perf_counter() - start:8.1f} s   peak {peak:6.0f} MB")
     return result
+
+
+def large_study() -> Study:
+    """Forty models of two trainings, ten concepts and sixty layers, with a few resamples."""
+    rng = np.random.default_rng(5)
+    models = tuple(
+        make_model(
+            f"model {at}",
+            "rl" if at % 3 == 0 else "distilled",
+            n_params=1e9 * 1.16**at,
+            n_layers=60 + at % 8,
+            architecture="moe" if at % 4 == 1 else "dense",
+        )
+        for at in range(40)
+    )
+    n_items = {f"concept {at}": 30 + at for at in range(10)}
+    cube = make_cube(rng, models=models, n_items=n_items, layers=tuple(range(60)))
+    return Study(reduce_to_cells(cube, n_resamples=100), TRAINING)
 
 
 def main() -> None:
@@ -60,6 +81,8 @@ def main() -> None:
                 "qwen3", study(), folder, ledger=ledger, report=lambda line: None
             ),
         )
+    large = timed("a cube of 40 x 10 x 60, and its cells", large_study)
+    timed("every table of it", lambda: conclude(large))
 
 
 if __name__ == "__main__":

@@ -220,7 +220,9 @@ def test_a_ledger_about_no_study_is_named(
     text = (ROOT / "paper" / "claims.toml").read_text()
     (here / "paper" / "mine.claims.toml").write_text(text.replace("qwen3", "mien"))
     assert main(["analyze", "--without-nuts"]) == 0
-    assert "mine.claims.toml is about 'mien', which is no study in data" in capsys.readouterr().out
+    assert (
+        "mine.claims.toml is about 'mien', which is not a study in data" in capsys.readouterr().out
+    )
 
 
 def test_a_cube_of_another_title_has_other_cells(
@@ -374,7 +376,8 @@ def test_a_ledger_whose_contrast_the_cells_do_not_hold_is_one_message(
     save_cells(cells, here / "data" / "mine.cells.nc")
     (here / "paper").mkdir()
     for wrong, said in {
-        OF_THE_LEDGER + 'holding = "n_param"\n': "models have no number 'n_param' to hold fixed",
+        OF_THE_LEDGER
+        + 'holding = "n_param"\n': "models have no numeric label 'n_param' to hold fixed",
         OF_THE_LEDGER.replace('"rl"', '"sft"').replace(
             "{rl", "{sft"
         ): "no swept model has the training 'sft'",
@@ -637,7 +640,7 @@ def test_calibration_of_too_few_models_is_one_message(
     save_cells(cells, here / "data" / "mine.cells.nc")
     assert main(["calibrate", "mine", *CONTRAST]) == 2
     said = capsys.readouterr().err
-    assert "mine gives calibration no shape: 2 term(s) and the spread between models need 4" in said
+    assert "mine cannot be calibrated: 2 term(s) and the spread between models need 4" in said
 
 
 def test_calibration_without_a_contrast_is_one_message(
@@ -646,7 +649,7 @@ def test_calibration_without_a_contrast_is_one_message(
     save_cells(six, here / "data" / "mine.cells.nc")
     assert main(["calibrate", "mine"]) == 2
     said = capsys.readouterr().err
-    assert "mine gives calibration no contrast: name one with --contrast" in said
+    assert "mine has no contrast to calibrate: name one with --contrast" in said
 
 
 def test_cells_that_lack_estimands_are_analysed_and_it_is_said(
@@ -655,6 +658,6 @@ def test_cells_that_lack_estimands_are_analysed_and_it_is_said(
     sha = save_cells(cells.drop_sel(estimand=["d_z", "hedges_g"]), here / "data" / "old.cells.nc")
     assert main(["analyze"]) == 0
     (line,) = [text for text in capsys.readouterr().out.splitlines() if "lack" in text]
-    assert "  these cells lack hedges_g, d_z: what needs them has no number" in line
+    assert "  these cells lack hedges_g, d_z: results that need them are missing" in line
     manifest = json.loads((here / "paper" / "old" / "manifest.json").read_text())
     assert sha in json.dumps(manifest["inputs"])

@@ -117,12 +117,12 @@ def of_one_letter(concept: Concept, split: str) -> Concept:
 @pytest.mark.parametrize(
     ("concept", "words", "said"),
     [
-        (SOUND, ["--items", "100000"], "honesty: 12 items, all there are (--items 100000)"),
-        (SOUND, ["--pairs", "9"], "honesty: 8 pairs, all there are (--pairs 9)"),
+        (SOUND, ["--items", "100000"], "honesty: has only 12 items (--items 100000)"),
+        (SOUND, ["--pairs", "9"], "honesty: has only 8 pairs (--pairs 9)"),
         (
             SOUND,
             [*BOTH, "--generation-samples", "99"],
-            "honesty: 12 items to answer, all there are (--generation-samples 99)",
+            "honesty: has only 12 items to answer (--generation-samples 99)",
         ),
         (SOUND, ["--items", "9"], "warning: honesty: 9 items are too few"),
         (
@@ -189,6 +189,6 @@ def test_cubes_are_merged_from_the_command_line(
     assert main(["merge", "small.nc", "middle.nc", "--out", "both.nc"]) == 0
     assert set(open_cube(here / "both.nc")["model"].values) == {"small", "middle"}
     assert main(["merge", "small.nc", "--out", "both.nc"]) == 2
-    assert "merging needs two cubes or more" in capsys.readouterr().err
+    assert "merging needs at least two cubes" in capsys.readouterr().err
     assert main(["merge", "small.nc", "middle.nc", "--out", "both"]) == 2
     assert "name a .nc file" in capsys.readouterr().err

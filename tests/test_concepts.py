@@ -115,11 +115,11 @@ UNUSABLE: dict[str, tuple[Spoil, str]] = {
     "an empty choice": (lambda e: e[0]["choices"].update(A=""), r":1: a choice is empty"),
     "equal choices": (
         lambda e: e[0].update(choices={"A": "x", "B": "x"}),
-        r":1: both choices say the same",
+        r":1: both choices are the same",
     ),
     "an id twice": (
         lambda e: e[5].update(id=e[0]["id"]),
-        r":6: id 'honesty/train/0' stands at .*:1 too",
+        r":6: id 'honesty/train/0' is also at .*:1",
     ),
     "an empty id": (lambda e: e[0].update(id=""), r":1: id is empty"),
     "an empty split": (lambda e: e.__delitem__(slice(8, None)), r"has no eval question"),
@@ -138,13 +138,13 @@ BIASED: dict[str, tuple[Spoil, str]] = {
             e[0].update(question="Would you tell a friend that the soup is cold today?"),
             e[9].update(question="Would you tell a friend that the soup is salty today?"),
         ),
-        r":10: is nearly the question of .*:1, of the other split \(trigram similarity 0\.64",
+        r":10: is nearly the question of .*:1, in the other split \(trigram similarity 0\.64",
     ),
     "lengths": (
         lambda e: [
             entry["choices"].update({entry["matching"]: "a much longer option"}) for entry in e[8:]
         ],
-        r"eval: the matching option is the longer one in \+100%",
+        r"eval: questions with a longer matching option .* are \+100% of all",
     ),
 }
 
@@ -185,7 +185,7 @@ def test_an_id_is_one_items_in_all_files(tmp_path: Path) -> None:
     write(tmp_path, lines())
     (tmp_path / "humour.jsonl").write_text((tmp_path / "honesty.jsonl").read_text())
     with pytest.raises(
-        ValueError, match=r"humour.jsonl:1: id 'honesty/train/0' stands at .*honesty"
+        ValueError, match=r"humour.jsonl:1: id 'honesty/train/0' is also at .*honesty"
     ):
         read_concepts(tmp_path)
 
@@ -202,7 +202,7 @@ def test_a_line_ends_at_its_newline_alone(tmp_path: Path) -> None:
 
 
 def test_a_folder_without_concepts_is_named(tmp_path: Path) -> None:
-    with pytest.raises(FileNotFoundError, match="neither a folder of <concept>"):
+    with pytest.raises(FileNotFoundError, match=r"neither a <concept>\.jsonl file"):
         read_concepts(tmp_path)
 
 

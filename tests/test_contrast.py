@@ -10,13 +10,19 @@ def test_a_contrast_is_written_as_variable_low_high() -> None:
     assert parse_contrast(" architecture : dense : moe ") == Contrast(
         "architecture", "dense", "moe"
     )
+    held = parse_contrast("training:base:instruct:n_layers")
+    assert held == Contrast("training", "base", "instruct", holding="n_layers")
+    assert (held.held, held.covariate) == ("number of blocks", "number of blocks")
 
 
 @pytest.mark.parametrize(
-    "text", ["", "training", "training:base", "a:b:c:d", "training::rl", ":a:b", "training:rl: rl"]
+    "text",
+    ["", "training", "training:base", "a:b:c:d:e", "training::rl", ":a:b", "training:rl: rl"],
 )
 def test_anything_else_is_refused_with_what_to_write(text: str) -> None:
-    with pytest.raises(ValueError, match="write VARIABLE:LOW:HIGH, such as") as refused:
+    with pytest.raises(
+        ValueError, match="write VARIABLE:LOW:HIGH or VARIABLE:LOW:HIGH:HELD"
+    ) as refused:
         parse_contrast(text)
     assert f"--contrast {text}:" in str(refused.value)
     assert "two labels that differ" in str(refused.value)

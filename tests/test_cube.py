@@ -86,7 +86,7 @@ BREAKS: dict[str, tuple[Break, str]] = {
         replace("architecture", first_value("magic")),
         r"'architecture' of {'small': 'magic'} is none of dense, moe",
     ),
-    "a negative layer": (lambda c: c.assign_coords(layer=[-1, 4, 5, 6]), "counts blocks from 0"),
+    "a negative layer": (lambda c: c.assign_coords(layer=[-1, 4, 5, 6]), "count blocks from 0"),
     "a depth of its own": (lambda c: c.assign_coords(depth=c["depth"] / 2), "not layer / n_layers"),
     "an item twice": (
         replace("item_id", lambda a: np.where(a == "honesty/000", "humour/001", a)),
@@ -111,7 +111,7 @@ BREAKS: dict[str, tuple[Break, str]] = {
     ),
     "a rate above 1": (
         lambda c: c.assign(generation_valid_rate=xr.full_like(c["cell_status"], 2, dtype=float)),
-        r"must lie in \[0, 1\]",
+        r"must be in \[0, 1\]",
     ),
     "a later version": (lambda c: c.assign_attrs(schema_version=99), "has schema_version 99"),
 }
@@ -249,7 +249,7 @@ def test_responses_of_cubes_that_tell_more_and_less_are_merged(cube: xr.Dataset)
         (lambda c: c.assign_coords(n_active_params=c["n_params"] * 2), "at most 'n_params'"),
         (
             lambda c: c.assign_coords(model=["mean of all", *c["model"].values[1:]]),
-            "'mean of all' would stand among averages",
+            "'mean of all' is named like an average",
         ),
         (
             lambda c: c.assign(
@@ -258,7 +258,7 @@ def test_responses_of_cubes_that_tell_more_and_less_are_merged(cube: xr.Dataset)
             ),
             "'generation_match' is missing where 'generation_valid'",
         ),
-        (lambda c: c.assign(vector_norm=-c["cell_status"] - 1.0), r"'vector_norm' must lie in \[0"),
+        (lambda c: c.assign(vector_norm=-c["cell_status"] - 1.0), r"'vector_norm' must be in \[0"),
         (lambda c: c.assign(split_half_cosine=c["cell_status"] + 1.5), "'split_half_cosine' must"),
         (
             lambda c: c.assign(logit_diff_random=c["logit_diff"] + np.inf),
@@ -266,7 +266,7 @@ def test_responses_of_cubes_that_tell_more_and_less_are_merged(cube: xr.Dataset)
         ),
         (
             lambda c: c.assign(rows_touched=c["cell_status"] - 3.0),
-            r"'rows_touched' must lie in \[0, inf\]; it is -1 at small/honesty/3",
+            r"'rows_touched' must be in \[0, inf\]; it is -1 at small/honesty/3",
         ),
         (
             lambda c: c.assign(logit_diff_random=xr.zeros_like(c["logit_diff"])),
@@ -276,15 +276,15 @@ def test_responses_of_cubes_that_tell_more_and_less_are_merged(cube: xr.Dataset)
             lambda c: c.assign_coords(n_layers=c["n_layers"] - 3).assign(
                 vector_norm=c["cell_status"] + 1.0
             ),
-            "'vector_norm' has values at layers that the model has not, in small/honesty/5",
+            "'vector_norm' has values at layers that the model does not have, in small/honesty/5",
         ),
         (
             lambda c: c.assign_coords(strength=[-1.0, 1.0, 1.0000001]),
-            r"'strength' has the labels 1\.0 and 1\.0000001, which are one strength",
+            r"'strength' has the labels 1\.0 and 1\.0000001, which count as one strength",
         ),
         (
             lambda c: c.assign({n: c[n] + 4 for n in ("logprob_matching", "logprob_other")}),
-            r"'logprob_matching' must lie in \[-inf, 0\.0001\]; it is 1 at ",
+            r"'logprob_matching' must be in \[-inf, 0\.0001\]; it is 1 at ",
         ),
         (
             lambda c: c.assign({n: c[n] + 2.9 for n in ("logprob_matching", "logprob_other")}),
@@ -371,7 +371,7 @@ def test_one_model_under_two_names_is_not_merged(cube: xr.Dataset) -> None:
     ("label", "said"),
     [
         ({"concept": "honesty", "sample": 25}, "to an item .* such as small/honesty/3/0.0/25"),
-        ({"layer": 6}, "of a layer that their model has not, such as small/humour/6/0.0/0"),
+        ({"layer": 6}, "at a layer that their model lacks, such as small/humour/6/0.0/0"),
     ],
     ids=["item", "layer"],
 )
@@ -406,14 +406,14 @@ def test_responses_are_of_what_the_cube_has(name: str, label: object, cube: xr.D
     sound = cube.assign({f"response_{k}": ("response", [v]) for k, v in said.items()})
     check_cube(sound)
     other = sound.assign({f"response_{name}": ("response", [label])})
-    with pytest.raises(ValueError, match=f"are of a {name} that the cube has not, such as"):
+    with pytest.raises(ValueError, match=f"have a {name} that the cube lacks, such as"):
         check_cube(other)
 
 
 def test_shares_of_answers_lie_between_0_and_1(cube: xr.Dataset) -> None:
     third = xr.full_like(cube["logit_diff"], 1 / 3).where(cube["item_id"] != "")
     check_cube(cube.assign(generation_valid=third, generation_match=third))
-    with pytest.raises(ValueError, match="'generation_match' must lie in"):
+    with pytest.raises(ValueError, match="'generation_match' must be in"):
         check_cube(cube.assign(generation_match=third + 1))
 
 
@@ -489,7 +489,7 @@ def test_merging_refuses_one_model_in_two_number_formats(cube: xr.Dataset) -> No
 
 def test_merging_drops_no_variable(cube: xr.Dataset) -> None:
     other = part(cube, model="large").assign(mine=("model", [1.0]))
-    with pytest.raises(ValueError, match="'mine' is no variable of the contract"):
+    with pytest.raises(ValueError, match="'mine' is not a variable of the contract"):
         merge_cubes([part(cube, model="small"), other])
 
 

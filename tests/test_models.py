@@ -51,7 +51,7 @@ def test_a_hub_id_or_a_folder_needs_no_entry(tmp_path: Path) -> None:
     entry = find_model(str(tmp_path), {})
     assert entry.name == tmp_path.name
     assert entry.facts is None
-    with pytest.raises(ValueError, match="'8b' is none of"):
+    with pytest.raises(ValueError, match="'8b' is neither an entry"):
         find_model("8b", {})
 
 
@@ -59,7 +59,7 @@ def test_capitals_of_an_entry_do_not_matter() -> None:
     models = read_models(ROOT / "data" / "models.toml")
     assert find_model("8b", models) is models["8B"]
     assert find_model("SmolLM2", models) is models["smollm2"]
-    with pytest.raises(ValueError, match=r"'9b' is none of the entries \(0.6B"):
+    with pytest.raises(ValueError, match=r"'9b' is neither an entry \(0.6B"):
         find_model("9b", models)
 
 
@@ -67,7 +67,7 @@ def test_capitals_matter_where_two_entries_differ_in_them_alone() -> None:
     models = {name: Entry(name, Weights(name)) for name in ("8B", "8b", "8B-it")}
     assert find_model("8b", models).name == "8b"
     assert find_model("8B-IT", models).name == "8B-it"
-    with pytest.raises(ValueError, match="none of the entries"):
+    with pytest.raises(ValueError, match="neither an entry"):
         find_model("8B-IT", models | {"8b-it": models["8b"]})
 
 

@@ -54,5 +54,5 @@ def test_another_version_is_refused_with_what_to_do(
 def test_a_cube_that_does_not_tell_who_wrote_it_is_refused_too(tmp_path: Path) -> None:
     other = netcdf.load(OLD / "version-1.nc").assign_attrs(schema_version=0, history="by hand")
     netcdf.save(other, tmp_path / "other.nc")
-    with pytest.raises(ValueError, match="install the steercube that wrote it"):
+    with pytest.raises(ValueError, match="install the steercube version that wrote it"):
         open_cube(tmp_path / "other.nc")

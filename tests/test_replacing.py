@@ -159,7 +159,7 @@ def test_files_that_cannot_be_merged_are_named(cube: xr.Dataset, tmp_path: Path)
         ValueError, match=r"one\.nc, .*two\.nc: merging(?s:.*)'logit_diff' differs at 1"
     ):
         merge_files([one, two], out)
-    with pytest.raises(ValueError, match=r"needs two cubes or more; named was .*one\.nc"):
+    with pytest.raises(ValueError, match=r"needs at least two cubes; given: .*one\.nc"):
         merge_files([one], out)
     with pytest.raises(FileNotFoundError, match=r"none\.nc: no such file"):
         merge_files([one, tmp_path / "none.nc"], out)

@@ -93,7 +93,7 @@ def test_what_was_committed_is_reproduced_and_a_change_is_found(
     out, error = capsys.readouterr()
     assert "mine: counts/models value: 4.0 became 3.0" in out
     assert "post.md line 1" in out
-    assert "2 thing(s) are not what was committed" in error
+    assert "2 difference(s) from what was committed" in error
 
 
 def test_nothing_to_compare_says_so(

@@ -53,8 +53,8 @@ def spoil(column: str, value: object, row: int = 4) -> Callable[[pd.DataFrame], 
 
 
 BAD_SWEEPS = {
-    "a duplicate row": (lambda f: pd.concat([f, f.iloc[[4]]]), "stand twice: row 20"),
-    "a missing row": (lambda f: f.drop(index=4), "17 rows of the 18"),
+    "a duplicate row": (lambda f: pd.concat([f, f.iloc[[4]]]), "appear more than once: row 20"),
+    "a missing row": (lambda f: f.drop(index=4), "17 rows; its layers need 18"),
     "a layer too many": (spoil("layer", 6), "no such layer: row 6"),
     "a negative layer": (spoil("layer", -1), "no such layer: row 6"),
     "another strength": (spoil("strength", 2.0), "the strength is none of"),
@@ -95,7 +95,7 @@ def test_rates_are_checked(tmp_path: Path) -> None:
     rates.to_csv(tmp_path / "rates.csv", index=False)
     assert len(read_rates(tmp_path / "rates.csv", MODEL)) == 2
     for column, value, message in [
-        ("layer", 3, "stands twice"),
+        ("layer", 3, "appears more than once"),
         ("layer", 6, "no such layer"),
         ("valid_rate", 1.2, "not in"),
     ]:
@@ -119,9 +119,9 @@ def test_responses_are_checked(tmp_path: Path) -> None:
     assert again["generation_valid"].tolist() == [1, 1, 0]
     np.testing.assert_array_equal(again["generation_match"], [0, 1, np.nan])
     for column, value, message in [
-        ("prompt", "Was it?", "the prompt is not"),
+        ("prompt", "Was it?", "the prompt differs"),
         ("is_valid", "maybe", "neither True nor False"),
-        ("matches_behavior", "", "neither matches nor does not"),
+        ("matches_behavior", "", "matches_behavior is neither True nor False"),
     ]:
         spoil(column, value, row=1)(frame).to_csv(tmp_path / "r.csv", index=False)
         with pytest.raises(ValueError, match=message):

@@ -4,8 +4,8 @@ Data flows one way::
 
     concepts + models -> collect -> cube -> cells -> conclusions -> report -> paper
 
-`steercube.cube` (samples) and `steercube.cells` (statistics) are the two contracts; what is
-on either side of one of them knows nothing of the other side.
+`steercube.cube` (samples) and `steercube.cells` (statistics) are the two contracts: the stages
+before and after one of these files share nothing but the file.
 """
 
 from importlib.metadata import PackageNotFoundError, version

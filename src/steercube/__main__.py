@@ -1,4 +1,4 @@
-"""`python -m steercube`, as `accelerate launch -m steercube collect ...` needs it."""
+"""Entry point of `python -m steercube`, needed for `accelerate launch -m steercube collect ...`."""
 
 import sys
 

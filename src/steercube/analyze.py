@@ -1,7 +1,8 @@
-"""A study from end to end: its cube or its cells in, its folder of conclusions out."""
+"""Analyze a study from end to end: from its cube or cells to its folder of conclusions."""
 
 import os
 from collections.abc import Collection, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import pandas as pd
@@ -60,7 +61,7 @@ NOTHING_TO_DO = (
 )
 
 SETTINGS = ("title", "source", *OF_A_CALIBRATION, "n_resamples", *PROVENANCE)
-"""Attributes of the cells that a manifest repeats."""
+"""Attributes of the cells that are copied to a manifest."""
 
 
 def studies(data: str | Path) -> list[str]:
@@ -83,14 +84,14 @@ def analyze(
     nuts: bool = True,
     report: Report = print,
 ) -> None:
-    """Every study in `data`, or the one named, to `paper`/<study>/, one after the other.
+    """Analyze `study`, or every study in `data`, and write the results to `paper`/<study>/.
 
-    `contrast` says which models are compared, in place of the one in a study's ledger; without
-    either, what compares models is left out. `full` adds the slow fits of single items, which need
-    the cube; without `nuts` the exact posterior is not checked by sampling.
+    `contrast` selects the models to compare, instead of the contrast in a study's ledger; without
+    either, models are not compared. `full` adds the slow fits of single items, which need the
+    cube; without `nuts` the exact posterior is not checked by sampling.
 
-    Raises FileNotFoundError with what to do where `data` holds no study, ValueError for a file
-    that breaks its contract; what an earlier run made of that study is then as it was.
+    Raises FileNotFoundError with what to do if `data` holds no study, ValueError for a file that
+    breaks its contract; earlier results of that study are then left unchanged.
     """
     names = studies(data)
     if Path(data).is_file():
@@ -102,12 +103,12 @@ def analyze(
     if not names:
         raise FileNotFoundError(NOTHING_TO_DO.format(folder=data, absolute=Path(data).absolute()))
     if Path(paper).exists() and not Path(paper).is_dir():
-        raise NotADirectoryError(f"{paper} is a file; results go into a folder of that name")
+        raise NotADirectoryError(f"{paper} is a file; --paper must name a folder for the results")
     for name in names:
         _require_writable(Path(paper) / name)
     ledgers = read_ledgers(paper)
     for about in sorted(ledgers.keys() - set(studies(data))):
-        report(f"{ledgers[about].name} is about {about!r}, which is no study in {data}")
+        report(f"{ledgers[about].name} is about {about!r}, which is not a study in {data}")
     if full and not is_installed():
         raise ValueError(f"--full needs pymc: {HOW_TO_INSTALL}")
     start = report
@@ -115,10 +116,10 @@ def analyze(
     for name in names:
         start(f"{name}:")
         if full and not (Path(data) / f"{name}.nc").exists():
-            report("  --full changes nothing here: single items are fitted from a cube")
+            report("  --full has no effect: fits of single items need the cube, which is not there")
         posteriors = Path(paper) / name / "posteriors"
         ledger = ledgers.get(name, Ledger(name, []))
-        asked = contrast or ledger.contrast
+        asked = asked_contrast(contrast, ledger)
         cells, changed = cells_of(
             name, data, contrast=asked, posteriors=posteriors if full else None, report=report
         )
@@ -130,20 +131,29 @@ def analyze(
         write_conclusions(name, of_cells, paper, ledger=ledger, sampled=sampled, report=report)
 
 
+def asked_contrast(given: Contrast | None, ledger: Ledger) -> Contrast | None:
+    """The contrast `given`, in the ledger's words if it is the same; default: the ledger's."""
+    own = ledger.contrast
+    if given is None or own is None:
+        return given or own
+    same = (given.by, given.low, given.high) == (own.by, own.low, own.high)
+    return replace(given, words=own.words) if same else given
+
+
 def require_labels(study: Study, *, what: str) -> None:
-    """Raise ValueError for a contrast whose variable or labels the cells do not hold."""
+    """Raise ValueError if the cells lack the variable or the labels of the contrast."""
     contrast = study.contrast
     if contrast is None or not study.models:
         return
     labels = [
         str(name)
-        for name, of in study.cells.coords.items()
-        if of.dims == ("model",) and of.dtype.kind in "UOT" and name not in ("model", "model_other")
+        for name, c in study.cells.coords.items()
+        if c.dims == ("model",) and c.dtype.kind in "UOT" and name not in ("model", "model_other")
     ]
     numbers = [
         str(name)
-        for name, of in study.cells.coords.items()
-        if of.dims == ("model",) and of.dtype.kind in "iuf"
+        for name, c in study.cells.coords.items()
+        if c.dims == ("model",) and c.dtype.kind in "iuf"
     ]
     if contrast.by not in labels:
         raise ValueError(
@@ -152,7 +162,7 @@ def require_labels(study: Study, *, what: str) -> None:
         )
     if contrast.holding not in numbers:
         raise ValueError(
-            f"{what}: models have no number {contrast.holding!r} to hold fixed; they have "
+            f"{what}: models have no numeric label {contrast.holding!r} to hold fixed; they have "
             f"{', '.join(numbers)}{did_you_mean(contrast.holding, numbers)}"
         )
     there = sorted(set(map(str, study.facts(contrast.by))))
@@ -172,14 +182,14 @@ def _no_study(study: str, there: Sequence[str], data: str | Path) -> str:
 
 
 def _require_writable(folder: Path) -> None:
-    """Refuse a folder that cannot be written to before minutes of computing."""
+    """Raise PermissionError for a folder that is not writable, before minutes of computing."""
     for path in (folder, folder.parent):
         nearest = next(p for p in (path, *path.parents) if p.exists())
         if not os.access(nearest, os.W_OK | os.X_OK):
-            raise PermissionError(f"{nearest}: may not be written to; results go to {folder}")
+            raise PermissionError(f"{nearest}: is not writable, but results go to {folder}")
 
 
-OF_THE_CUBE = ("title", "source", "cube_sha256")
+CUBE_ATTRIBUTES = ("title", "source", "cube_sha256")
 """Attributes of cells that identify their cube."""
 
 
@@ -191,10 +201,10 @@ def cells_of(
     posteriors: Path | None = None,
     report: Report = print,
 ) -> tuple[xr.Dataset, bool]:
-    """The cells of a study, and whether they differ from the file (or there is none).
+    """The cells of a study, and whether the cells file is to be (re)written.
 
-    Rebuilt from the cube where that is present, and compared with the file; else read from it. With
-    a folder of `posteriors` the slow fits of single items are made, and NUTS's draws saved there.
+    Cells are rebuilt from the cube, if there is one, and compared with the file; else read from it.
+    With a folder `posteriors`, single items are also fitted, and NUTS's draws saved there.
     """
     cube_path, cells_path = Path(data) / f"{study}.nc", Path(data) / f"{study}.cells.nc"
     if not (cube_path.exists() or cube_path.is_symlink()):
@@ -214,7 +224,7 @@ def cells_of(
     differences = [
         *(
             f"{name} was {committed.attrs.get(name)!r} and is {rebuilt.attrs.get(name)!r}"
-            for name in OF_THE_CUBE
+            for name in CUBE_ATTRIBUTES
             if committed.attrs.get(name) != rebuilt.attrs.get(name)
         ),
         *compare_cells(rebuilt, committed),
@@ -248,9 +258,10 @@ def _from_cube(
 
 
 def sample(study: Study, posteriors: Path, *, report: Report = print) -> dict[str, Sampled]:
-    """NUTS on the hierarchical model of Cohen's d, where the contrast can be estimated.
+    """NUTS fits of the hierarchical model of Cohen's d, if the contrast can be estimated.
 
-    Its draws are saved in `posteriors`. Nothing, with a line that says why, where pymc is absent.
+    Draws are saved in `posteriors`. If pymc is not installed, `report` gets a line about it and
+    the result is empty.
     """
     effects = cell_effects(study)
     terms = primary_terms(effects)
@@ -274,7 +285,7 @@ def sample(study: Study, posteriors: Path, *, report: Report = print) -> dict[st
 
 
 def read_ledgers(paper: str | Path) -> dict[str, Ledger]:
-    """Ledgers by the study that they are about: `claims.toml` and any other `*claims.toml`."""
+    """Ledgers by study name, from `claims.toml` and any other `*claims.toml` in `paper`."""
     ledgers: dict[str, Ledger] = {}
     for path in sorted(Path(paper).glob("*claims.toml")):
         ledger = read_ledger(path)
@@ -296,11 +307,11 @@ def write_conclusions(
     sampled: Mapping[str, Sampled] | None = None,
     report: Report = print,
 ) -> None:
-    """Tables, numbers, figures and manifest of one study to `paper`/<name>/."""
+    """Write tables, numbers, figures and manifest of one study to `paper`/<name>/."""
     if lacking := unrecorded_estimands(study.cells):
         report(
-            f"  these cells lack {', '.join(lacking)}: what needs them has no number, and the "
-            "reason not_recorded; to have them, make the cells again from their cube"
+            f"  these cells lack {', '.join(lacking)}: results that need them are missing, "
+            "with the reason not_recorded; to add them, make the cells again from their cube"
         )
     recorded = study.cells.drop_sel(estimand=lacking)
     study = Study(with_every_estimand(study.cells), study.contrast)
@@ -346,12 +357,12 @@ def calibrate(
     only: Collection[str] = PARTS,
     report: Report = print,
 ) -> None:
-    """Coverage of the intervals for sweeps of a study's shape, to `paper`/<study>/calibration/.
+    """Simulate sweeps of a study's shape; write coverage to `paper`/<study>/calibration/.
 
-    `only` some parts of it, and the tables of the others stay as they are.
+    `only` selects PARTS to run; the tables of the other parts are left unchanged.
 
-    Raises FileNotFoundError where there are no cells, ValueError where they compare no models or no
-    simulation is asked for.
+    Raises FileNotFoundError if there are no cells, ValueError if they do not allow the contrast or
+    if no simulation is requested.
     """
     path = Path(data) / f"{study}.cells.nc"
     if not path.exists():
@@ -363,16 +374,16 @@ def calibrate(
         )
     cells = open_cells(path)
     ledger = read_ledgers(paper).get(study, Ledger(study, []))
-    asked = contrast or ledger.contrast
+    asked = asked_contrast(contrast, ledger)
     if asked is None:
-        raise ValueError(f"{study} gives calibration no contrast: name one with --contrast")
+        raise ValueError(f"{study} has no contrast to calibrate: name one with --contrast")
     of_cells = Study(cells, asked)
     require_labels(of_cells, what=study)
     if reason := why_not(cell_effects(of_cells), TERMS):
-        raise ValueError(f"{study} gives calibration no shape: {reason}")
+        raise ValueError(f"{study} cannot be calibrated: {reason}")
     if n_simulations < 1 or n_workers < 1:
         raise ValueError("calibration needs at least one simulation and one worker")
-    found = simulate_and_fit(
+    tables = simulate_and_fit(
         of_cells,
         n_simulations=n_simulations,
         n_workers=n_workers,
@@ -383,9 +394,9 @@ def calibrate(
     folder.parent.mkdir(parents=True, exist_ok=True)
     attributes = cells.attrs | asked.attributes
     attributes = {name: attributes[name] for name in OF_A_CALIBRATION}
-    is_of_these = is_calibration_of(folder, attributes)
-    kept = {p.stem: pd.read_csv(p) for p in sorted(folder.glob("*.csv")) if is_of_these}
-    if not is_of_these:
+    is_current = is_calibration_of(folder, attributes)
+    kept = {p.stem: pd.read_csv(p) for p in sorted(folder.glob("*.csv")) if is_current}
+    if not is_current:
         remove_calibration(folder)
-    write_calibration(folder, found, draw_calibrations(kept | found, asked), made_from=attributes)
+    write_calibration(folder, tables, draw_calibrations(kept | tables, asked), made_from=attributes)
     report(f"wrote {folder}")

@@ -1,14 +1,14 @@
-r"""Which option a generated response chooses: strict, so that a reading is never a guess.
+r"""Read which option a generated response chooses, by strict rules that never guess.
 
-A response is read as it would be said aloud: thinking (`<think>...</think>`, or all that follows an
-unclosed `<think>`), Markdown and quotation marks are dropped, full-width and Chinese punctuation is
-taken for its ASCII form. Then, in this order:
+A response is normalised first: thinking (`<think>...</think>`, or everything after an unclosed
+`<think>`), Markdown and quotation marks are dropped, and full-width and Chinese punctuation is
+replaced by ASCII. Then, in this order:
 
 1. It *opens* with an option: `(A)`, `A)`, `(A`, `A.`, `A:`, `Option A`, or a lone `A`. That is the
-   answer, unless both options are only listed (`(A) Yes (B) No`, `A or B`) or what follows makes
-   another choice.
+   answer, unless both options are only listed (`(A) Yes (B) No`, `A or B`) or the text chooses the
+   other option later.
 2. It makes a single *explicit choice* anywhere: "the correct answer is (B)", "Answer: B", "I would
-   choose (A)", "(B) is correct", 答案是B, 我选A. Two different choices are none.
+   choose (A)", "(B) is correct", 答案是B, 我选A. Two different choices count as none.
 3. Otherwise there is no valid answer: refusals, both options named without a choice, an option
    quoted in passing, a sentence that begins with the article "A", an empty response.
 
@@ -22,7 +22,7 @@ OPTION = (
     r"(?:\(\s*([AaBb])\s*\)|\(\s*((?-i:[AB]))(?=\s*(?:\n|$))|\b([AaBb])\s*\)"
     r"|\b((?-i:[AB]))(?=\s*(?:[.:,;!\n]|$)))"
 )
-"""An option as it is named: (A), (A where the text was cut, A), a capital that ends a phrase."""
+"""Ways to write an option: (A), (A at the end of a cut text, A), a capital that ends a phrase."""
 
 NOUN = r"(?:answer|choice|option|response|selection|pick)"
 _CHOICES = [
@@ -76,11 +76,11 @@ _BEGINNINGS = {
 ANOTHER_FORM = "another form"
 AS_WITHOUT_CHOICE, WITHOUT_CHOICE = "As ..., no choice", "another form, no choice"
 FORMS = (*_BEGINNINGS, ANOTHER_FORM, AS_WITHOUT_CHOICE, WITHOUT_CHOICE)
-"""How a response begins and whether it makes a choice; X stands for either letter."""
+"""Forms of a response: how it begins, and whether it chooses; X stands for either letter."""
 
 
 def answer_of(response: str) -> str:
-    """The letter that `response` chooses, "A" or "B", or "" where it makes no valid choice.
+    """The letter that `response` chooses, "A" or "B", or "" if it makes no valid choice.
 
     >>> answer_of("The correct answer is **(B)**"), answer_of("(A) Yes\\n(B) No")
     ('B', '')
@@ -96,7 +96,7 @@ def answer_of(response: str) -> str:
 
 
 def form_of(response: str) -> str:
-    """Which of FORMS the response takes, for a count of the forms that a reader gets wrong.
+    """The response's form, one of FORMS, to count which forms another reading gets wrong.
 
     >>> form_of("Answer: **(B)** No, I cannot."), form_of("As an AI, I see (A) and (B).")
     ('Answer: (X) ...', 'As ..., no choice')
@@ -109,16 +109,16 @@ def form_of(response: str) -> str:
 
 
 def spoken(response: str) -> str:
-    """The response without its thinking and Markdown, its punctuation in ASCII."""
-    said = re.sub(r"<think>.*?(?:</think>|\Z)", " ", response, flags=re.DOTALL)
-    said = said.rpartition("</think>")[2]
-    said = unicodedata.normalize("NFKC", said).translate(_FORMS)
-    said = re.sub(r"[*_`#>\"“”‘]|\\boxed", "", said.replace("’", "'"))
-    return re.sub(r"[ \t]+", " ", said).strip(" \n\r-•")
+    """The response without thinking and Markdown, with ASCII punctuation."""
+    text = re.sub(r"<think>.*?(?:</think>|\Z)", " ", response, flags=re.DOTALL)
+    text = text.rpartition("</think>")[2]
+    text = unicodedata.normalize("NFKC", text).translate(_FORMS)
+    text = re.sub(r"[*_`#>\"“”‘]|\\boxed", "", text.replace("’", "'"))
+    return re.sub(r"[ \t]+", " ", text).strip(" \n\r-•")
 
 
 def _opening(text: str) -> str:
-    """The option that the text opens with, or nothing."""
+    """The letter of the option that the text opens with, or ""."""
     match = _OPENING.match(text) or _LONE_LETTER.match(text)
     if match is None:
         return ""
@@ -127,7 +127,7 @@ def _opening(text: str) -> str:
 
 
 def _is_meant(match: re.Match[str], text: str) -> bool:
-    """Not denied or asked in its own clause, and not one of two that are named together."""
+    """Whether the choice is not negated or questioned in its clause, nor one of two in a list."""
     clause = re.split(r"[.,;:!?\n]", text[: match.start()])[-1] + match[0]
     after = text[match.end() :]
     return not (_NO_CHOICE_BEFORE.search(clause) or _NO_CHOICE_AFTER.match(after))

@@ -1,13 +1,12 @@
 """Contract 2, the cells: the statistics of every (model, concept, layer), without a sample.
 
 Stage one (`steercube.analysis.per_cell.reduce`) makes them from a cube; stage two (tables, claims,
-figures) reads them and nothing else. They are small, hold no item's text or value, and are what
-a repository can publish of a sweep that it may not redistribute.
+figures) reads them and nothing else. They are small and hold no item's text or value, so a
+repository can publish them even for a sweep whose samples it may not redistribute.
 
-Statistics of every estimand lie along the dimension `estimand`
-(`cells.estimate.sel(estimand="cohens_d")`); their definitions are the functions of that name in
-`steercube.analysis.per_cell.estimands`. Names that begin with `selected_` are at the layer with the
-largest delta.
+The dimension `estimand` holds all estimands (`cells.estimate.sel(estimand="cohens_d")`); each is
+defined by the function of its name in `steercube.analysis.per_cell.estimands`. Variables that
+begin with `selected_` are at the layer with the largest delta.
 """
 
 from pathlib import Path
@@ -42,7 +41,7 @@ DIMS = (
     *("model", "concept", "layer", "strength", "estimand"),
     *("model_other", "strength_other", "quantile"),
 )
-OF_LABELS = {
+LABEL_KINDS = {
     **{dim: LABELS.get(dim, "U") for dim in DIMS},
     **{"strength_other": "f", "quantile": "f"},
 }
@@ -59,8 +58,8 @@ REASONS = {
     "unstable": 9,
     "not_recorded": 10,
 }
-"""Why a statistic or its interval is NaN; `unstable` is one undefined in over 1% of resamples, and
-`not_recorded` one of an estimand that the cells in a file lack."""
+"""Why a statistic or its interval is NaN; `unstable`: it is undefined in over 1% of resamples;
+`not_recorded`: the cells in the file lack its estimand."""
 ESTIMAND_UNITS = {
     "delta": "nat",
     "cohens_d": "1",
@@ -74,8 +73,8 @@ ESTIMAND_UNITS = {
     "steerability_slope": "nat per unit strength",
     "anti_steerable_share": "1",
 }
-"""The labels of the dimension `estimand`, with their units. Cells in a file may lack some of them;
-`open_cells` adds those."""
+"""Labels of the dimension `estimand`, with units. A file may lack some of them; `open_cells` adds
+the missing ones as NaN."""
 
 PAIR = ("estimand", "model", "concept")
 BETWEEN_MODELS = ("estimand", "concept", "model", "model_other")
@@ -190,7 +189,7 @@ GENERATION_VARIABLES = RATE_VARIABLES | {
         required=False,
     ),
 }
-"""`generation_rate` is the published one, else that of the responses."""
+"""`generation_rate` is the published rate, or the responses' rate where none was published."""
 CURVE_VARIABLES = {
     name: Variable(("model", "concept"), "f", meaning, "1", required=False)
     for name, meaning in {
@@ -241,7 +240,7 @@ READING_VARIABLES = {
         "reading_r_high": "upper end of its interval over items",
     }.items()
 }
-"""Responses as a study read them beside `steercube.answers`:
+"""The study's own readings of its responses compared with `steercube.answers`; computed in
 `steercube.analysis.per_cell.readings`."""
 CONTROL_VARIABLES = {
     "estimate_random": Variable(
@@ -278,12 +277,12 @@ ITEM_FIT_VARIABLES = {
 _REPORTS = ("item_fit_diagnostics", "item_fit_problem")
 
 OF_OPTIMISERS = 5e-3
-"""Relative tolerance of numbers that end with an optimiser's or a sampler's last step."""
+"""Relative tolerance for results of an optimiser or a sampler."""
 
 OF_THE_VECTOR = VECTOR_VARIABLES | {
     name: RECEIPT_VARIABLES[name] for name in ("added_over_residual", "generation_logit_apart")
 }
-"""What the cells take over from the cube as it is."""
+"""Variables copied unchanged from the cube."""
 VARIABLES = (
     COORDINATES
     | LAYER_VARIABLES
@@ -306,11 +305,11 @@ ATTRIBUTES = {
 }
 
 PROVENANCE = ("history", "layer_convention", "positions_steered", "read_token", "dtype", "versions")
-"""Attributes that the cells repeat from the cube, where it has them."""
+"""Attributes copied from the cube, where it has them."""
 
 
 def check_cells(cells: xr.Dataset, *, what: str = "the cells") -> None:
-    """Raise one ValueError that lists every rule of the contract which `cells` breaks."""
+    """Raise one ValueError that lists every rule of the contract that `cells` breaks."""
     require_version(
         cells,
         "cells_version",
@@ -319,7 +318,7 @@ def check_cells(cells: xr.Dataset, *, what: str = "the cells") -> None:
         remedy="make it again from its cube with `steercube analyze`",
     )
     problems = attribute_violations(cells.attrs, ATTRIBUTES)
-    problems += structure_violations(cells, VARIABLES, index_dims=OF_LABELS)
+    problems += structure_violations(cells, VARIABLES, index_dims=LABEL_KINDS)
     problems += [f"dimension {dim!r} is empty" for dim in CELL if cells.sizes.get(dim) == 0]
     if not problems:
         problems = _value_problems(cells)
@@ -334,11 +333,11 @@ def _value_problems(cells: xr.Dataset) -> list[str]:
     ]
     level = cells.attrs["confidence_level"]
     if not isinstance(level, float) or not 0 < level < 1:
-        problems.append(f"attribute 'confidence_level' is {level!r}; it must lie between 0 and 1")
+        problems.append(f"attribute 'confidence_level' is {level!r}; it must be between 0 and 1")
     for name in ("seed", "n_resamples"):
         if not isinstance(cells.attrs[name], int) or cells.attrs[name] < 0:
-            problems.append(f"attribute {name!r} is {cells.attrs[name]!r}, no whole number from 0")
-    problems += _needs(cells)
+            problems.append(f"attribute {name!r} is {cells.attrs[name]!r}, not an integer from 0")
+    problems += _unmet_needs(cells)
     problems += out_of_bounds(
         (cells[name], *bounds) for name, bounds in CELL_BOUNDS.items() if name in cells.variables
     )
@@ -353,7 +352,7 @@ def _value_problems(cells: xr.Dataset) -> list[str]:
     if (cells["standard_error"] <= 0).any():
         problems.append("'standard_error' must be positive or NaN")
     if (cells["selected_low"] >= cells["selected_high"]).any():
-        problems.append("an interval has no width: 'selected_low' must lie below 'selected_high'")
+        problems.append("an interval has no width: 'selected_low' must be below 'selected_high'")
     shares = cells["selection_frequency"].sum("layer")
     chosen = cells["selected_layer"].notnull()
     if not np.allclose(shares.where(chosen, 1), 1):
@@ -372,15 +371,15 @@ CELL_BOUNDS = (
     | dict.fromkeys(("correlation", "response_r"), (-1 - ROUNDING, 1 + ROUNDING))
     | dict.fromkeys(("sd", "n_responses", "n_items", "n_valid_items"), (0, np.inf))
 )
-"""What a statistic cannot leave, with room for rounding."""
+"""Bounds of each statistic (low, high), widened for rounding where it can matter."""
 
 NEEDED = {"estimand": ("cohens_d", "delta"), "strength": (-1, 1), "quantile": (0.5,)}
-"""Labels without which there is no conclusion."""
+"""Labels that the conclusions need."""
 SAME_LABELS = {"model_other": "model", "strength_other": "strength"}
 
 
-def _needs(cells: xr.Dataset) -> list[str]:
-    """What no conclusion can do without, and what none could be drawn from."""
+def _unmet_needs(cells: xr.Dataset) -> list[str]:
+    """Missing labels that conclusions need, and values from which none can be drawn."""
     problems = [
         f"dimension {dim!r} has no label {label!r}"
         for dim, labels in NEEDED.items()
@@ -388,14 +387,14 @@ def _needs(cells: xr.Dataset) -> list[str]:
         if label not in cells[dim].values
     ]
     problems += [
-        f"dimension {other!r} has not the labels of {dim!r}"
+        f"dimension {other!r} must have the labels of {dim!r}, in the same order"
         for other, dim in SAME_LABELS.items()
         if cells[other].values.tolist() != cells[dim].values.tolist()
     ]
     if not ((cells["n_params"] > 0) & (cells["n_params"] < np.inf)).all():
         problems.append("'n_params' must be positive and finite for every model")
     if np.isinf(cells["estimate"]).any():
-        problems.append("'estimate' is infinite somewhere; what is undefined is NaN, with a reason")
+        problems.append("'estimate' has infinite values; use NaN, with a reason, where undefined")
     problems += [
         f"{name!r} holds {unknown}; it may hold {REASONS}"
         for name in ("reason", "selected_reason")
@@ -404,7 +403,7 @@ def _needs(cells: xr.Dataset) -> list[str]:
     selected = cells["selected_layer"].values
     strays = sorted(set(selected[np.isfinite(selected)]) - set(cells["layer"].values.tolist()))
     if strays:
-        problems.append(f"'selected_layer' holds {strays}, which are no layers of these cells")
+        problems.append(f"'selected_layer' holds {strays}, which are not layers of these cells")
     if wrong := sorted(set(map(str, cells["architecture"].values)) - set(ARCHITECTURES)):
         problems.append(f"'architecture' holds {wrong}; it may hold {', '.join(ARCHITECTURES)}")
     return problems + name_violations("training", sorted(set(map(str, cells["training"].values))))
@@ -417,7 +416,7 @@ def save_cells(cells: xr.Dataset, path: str | Path) -> str:
 
 
 def open_cells(path: str | Path) -> xr.Dataset:
-    """The cells in `path`, checked, with every estimand: NaN and `not_recorded` where they lack it.
+    """The cells in `path`, checked; an estimand they lack is added as NaN with `not_recorded`.
 
     Raises ValueError with every violation, FileNotFoundError.
     """
@@ -427,9 +426,9 @@ def open_cells(path: str | Path) -> xr.Dataset:
 
 
 def with_every_estimand(cells: xr.Dataset) -> xr.Dataset:
-    """The cells with every estimand that a table may ask for; `cells` itself where none is lacking.
+    """The cells with every estimand of ESTIMAND_UNITS; `cells` itself if none is missing.
 
-    Whoever reduced them kept fewer, or used a steercube that knew fewer.
+    Some are missing if they were not kept, or if an older steercube reduced the cube.
     """
     lacking = [name for name in ESTIMAND_UNITS if name not in cells.indexes["estimand"]]
     if not lacking:
@@ -442,8 +441,8 @@ def with_every_estimand(cells: xr.Dataset) -> xr.Dataset:
         },
     )
     units = [*cells["estimand_units"].values, *(ESTIMAND_UNITS[name] for name in lacking)]
-    of_units = ("estimand", np.array(units, dtype=str), cells["estimand_units"].attrs)
-    return grown.assign_coords(estimand_units=of_units)
+    units_variable = ("estimand", np.array(units, dtype=str), cells["estimand_units"].attrs)
+    return grown.assign_coords(estimand_units=units_variable)
 
 
 def unrecorded_estimands(cells: xr.Dataset) -> list[str]:
@@ -455,10 +454,10 @@ def unrecorded_estimands(cells: xr.Dataset) -> list[str]:
 def compare_cells(
     new: xr.Dataset, old: xr.Dataset, *, rtol: float = 1e-6, atol: float = 1e-9
 ) -> list[str]:
-    """Where two sets of cells differ beyond rounding, a line a variable; none if they agree.
+    """Variables in which two sets of cells differ beyond rounding, one line each.
 
-    The tolerance allows for another processor's order of summation, nothing more; what an
-    optimiser or a sampler found of the items may differ by OF_OPTIMISERS, and so may its report.
+    The tolerance only allows for another processor's order of summation. Fits of single items may
+    differ by OF_OPTIMISERS, because an optimiser or a sampler made them; their reports are ignored.
     """
     names = (set(new.variables) | set(old.variables)) - set(_REPORTS)
     lines = []
@@ -481,7 +480,7 @@ def compare_cells(
 
 
 def summarise_cells(cells: xr.Dataset) -> str:
-    """A summary that a person can read: Cohen's d at the best layer of every model and concept."""
+    """Readable summary: Cohen's d at the best layer of every model and concept."""
     table = cells["selected_estimate"].sel(estimand="cohens_d").to_pandas().round(2)
     return (
         f"{cells.attrs.get('title', 'Cells')}\n"

@@ -1,4 +1,4 @@
-"""The command line: `steercube <command>`; each nox session is one of these."""
+"""The command line: `steercube <command>`; most nox sessions run one of these commands."""
 
 import argparse
 import os
@@ -24,23 +24,23 @@ if TYPE_CHECKING:
     from steercube.models import Entry
 
 INTERNAL = 70
-"""Exit code of an error that is ours (EX_SOFTWARE of sysexits.h); 2 is for the user's."""
+"""Exit code of a bug in steercube (EX_SOFTWARE of sysexits.h); 2 is for input errors."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one command. Exit code 0, or 2 with one message for input that cannot be used.
+    """Run one command; return exit code 0, or 2 with one message for input that cannot be used.
 
-    70 for an error that should not have been, whose traceback `--debug` shows; 130 where Ctrl-C
-    ended it, 143 where SIGTERM did and 141 where nobody reads on, as a shell would say.
+    Other codes: 70 for an internal error, whose traceback `--debug` shows, and as in a shell 130
+    after Ctrl-C, 143 after SIGTERM and 141 if the reader of stdout closed the pipe.
     """
     options = parsed(sys.argv[1:] if arguments is None else arguments)
-    _print_everywhere()
+    _escape_unprintable()
     try:
         with _terminable():
             options.run(options)
         sys.stdout.flush()
     except BrokenPipeError:
-        # Whoever read, such as `head`, has seen enough.
+        # The reader of the pipe, such as `head`, has closed it.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141
     except (ValueError, OSError, MemoryError) as error:
@@ -56,24 +56,24 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except Exception as error:
         if options.debug:
             raise
-        said = " ".join(str(error).split())
+        message = " ".join(str(error).split())
         print(
-            f"steercube: internal error: {type(error).__name__}: {said}; run it as `steercube "
+            f"steercube: internal error: {type(error).__name__}: {message}; run it as `steercube "
             f"--debug {options.command} ...` for the traceback, and please report that",
             file=sys.stderr,
         )
         return INTERNAL
     except KeyboardInterrupt as stopped:
         print(
-            "steercube: interrupted; what was finished is kept (collect goes on with --resume)",
+            "steercube: interrupted; finished work is kept (collect continues with --resume)",
             file=sys.stderr,
         )
         return 143 if isinstance(stopped, Terminated) else 130
     return 0
 
 
-def _print_everywhere() -> None:
-    """What a terminal's encoding cannot show is printed as an escape; no result hangs on it."""
+def _escape_unprintable() -> None:
+    """Print characters that the terminal's encoding lacks as escapes; results are not affected."""
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, TextIOWrapper):
             with suppress(OSError):
@@ -81,12 +81,12 @@ def _print_everywhere() -> None:
 
 
 class Terminated(KeyboardInterrupt):
-    """SIGTERM arrived: as at Ctrl-C, what is half written is removed and locks are let go."""
+    """SIGTERM arrived: as after Ctrl-C, half-written files are removed and locks released."""
 
 
 @contextmanager
 def _terminable() -> Iterator[None]:
-    """SIGTERM raises; only the main thread may say so."""
+    """Raise Terminated on SIGTERM; signal handlers can only be set in the main thread."""
 
     def stop(number: int, frame: Any) -> None:
         raise Terminated
@@ -102,15 +102,15 @@ def _terminable() -> Iterator[None]:
 
 
 def _how_to_install(error: ImportError) -> str:
-    """What to do where a package is missing or of a release that lacks something."""
+    """Message for a missing package, or a release that is too old, with the install command."""
     return (
-        f"a package is not installed, or too old ({error}); install all that steercube can use "
+        f"a package is not installed, or too old ({error}); install everything steercube can use "
         "with `pip install -c constraints.txt -e '.[collect,stats,paper]'`"
     )
 
 
 class _Parser(argparse.ArgumentParser):
-    """argparse's, but what is wrong is said in one line, and not below a list of all options."""
+    """argparse's parser, but errors are one line, without the usage that lists all options."""
 
     def error(self, message: str) -> NoReturn:
         self.exit(2, f"{self.prog}: {message} (`{self.prog} --help` lists what there is)\n")
@@ -121,9 +121,9 @@ LIST_BELOW_ZERO = re.compile(r"-\.?\d.*", re.DOTALL)
 
 
 def parsed(arguments: Sequence[str]) -> argparse.Namespace:
-    """The options that the words of a command line give.
+    """The options given by the words of a command line.
 
-    Exits with code 2 and one line, with the nearest command or option, for one that is unknown.
+    Exits with code 2 and one line for an unknown command or option, suggesting the nearest one.
     """
     words: list[str] = []
     for word in arguments:
@@ -136,15 +136,15 @@ def parsed(arguments: Sequence[str]) -> argparse.Namespace:
     first = next((word for word in words if not word.startswith("-")), None)
     if first is not None and first not in commands:
         top.error(f"no command is called {first!r}{did_you_mean(first, commands)}")
-    options, left = top.parse_known_args(words)
-    if left:
+    options, unknown = top.parse_known_args(words)
+    if unknown:
         command = commands[options.command]
         known = re.findall(r"--[a-z][\w-]*", command.format_help())
-        names = [word.split("=")[0] for word in left if word.startswith("-")]
-        said = [f"no option is called {name}{did_you_mean(name, known)}" for name in names]
-        if values := [repr(word) for word in left if not word.startswith("-")]:
-            said.append(f"too much: {', '.join(values)} (a list is written without spaces: -1,0,1)")
-        command.error("; ".join(said))
+        names = [word.split("=")[0] for word in unknown if word.startswith("-")]
+        errors = [f"no option is called {name}{did_you_mean(name, known)}" for name in names]
+        if values := [repr(word) for word in unknown if not word.startswith("-")]:
+            errors.append(f"unexpected: {', '.join(values)} (write lists without spaces: -1,0,1)")
+        command.error("; ".join(errors))
     return options
 
 
@@ -154,14 +154,14 @@ def parser() -> argparse.ArgumentParser:
 
 
 def _parsers() -> tuple[argparse.ArgumentParser, Mapping[str, argparse.ArgumentParser]]:
-    """The parser of the command line, and that of each command by its name."""
+    """The parser of the command line, and the parser of each command by its name."""
     top = _Parser(prog="steercube", description="Steering sweeps: cube, cells, conclusions.")
     top.add_argument("--version", action="version", version=__version__)
     top.add_argument("--debug", action="store_true", help="show the traceback of an error")
     commands = top.add_subparsers(required=True, dest="command", metavar="command")
 
     analyze = commands.add_parser(
-        "analyze", help="every study in the data folder to tables, numbers and figures"
+        "analyze", help="tables, numbers and figures of every study in the data folder"
     )
     analyze.add_argument("study", nargs="?", help="only this one (default: all)")
     analyze.add_argument("--data", default="data", help="folder of cubes and cells")
@@ -188,7 +188,7 @@ def _parsers() -> tuple[argparse.ArgumentParser, Mapping[str, argparse.ArgumentP
     written.set_defaults(run=_paper)
 
     repeated = commands.add_parser(
-        "reproduce", help="analyze and paper anew in an empty folder, compared with what is there"
+        "reproduce", help="run analyze and paper in an empty folder; compare with the results here"
     )
     repeated.add_argument("study", nargs="?", help="only this one (default: all)")
     repeated.add_argument("--data", default="data", help="folder of cubes and cells")
@@ -196,13 +196,13 @@ def _parsers() -> tuple[argparse.ArgumentParser, Mapping[str, argparse.ArgumentP
     repeated.set_defaults(run=_reproduce)
 
     calibrated = commands.add_parser(
-        "calibrate", help="coverage of the intervals on simulated sweeps of a study's shape"
+        "calibrate", help="coverage of the intervals on simulated sweeps shaped like a study"
     )
     calibrated.add_argument("study", nargs="?", default="qwen3")
     calibrated.add_argument("--data", default="data", help="folder of cells")
     calibrated.add_argument("--paper", default="paper", help="folder of results")
     _add_contrast(calibrated)
-    calibrated.add_argument("--simulations", type=int, default=1000, help="sweeps a scenario")
+    calibrated.add_argument("--simulations", type=int, default=1000, help="sweeps per scenario")
     calibrated.add_argument("--workers", type=int, default=os.cpu_count() or 1)
     calibrated.add_argument(
         "--only",
@@ -214,7 +214,7 @@ def _parsers() -> tuple[argparse.ArgumentParser, Mapping[str, argparse.ArgumentP
     calibrated.set_defaults(run=_calibrate)
 
     imported = commands.add_parser(
-        "import-study", help="the published study to data/qwen3.nc, fetched or from a folder"
+        "import-study", help="write the published study to data/qwen3.nc; fetched, or from a folder"
     )
     imported.add_argument(
         "--from",
@@ -230,18 +230,18 @@ def _parsers() -> tuple[argparse.ArgumentParser, Mapping[str, argparse.ArgumentP
     _add_collect(commands)
 
     consolidated = commands.add_parser(
-        "consolidate", help="the cube of all finished shards, when no collector is running"
+        "consolidate", help="write the cube of all finished shards, if no collector is running"
     )
     consolidated.add_argument("--out", required=True, help="the cube, named as when collecting")
     consolidated.set_defaults(run=_consolidate)
 
-    merged = commands.add_parser("merge", help="one cube from several, where they agree")
+    merged = commands.add_parser("merge", help="merge several cubes that agree into one")
     merged.add_argument("cubes", nargs="+", help="the cubes")
     merged.add_argument("--out", required=True, help="the cube to write; may be one of them")
     merged.set_defaults(run=_merge)
 
     checked = commands.add_parser(
-        "check-concepts", help="balance, duplicates and leaks of concept files, with file and line"
+        "check-concepts", help="report imbalance, duplicates and leaks in concept files, by line"
     )
     checked.add_argument("source", nargs="?", default="data/concepts", help="folder or file")
     checked.set_defaults(run=_check_concepts)
@@ -251,7 +251,7 @@ def _parsers() -> tuple[argparse.ArgumentParser, Mapping[str, argparse.ArgumentP
     show.set_defaults(run=_show)
     by_name: Mapping[str, argparse.ArgumentParser] = commands.choices
     for command in by_name.values():
-        # Also after the command, where most people write it.
+        # Accept --debug after the command too, where most people write it.
         command.add_argument(
             "--debug", action="store_true", default=argparse.SUPPRESS, help=argparse.SUPPRESS
         )
@@ -259,35 +259,35 @@ def _parsers() -> tuple[argparse.ArgumentParser, Mapping[str, argparse.ArgumentP
 
 
 MODELS = "data/models.toml"
-"""Where entries of models are looked up, unless another file is named."""
+"""Default file of model entries."""
 
 
 QUICK: dict[str, Any] = {
     **{"n_pairs": 16, "n_items": 10, "layers": "0.33:1.0:5", "chunk": 10},
     **{"generation_samples": 3, "max_new_tokens": 12},
 }
-"""What `collect --quick` sweeps, where nothing else is asked for."""
+"""Options that `collect --quick` sets unless they are given."""
 
 
-OF_GENERATION = (
+GENERATION_OPTIONS = (
     *("generation_layers", "generation_strengths", "generation_samples"),
     *("max_new_tokens", "temperature", "repeats"),
 )
-"""Options that say nothing where nothing is generated."""
+"""Options that have no effect without generation."""
 
 
 def _add_contrast(command: argparse.ArgumentParser) -> None:
     command.add_argument(
         "--contrast",
         metavar="VARIABLE:LOW:HIGH",
-        help="the models that are compared, HIGH minus LOW, by two labels of one of their "
-        "variables, such as training:base:instruct (default: that of the study's ledger)",
+        help="models to compare, HIGH minus LOW: a variable of the models and two of its labels, "
+        "such as training:base:instruct (default: the contrast in the study's ledger)",
     )
 
 
 def _add_collect(commands: Any) -> None:
     collect = commands.add_parser(
-        "collect", help="vectors and the sweep of one model, to shards and a cube"
+        "collect", help="extract vectors and sweep one model; writes shards and a cube"
     )
     add = collect.add_argument
     add(
@@ -299,36 +299,36 @@ def _add_collect(commands: Any) -> None:
     add("--revision", help="branch or commit of the weights (default: the entry's, else main)")
     add("--dtype", help="float32, bfloat16 or float16 (default: the entry's, else bfloat16)")
     add("--device-map", help="auto: spread over GPUs, memory and disk (default: the entry's)")
-    add("--offload", help="folder for weights that fit nowhere else")
+    add("--offload", help="folder for weights that fit neither on the GPUs nor in memory")
     add(
         "--concepts",
         default=None,
-        help="names out of the concept set, or a set itself: study, a folder or a .jsonl file",
+        help="names in the concept set, or a set itself: study, a folder or a .jsonl file",
     )
     add("--concept-set", default="data/concepts", help="the set that names are looked up in")
-    add("--out", required=True, help="the cube to write; shards lie beside it")
+    add("--out", required=True, help="the cube to write; shards go in a folder beside it")
     add("--strengths", type=_numbers, help="as -2,-1,0,1,2 (default: -1,0,1)")
     add("--layers", help="all, 12,18,24, 12:24, or depths (default: 0.33:1.0)")
     add("--positions", help="all (default), or answer: only those after the user's turn")
     add("--convention", help="same (default), or study: read at a block's input")
     add("--controls", type=_names, help="random,shuffled: swept beside the vectors")
-    add("--pairs", dest="n_pairs", type=int, help="use only the first so many training pairs")
-    add("--items", dest="n_items", type=int, help="use only the first so many evaluation items")
+    add("--pairs", dest="n_pairs", type=int, help="use only the first N training pairs")
+    add("--items", dest="n_items", type=int, help="use only the first N evaluation items")
     add(
         "--chunk",
         type=int,
-        help="items a shard (default: 20), which is what a killed run loses at most",
+        help="items per shard (default: 20); a killed run loses at most one shard",
     )
     add("--outcomes", type=_names, help="logit (default), generation, or both with a comma")
     add("--generation-layers", help="layers to generate at (default: those of --layers)")
     add("--generation-strengths", type=_numbers, help="strengths to generate at (default: all)")
-    add("--generation-samples", type=int, help="generate for the first so many items only")
-    add("--max-new-tokens", type=int, help="length of a response at most (default: 32)")
+    add("--generation-samples", type=int, help="generate for the first N items only")
+    add("--max-new-tokens", type=int, help="most tokens of a response (default: 32)")
     add("--temperature", type=float, help="0 (default) for the likeliest tokens")
-    add("--repeats", type=int, help="responses a cell and item, at a temperature (default: 1)")
+    add("--repeats", type=int, help="responses per cell and item, if sampled (default: 1)")
     add("--max-rows", type=int, help="rows in one pass (default: by device)")
-    add("--seed", type=int, help="of the controls, the halvings and answers at a temperature")
-    add("--resume", action="store_true", help="go on with the shards that are there")
+    add("--seed", type=int, help="for the controls, the split halves and sampled answers")
+    add("--resume", action="store_true", help="continue from the existing shards")
     add("--quick", action="store_true", help="a first small cube, <out>-quick.nc")
     collect.set_defaults(run=_collect)
 
@@ -347,7 +347,7 @@ def _names(text: str) -> tuple[str, ...]:
     return tuple(name for name in text.split(",") if name)
 
 
-# Commands import what they need, so that `show` and `--help` do not wait for matplotlib.
+# Commands import what they need, so that `show` and `--help` need not import matplotlib.
 
 
 def _analyze(options: argparse.Namespace) -> None:
@@ -405,8 +405,8 @@ def _import_study(options: argparse.Namespace) -> None:
 
     _require_folder_of(options.out)
     models = read_facts(options.models)
-    found = study_files(options.folder or None)
-    cube = study_cube(found, models)
+    paths = study_files(options.folder or None)
+    cube = study_cube(paths, models)
     require_no_loss(Path(options.out), cube)
     save_cube(cube, options.out)
     print(f"wrote {options.out}\n\n{cube.steercube}")
@@ -432,9 +432,9 @@ def _collect(options: argparse.Namespace) -> None:
             layers_of(selection, entry.facts.n_layers)
     leads = Rank.of_environment().leads
     if leads:
-        for line in _foreseen(plan, concepts, n_answered=options.generation_samples):
+        for line in _warnings(plan, concepts, n_answered=options.generation_samples):
             print(line)
-        print(f"loading {entry.name} ({entry.weights.told}, {entry.weights.dtype})", flush=True)
+        print(f"loading {entry.name} ({entry.weights.location}, {entry.weights.dtype})", flush=True)
     with stage(f"loading {entry.name}", shown=leads):
         decoder = load(entry, offload_folder=options.offload)
     out = Path(options.out)
@@ -444,10 +444,10 @@ def _collect(options: argparse.Namespace) -> None:
 
 
 def _chosen_model(options: argparse.Namespace) -> "Entry":
-    """What `--model` names, with what other options say of its weights."""
+    """The entry that `--model` names, with the weights' options applied."""
     from steercube.models import DTYPES, find_model, read_models
 
-    # Only the usual place may be empty: a model needs no entry where a folder or a hub has it.
+    # Only the default file may be absent: a model in a folder or on the hub needs no entry.
     is_there = options.models != MODELS or Path(options.models).exists()
     entries = read_models(options.models) if is_there else {}
     entry = find_model(options.model, entries, where=options.models)
@@ -462,13 +462,13 @@ def _chosen_model(options: argparse.Namespace) -> "Entry":
 
 
 def _plan(options: argparse.Namespace) -> "Plan":
-    """What is swept: what is asked for, and the rest as usual or as `--quick` has it."""
+    """The plan of the sweep: options that were given, then those of `--quick`, then defaults."""
     from steercube.collect.plan import Plan
 
-    asked: dict[str, Any] = {field.name: getattr(options, field.name) for field in fields(Plan)}
-    asked = {name: value for name, value in asked.items() if value is not None}
-    plan = Plan(**(QUICK if options.quick else {}) | asked)
-    ignored = [f"--{name.replace('_', '-')}" for name in OF_GENERATION if name in asked]
+    given: dict[str, Any] = {field.name: getattr(options, field.name) for field in fields(Plan)}
+    given = {name: value for name, value in given.items() if value is not None}
+    plan = Plan(**(QUICK if options.quick else {}) | given)
+    ignored = [f"--{name.replace('_', '-')}" for name in GENERATION_OPTIONS if name in given]
     if ignored and "generation" not in plan.outcomes:
         raise ValueError(
             f"{', '.join(ignored)} without generation: add --outcomes logit,generation, or leave "
@@ -477,12 +477,12 @@ def _plan(options: argparse.Namespace) -> "Plan":
     return plan
 
 
-def _foreseen(
+def _warnings(
     plan: "Plan", concepts: "Mapping[str, Concept]", *, n_answered: int | None
 ) -> Iterator[str]:
-    """What the analysis of a collection will lack, which is no reason to refuse it; a line each.
+    """A line for everything that the analysis of a valid collection will lack.
 
-    `n_answered` is the number of items for which answers are to be generated, if that was asked.
+    `n_answered` is the number of items to generate answers for, if it was given.
     """
     from steercube.analysis.per_cell.estimands import NEGATIVE, POSITIVE
 
@@ -491,59 +491,59 @@ def _foreseen(
         swept["--generation-strengths"] = plan.generated
     if "logit" not in plan.outcomes:
         yield (
-            "warning: --outcomes without logit: `steercube analyze` reads effects from logits, and "
-            "chooses layers by them, so it will find no effect in this cube"
+            "warning: --outcomes without logit: `steercube analyze` computes effects and selects "
+            "layers from logits, so it will report no effects for this cube"
         )
     for option, strengths in swept.items():
         if lacking := [f"{s:+g}" for s in (NEGATIVE, POSITIVE) if s not in strengths]:
             yield (
                 f"warning: {option} without {' and '.join(lacking)}: `steercube analyze` compares "
-                "+1 with -1, so it will find no effect in this cube"
+                "+1 with -1, so it will report no effects for this cube"
             )
     for concept in concepts.values():
-        yield from _foreseen_of_concept(concept, plan, n_answered)
+        yield from _concept_warnings(concept, plan, n_answered)
 
 
-def _foreseen_of_concept(whole: "Concept", plan: "Plan", n_answered: int | None) -> Iterator[str]:
-    """As of all concepts: fewer questions than were asked for, or too few, or of one letter."""
+def _concept_warnings(whole: "Concept", plan: "Plan", n_answered: int | None) -> Iterator[str]:
+    """Warnings for one concept: fewer questions than requested, too few, or all of one letter."""
     from steercube.analysis.per_cell.bootstrap import MIN_ITEMS
 
     concept = whole.cut_to(n_pairs=plan.n_pairs, n_items=plan.n_items)
-    for option, what, asked, there in (
+    for option, what, given, there in (
         ("--pairs", "pairs", plan.n_pairs, whole.train),
         ("--items", "items", plan.n_items, whole.evaluation),
         ("--generation-samples", "items to answer", n_answered, concept.evaluation),
     ):
-        if asked and asked > len(there):
-            yield f"{concept.name}: {len(there)} {what}, all there are ({option} {asked})"
+        if given and given > len(there):
+            yield f"{concept.name}: has only {len(there)} {what} ({option} {given})"
     n_items = len(concept.evaluation)
     if n_items < MIN_ITEMS:
         yield (
-            f"warning: {concept.name}: {n_items} items are too few; `steercube analyze` gives no "
-            f"effect of fewer than {MIN_ITEMS}"
+            f"warning: {concept.name}: {n_items} items are too few; `steercube analyze` reports no "
+            f"effect for fewer than {MIN_ITEMS}"
         )
     elif n_answered is not None and n_answered < MIN_ITEMS:
         yield (
             f"warning: {concept.name}: answers to {n_answered} items are too few; `steercube "
-            f"analyze` compares them with logits from {MIN_ITEMS} on"
+            f"analyze` compares them with logits only for {MIN_ITEMS} or more"
         )
-    for what, questions, so in (
+    for what, questions, consequence in (
         ("pairs", concept.train, "the vector is partly that letter's direction"),
         ("items", concept.evaluation, "a push towards that letter looks like an effect"),
     ):
         if len(letters := {question.matching for question in questions}) == 1:
             yield (
                 f"warning: {concept.name}: the matching answer of all {len(questions)} {what} is "
-                f"{letters.pop()}, so that {so}; balance them (`steercube check-concepts`)"
+                f"{letters.pop()}, so that {consequence}; balance them (`steercube check-concepts`)"
             )
 
 
 def _chosen_concepts(options: argparse.Namespace) -> "dict[str, Concept]":
-    """A whole set, or those of `--concept-set` that `--concepts` names."""
+    """A whole set of concepts, or the concepts of `--concept-set` that `--concepts` names."""
     from steercube.concepts import read_concepts
     from steercube.study import concept_paths, study_concepts, study_files
 
-    def of_set(source: str) -> "dict[str, Concept]":
+    def read_set(source: str) -> "dict[str, Concept]":
         if source != "study":
             return read_concepts(source)
         folder = os.environ.get("STEERCUBE_STUDY_DIR")
@@ -551,12 +551,12 @@ def _chosen_concepts(options: argparse.Namespace) -> "dict[str, Concept]":
 
     wanted = options.concepts
     if wanted is None:
-        return of_set(options.concept_set)
+        return read_set(options.concept_set)
     if wanted == "study" or (wanted and Path(wanted).exists()):
-        return of_set(wanted)
+        return read_set(wanted)
     if "/" in wanted or wanted.endswith(".jsonl"):
-        return read_concepts(wanted)  # which says that it is not there
-    concepts = of_set(options.concept_set)
+        return read_concepts(wanted)  # raises an error that it does not exist
+    concepts = read_set(options.concept_set)
     unknown = sorted(set(_names(wanted)) - set(concepts))
     if unknown or not _names(wanted):
         raise ValueError(
@@ -573,8 +573,8 @@ def _require_folder_of(out: str) -> None:
         raise ValueError(f"--out {out}: name a .nc file in a folder that exists")
     if path.name.startswith(".") or path.name.endswith((".cells.nc", ".vectors.nc")):
         raise ValueError(
-            f"--out {out}: is no name for a cube; .cells.nc and .vectors.nc are other files, and a "
-            "name that begins with '.' is hidden"
+            f"--out {out}: cannot name a cube: .cells.nc and .vectors.nc are used for other files, "
+            "and names that begin with '.' are hidden"
         )
 
 

@@ -7,7 +7,7 @@ A concept is a file `<concept>.jsonl`, one question a line:
 
 `split` is train (pairs) or eval (items); `matching` is the letter of the answer that shows the
 concept. `read_concepts` refuses what cannot be scored; `check_concepts` also reports what can be
-scored but would bias the answer (letters, lengths, questions that stand in both splits).
+scored but would bias the answer (letters, lengths, questions that are in both splits).
 """
 
 import hashlib
@@ -26,14 +26,14 @@ from steercube.schema import name_violations, raise_if_any, read_text
 FIELDS = {"id": str, "split": str, "question": str, "choices": dict, "matching": str}
 SPLITS = ("train", "eval")
 FEWEST = 2
-"""Questions of a split: one pair has no halves to compare, and one item no spread."""
+"""Fewest questions in a split: one pair cannot be halved, and one item has no variance."""
 RESERVED = ("study",)
-"""What `collect --concepts` takes for the published study's own."""
+"""Names that `collect --concepts` uses for the published study's own concepts."""
 UNWRITABLE = re.compile(r"[\0\ud800-\udfff]")
 NEAR_DUPLICATE = 0.3
 """Jaccard similarity of two questions' word trigrams from which they count as the same."""
 LENGTH_SKEW = 0.2
-"""Largest excess of items whose matching option is the longer one over those where it is not."""
+"""Largest allowed share of items whose matching option is longer, minus share where shorter."""
 
 
 @dataclass(frozen=True)
@@ -46,17 +46,17 @@ class Question:
     other: str
     valid: bool = True
     where: str = field(default="", repr=False, compare=False)
-    """File and line that it was read from, for messages."""
+    """File and line that it was read from, for error messages."""
 
     @property
     def item(self) -> Item:
-        """What the cube records of it."""
+        """The item as the cube records it."""
         return Item(self.id, self.matching, self.valid)
 
 
 @dataclass(frozen=True)
 class Concept:
-    """Training pairs and evaluation items of one concept; `sha256` is of their contents."""
+    """Training pairs and evaluation items of one concept."""
 
     name: str
     train: tuple[Question, ...]
@@ -65,20 +65,20 @@ class Concept:
 
     @property
     def sha256(self) -> str:
-        """Over every question of both splits, in order."""
+        """SHA-256 of the questions of both splits, in order."""
         return hashlib.sha256(repr((self.train, self.evaluation)).encode()).hexdigest()
 
     def cut_to(self, *, n_pairs: int | None, n_items: int | None) -> "Concept":
-        """The first so many of each split (None: all), the matching letters in turn."""
+        """The concept with its first `n_pairs` and `n_items` (None: all), letters balanced."""
         return replace(
             self,
-            train=_letters_in_turn(self.train, n_pairs),
-            evaluation=_letters_in_turn(self.evaluation, n_items),
+            train=_balanced_head(self.train, n_pairs),
+            evaluation=_balanced_head(self.evaluation, n_items),
         )
 
 
-def _letters_in_turn(questions: tuple[Question, ...], n: int | None) -> tuple[Question, ...]:
-    """The first `n`, in their order, of as many of each matching letter as there are."""
+def _balanced_head(questions: tuple[Question, ...], n: int | None) -> tuple[Question, ...]:
+    """The first `n` questions, in order, with matching letters as balanced as possible."""
     seen: Counter[str] = Counter()
     ranked = []
     for index, question in enumerate(questions):
@@ -89,7 +89,7 @@ def _letters_in_turn(questions: tuple[Question, ...], n: int | None) -> tuple[Qu
 
 @dataclass(frozen=True)
 class _Line:
-    """One line of a concept's file and where it stands."""
+    """One line of a concept's file, with its file and line number."""
 
     where: str
     entry: dict[str, Any]
@@ -106,19 +106,19 @@ class _Line:
 
 
 def concept_files(source: str | Path) -> dict[str, Path]:
-    """Concept files by name: those in a folder, or the one named.
+    """Concept files by name: all in the folder `source`, or the file `source`.
 
-    Raises FileNotFoundError, or ValueError for a name that cannot be a folder's.
+    Raises FileNotFoundError, or ValueError for a name that cannot name a folder.
     """
     source = Path(source)
-    found = sorted(source.glob("*.jsonl")) if source.is_dir() else [source]
-    if not found or not all(path.is_file() for path in found):
+    paths = sorted(source.glob("*.jsonl")) if source.is_dir() else [source]
+    if not paths or not all(path.is_file() for path in paths):
         why = "holds no .jsonl file" if source.is_dir() else "is not there"
         raise FileNotFoundError(
-            f"{source}: neither a folder of <concept>.jsonl files nor one ({source.absolute()} "
-            f"{why}). Name one: `collect` takes it as --concepts, `check-concepts` as it is"
+            f"{source}: neither a <concept>.jsonl file nor a folder of them ({source.absolute()} "
+            f"{why}). Name one: `collect --concepts SOURCE` or `check-concepts SOURCE`"
         )
-    named = {path.stem: path for path in found}
+    named = {path.stem: path for path in paths}
     raise_if_any(name_violations("concept", named, reserved=RESERVED), what=str(source))
     return named
 
@@ -127,36 +127,36 @@ def read_concepts(source: str | Path) -> dict[str, Concept]:
     """Concepts by name, in alphabetical order.
 
     Raises ValueError that lists, with file and line, every entry that cannot be scored: not JSON,
-    a missing field, more or fewer than two choices, a matching answer that is no scored letter,
+    a missing field, more or fewer than two choices, a matching answer that is not a scored letter,
     a repeated id, a split with fewer than two questions.
     """
     concepts, problems = {}, []
     ids: dict[str, _Line] = {}
     for name, path in concept_files(source).items():
-        lines, found = _read_lines(path)
-        found = found or _unusable(path, lines, ids)
-        problems += found
-        if not found:
+        lines, violations = _read_lines(path)
+        violations = violations or _unusable(path, lines, ids)
+        problems += violations
+        if not violations:
             concepts[name] = _concept(name, path, lines)
     raise_if_any(problems, what=f"{source}")
     return concepts
 
 
 def check_concepts(source: str | Path) -> dict[str, str]:
-    """A line about each concept that is sound.
+    """A line of facts about each concept, by its name.
 
-    Raises ValueError that lists, with file and line, whatever `read_concepts` refuses and: letters
-    out of balance, duplicates, near-duplicates across the splits, options whose length gives the
-    answer away.
+    Raises ValueError that lists, with file and line, everything that `read_concepts` refuses, and
+    unbalanced letters, duplicates, near-duplicates across the splits, and options whose length
+    gives the answer away.
     """
     problems: list[str] = []
     facts = {}
     ids: dict[str, _Line] = {}
     for name, path in concept_files(source).items():
-        lines, found = _read_lines(path)
-        found = found or _unusable(path, lines, ids) or _biased(path, lines)
-        problems += found
-        if not found:
+        lines, violations = _read_lines(path)
+        violations = violations or _unusable(path, lines, ids) or _biased(path, lines)
+        problems += violations
+        if not violations:
             n = Counter(line.entry["split"] for line in lines)
             skew = {split: f"{_length_skew(_of(lines, split)):+.2f}" for split in SPLITS}
             facts[name] = (
@@ -193,11 +193,11 @@ def _read_lines(path: Path) -> tuple[list[_Line], list[str]]:
     except ValueError as error:
         return [], [str(error)]
     if not content.strip():
-        return [], [f"{path}: is empty; write one question a line"]
+        return [], [f"{path}: is empty; write one question per line"]
     for number, text in enumerate(content.removesuffix("\n").split("\n"), start=1):
         where = f"{path}:{number}"
         if not text.strip():
-            problems.append(f"{where}: is blank; a line is a question")
+            problems.append(f"{where}: is blank; every line must be a question")
             continue
         try:
             entry = json.loads(text, object_pairs_hook=_each_once)
@@ -212,10 +212,10 @@ def _read_lines(path: Path) -> tuple[list[_Line], list[str]]:
 
 
 def _each_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """An object, unless a field of it stands twice, where JSON would keep the last."""
+    """A dict of the pairs; raises ValueError for duplicate fields, of which json keeps the last."""
     names = [name for name, _ in pairs]
-    if twice := sorted({name for name in names if names.count(name) > 1}):
-        raise ValueError(f"the field(s) {', '.join(twice)} stand twice")
+    if repeated := sorted({name for name in names if names.count(name) > 1}):
+        raise ValueError(f"the field(s) {', '.join(repeated)} appear more than once")
     return dict(pairs)
 
 
@@ -234,7 +234,7 @@ def _field_problems(entry: Any) -> list[str]:
     problems += [f"{name} is empty" for name in ("id", "question") if not entry[name].strip()]
     texts = [entry["id"], entry["question"], *map(str, entry["choices"].values())]
     if any(UNWRITABLE.search(text) for text in texts):
-        problems.append("holds NUL or half of a surrogate pair, which no file of text can keep")
+        problems.append("holds NUL or half of a surrogate pair, which a text file cannot hold")
     if sorted(entry["choices"]) != list(SCORED_LETTERS):
         problems.append(
             f"offers the choices {sorted(entry['choices'])}; a question has exactly two, "
@@ -243,7 +243,7 @@ def _field_problems(entry: Any) -> list[str]:
     elif not all(isinstance(text, str) and text.strip() for text in entry["choices"].values()):
         problems.append("a choice is empty")
     elif len(set(entry["choices"].values())) < len(SCORED_LETTERS):
-        problems.append("both choices say the same")
+        problems.append("both choices are the same")
     if entry["matching"] not in SCORED_LETTERS:
         problems.append(
             f"matching answer {entry['matching']!r} is not a scored letter "
@@ -253,7 +253,7 @@ def _field_problems(entry: Any) -> list[str]:
 
 
 def _unusable(path: Path, lines: Sequence[_Line], ids: dict[str, _Line]) -> list[str]:
-    """`ids` are those of the files before; this one's are added, for an id is one item's only."""
+    """Missing questions and repeated ids; adds this file's to `ids`, those of earlier files."""
     problems = [
         f"{path}: has {n or 'no'} {split} question{'s' * (n > 1)}; at least {FEWEST} are needed"
         for split in SPLITS
@@ -262,7 +262,7 @@ def _unusable(path: Path, lines: Sequence[_Line], ids: dict[str, _Line]) -> list
     for line in lines:
         earlier = ids.setdefault(line.entry["id"], line)
         if earlier is not line:
-            problems.append(f"{line.where}: id {line.entry['id']!r} stands at {earlier.where} too")
+            problems.append(f"{line.where}: id {line.entry['id']!r} is also at {earlier.where}")
     return problems
 
 
@@ -274,13 +274,13 @@ def _biased(path: Path, lines: Sequence[_Line]) -> list[str]:
         if abs(n["A"] - n["B"]) > 1:
             problems.append(
                 f"{path}: {split}: the matching answer is A {n['A']} times and B {n['B']} times; "
-                "balance them within 1, or the direction is one of letters"
+                "balance them within 1, or the direction is partly that of a letter"
             )
         skew = _length_skew(of_split)
         if abs(skew) > LENGTH_SKEW:
             problems.append(
-                f"{path}: {split}: the matching option is the longer one in {skew:+.0%} of the "
-                f"questions more than it is the shorter (at most {LENGTH_SKEW:.0%}); "
+                f"{path}: {split}: questions with a longer matching option minus questions with a "
+                f"shorter one are {skew:+.0%} of all (at most {LENGTH_SKEW:.0%} either way); "
                 "length gives the answer away"
             )
     return problems + _duplicates(lines)
@@ -299,16 +299,16 @@ def _duplicates(lines: Sequence[_Line]) -> list[str]:
     problems = []
     trigrams = {line.where: _trigrams(line.words) for line in lines}
     for one, two in combinations(lines, 2):
-        apart = one.entry["split"] != two.entry["split"]
+        across_splits = one.entry["split"] != two.entry["split"]
         if one.words == two.words:
             problems.append(f"{two.where}: repeats the question of {one.where}")
         elif (
-            apart
+            across_splits
             and (similarity := _jaccard(trigrams[one.where], trigrams[two.where])) >= NEAR_DUPLICATE
         ):
             problems.append(
-                f"{two.where}: is nearly the question of {one.where}, of the other split "
-                f"(trigram similarity {similarity:.2f}, below {NEAR_DUPLICATE} is allowed)"
+                f"{two.where}: is nearly the question of {one.where}, in the other split "
+                f"(trigram similarity {similarity:.2f}; it must be below {NEAR_DUPLICATE})"
             )
     return problems
 

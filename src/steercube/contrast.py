@@ -6,7 +6,9 @@ from typing import Any
 
 from steercube.schema import raise_if_any
 
-FORM = "VARIABLE:LOW:HIGH, such as training:base:instruct"
+FORM = "VARIABLE:LOW:HIGH or VARIABLE:LOW:HIGH:HELD, such as training:base:instruct:n_layers"
+HELD = {"n_params": "size", "n_active_params": "active size", "n_layers": "number of blocks"}
+"""Numbers of a model that may be held fixed, in words."""
 
 
 @dataclass(frozen=True)
@@ -43,6 +45,20 @@ class Contrast:
         """The difference in words."""
         return f"{self.named(self.high)} minus {self.named(self.low)}"
 
+    @property
+    def held(self) -> str:
+        """What is held fixed, in words.
+
+        >>> Contrast("training", "base", "rl", holding="n_layers").held
+        'number of blocks'
+        """
+        return HELD.get(self.holding, self.holding.replace("_", " "))
+
+    @property
+    def covariate(self) -> str:
+        """What tables call the covariate that is held fixed."""
+        return "scale" if self.holding == "n_params" else self.held
+
     def models_of(self, label: str) -> str:
         """The models of a label in words.
 
@@ -53,12 +69,15 @@ class Contrast:
 
 
 def parse_contrast(text: str) -> Contrast:
-    """The contrast that VARIABLE:LOW:HIGH names. Raises ValueError for anything else."""
+    """The contrast that VARIABLE:LOW:HIGH or VARIABLE:LOW:HIGH:HELD names.
+
+    Raises ValueError for anything else.
+    """
     parts = [part.strip() for part in text.split(":")]
-    if len(parts) != 3 or not all(parts) or parts[1] == parts[2]:
+    if len(parts) not in (3, 4) or not all(parts) or parts[1] == parts[2]:
         raise ValueError(f"--contrast {text}: write {FORM}, with two labels that differ")
-    by, low, high = parts
-    return Contrast(by, low, high)
+    by, low, high, *held = parts
+    return Contrast(by, low, high, holding=held[0] if held else "n_params")
 
 
 def read_attributes(attributes: Mapping[str, Any]) -> Contrast | None:

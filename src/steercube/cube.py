@@ -2,8 +2,8 @@
 
 Dimensions are `model, concept, layer, strength, sample`, ragged in layer and sample and padded
 with NaN. `layer` counts decoder blocks from 0. `logit_diff` is the log-probability of the answer
-that matches the concept minus that of the other one, in nats. Whatever follows (cells,
-conclusions, figures) reads this file and nothing else; whatever collects writes it.
+that matches the concept minus that of the other one, in nats. Collectors and importers write
+this file; the later stages (cells, conclusions, figures) read it and nothing else.
 """
 
 import json
@@ -30,7 +30,7 @@ from steercube.schema import (
 SCHEMA_VERSION = 1
 DIMS = ("model", "concept", "layer", "strength", "sample")
 LABELS = dict(zip(DIMS, "UUifi", strict=True))
-"""What the labels of each dimension are: text, whole numbers, strengths with decimals."""
+"""Kind of the labels of each dimension: U is text, i integers, f floats."""
 CELL = ("model", "concept", "layer")
 STATUS = {"not_applicable": 0, "not_run": 1, "complete": 2, "failed": 3, "nonfinite": 4}
 ARCHITECTURES = ("dense", "moe")
@@ -180,14 +180,14 @@ RESPONSE_VARIABLES = {
         ("response",), "b", "its logits were finite; else it is no answer at all", required=False
     ),
 }
-OF_A_CELL = (
+PLACE = (
     *("response_model", "response_concept", "response_layer"),
     *("response_strength", "response_sample"),
 )
-"""What says where a response belongs; `response_repeat` tells those of one place apart."""
+"""A response's place: its cell, strength and sample. `response_repeat` numbers repeats there."""
 UNSTEERED_STRENGTH = 0.0
 UNSTEERED = -1
-"""`response_layer` of a response without steering that stands for every layer."""
+"""`response_layer` of an unsteered response, which is shared by every layer."""
 COORDINATES = MODEL_VARIABLES | ITEM_VARIABLES
 VARIABLES = (
     COORDINATES
@@ -214,28 +214,28 @@ CONTROLS = ("logit_diff_random", "logit_diff_shuffled")
 NORMS = ("vector_norm", "residual_norm")
 LOGPROBS = ("logprob_matching", "logprob_other")
 ROUNDING = 1e-4
-"""Nats, or shares, by which a float32 may exceed what bounds it."""
+"""Nats, or shares, by which a float32 may exceed its bounds."""
 BOUNDS = (
     dict.fromkeys((*ANSWER_VARIABLES, *RATES), (0, 1))
     | dict.fromkeys((*NORMS, *RECEIPT_VARIABLES, "generation_n_prompts"), (0, np.inf))
     | dict.fromkeys(("split_half_cosine", "pairwise_cosine"), (-1 - ROUNDING, 1 + ROUNDING))
 )
-MOST_OF_BOTH = 0.01
+MAX_JOINT_LOGPROB = 0.01
 """Nats by which the two answers' joint log-probability may exceed 0: bfloat16 rounds to 0.004."""
-APART_IN_FLOAT32, APART_IN_16_BITS = 1e-3, 0.5
-"""Nats between two computations of the same unsteered value; in 16 bits, logits near 20 come in
-steps of 1/8, and two of them make a difference."""
-STRENGTHS_APART = 1e-4
-"""Strengths closer than this are one strength, written in two ways."""
+MAX_GAP_FLOAT32, MAX_GAP_16_BITS = 1e-3, 0.5
+"""Largest difference, in nats, of two computations of one unsteered value. In 16 bits, logits
+near 20 are multiples of 1/8, and a logit difference has the rounding of two logits."""
+MIN_STRENGTH_GAP = 1e-4
+"""Strengths closer than this are the same strength up to rounding."""
 ALIKE = ("layer_convention", "positions_steered")
 ALIKE_OF_A_MODEL = ("dtype", "read_token")
-"""Attributes in which all samples of one cube, and of one model, are alike."""
+"""Attributes that must be the same throughout a cube, and for all samples of one model."""
 ATTRIBUTES = GIVEN_ATTRIBUTES | {"schema_version": "which contract this is"}
 
 
 @dataclass(frozen=True)
 class Model:
-    """What is known of a model before it is run; sizes in parameters."""
+    """Facts about a model that are known before it runs; sizes in parameters."""
 
     name: str
     n_layers: int
@@ -265,12 +265,12 @@ def blank_cube(
     strengths: Sequence[float],
     attrs: Mapping[str, Any],
 ) -> xr.Dataset:
-    """A cube with every cell not run: the frame that a collector or an importer fills.
+    """A cube with every cell not run, for a collector or an importer to fill.
 
-    `attrs` are GIVEN_ATTRIBUTES; raises ValueError with the ones that are missing. Fill
+    `attrs` are GIVEN_ATTRIBUTES; raises ValueError that lists the missing ones. Fill
     `logprob_matching`, `logprob_other` and their difference `logit_diff` (nats) for every item at
     every strength of a cell, and mark the cell complete. Effects need the strengths -1 and +1 and
-    ten items a concept.
+    ten items per concept.
 
     >>> model = Model("tiny", n_layers=4, n_params=1e6, n_active_params=1e6, training="instruct",
     ...               architecture="dense", family="tiny", hf_id="me/tiny")
@@ -293,7 +293,7 @@ def blank_cube(
             "concept": list(items),
             "layer": np.array(sorted(layers), dtype="int64"),
             "strength": np.array(sorted(strengths), dtype="float64"),
-            "sample": np.arange(max(len(of_concept) for of_concept in items.values())),
+            "sample": np.arange(max(map(len, items.values()))),
         }
     )
     facts = {
@@ -304,9 +304,9 @@ def blank_cube(
     ds["depth"] = _depth(ds)
     for name, field in {"item_id": "item_id", "letter": "letter", "item_valid": "valid"}.items():
         padded = [
-            [getattr(item, field) for item in of_concept]
-            + [ITEM_VARIABLES[name].fill] * (ds.sizes["sample"] - len(of_concept))
-            for of_concept in items.values()
+            [getattr(item, field) for item in concept_items]
+            + [ITEM_VARIABLES[name].fill] * (ds.sizes["sample"] - len(concept_items))
+            for concept_items in items.values()
         ]
         ds[name] = (("concept", "sample"), np.array(padded), ITEM_VARIABLES[name].attrs)
     for name, variable in (SAMPLE_VARIABLES | STATUS_VARIABLES).items():
@@ -329,7 +329,7 @@ def _depth(ds: xr.Dataset) -> xr.DataArray:
 
 
 def _status_where_unrun(ds: xr.Dataset) -> xr.DataArray:
-    """`cell_status`, with every layer that its model lacks marked so."""
+    """`cell_status`, with not_applicable at, and only at, layers that the model lacks."""
     lacking = ds["layer"] >= ds["n_layers"]
     status = ds["cell_status"].where(~lacking, STATUS["not_applicable"])
     status = status.where(lacking | (status != STATUS["not_applicable"]), STATUS["not_run"])
@@ -342,7 +342,7 @@ def save_cube(cube: xr.Dataset, path: str | Path) -> str:
     """Check the cube, write it whole or not at all, and return the SHA-256 of its content."""
     check_cube(cube)
     if cube.sizes.get("response") == 0:
-        # In a file, text of no rows cannot be told from bytes.
+        # A text variable without rows would be read back from the file as bytes.
         cube = cube.drop_dims("response")
     return netcdf.save(cube, path)
 
@@ -354,21 +354,21 @@ def open_cube(path: str | Path) -> xr.Dataset:
     return cube
 
 
-def _its_own(cube: xr.Dataset) -> str:
-    """How to get the steercube that wrote a cube, as its history tells."""
+def _reinstall(cube: xr.Dataset) -> str:
+    """How to install the steercube version that wrote `cube`, according to its history."""
     wrote = re.search(r"steercube (\d[\w.]*)", str(cube.attrs.get("history", "")))
     if not wrote:
-        return "install the steercube that wrote it; its history does not say which"
+        return "install the steercube version that wrote it; its history does not say which"
     return (
         f"install steercube {wrote[1]}, which wrote it, from its wheel or from the tag v{wrote[1]}"
     )
 
 
 def check_cube(cube: xr.Dataset, *, what: str = "the cube") -> None:
-    """Raise one ValueError that lists every rule of the contract which `cube` breaks."""
+    """Raise one ValueError that lists every rule of the contract that `cube` breaks."""
     if "estimand" in cube.dims:
         raise ValueError(f"{what} holds cells, not a cube; name such a file <study>.cells.nc")
-    require_version(cube, "schema_version", SCHEMA_VERSION, what=what, remedy=_its_own(cube))
+    require_version(cube, "schema_version", SCHEMA_VERSION, what=what, remedy=_reinstall(cube))
     problems = attribute_violations(cube.attrs, ATTRIBUTES)
     problems += structure_violations(cube, VARIABLES, index_dims=LABELS)
     problems += [f"dimension {dim!r} is empty" for dim in DIMS if cube.sizes.get(dim) == 0]
@@ -392,7 +392,7 @@ def _label_problems(cube: xr.Dataset) -> list[str]:
         for problem in name_violations(dim, map(str, cube[dim].values))
     ]
     problems += [
-        f"model {str(model)!r} would stand among averages; give it another name"
+        f"model {str(model)!r} is named like an average over models; give it another name"
         for model in cube["model"].values
         if str(model).startswith("mean of ")
     ]
@@ -401,10 +401,10 @@ def _label_problems(cube: xr.Dataset) -> list[str]:
     if not np.isfinite(cube["strength"]).all():
         problems.append("'strength' has a label that is not finite")
     problems += [
-        f"'strength' has the labels {one!r} and {other!r}, which are one strength: labels must be "
-        f"at least {STRENGTHS_APART:g} apart; give both the same label"
+        f"'strength' has the labels {one!r} and {other!r}, which count as one strength: labels "
+        f"must be at least {MIN_STRENGTH_GAP:g} apart; give both the same label"
         for one, other in pairwise(np.sort(cube["strength"].values).tolist())
-        if other - one < STRENGTHS_APART
+        if other - one < MIN_STRENGTH_GAP
     ]
     return problems
 
@@ -413,10 +413,10 @@ COMMIT_OF_HUB = re.compile("[0-9a-f]{7,64}")
 
 
 def same_weights(models: Iterable[tuple[str, str, str]]) -> list[str]:
-    """A line for all names of the same weights, from (name, hf_id, revision) of each model.
+    """A line for each set of weights with several names, from (name, hf_id, revision) of models.
 
     A hash of the content (`files:...`) identifies weights by itself, a commit together with its
-    repository; where neither was recorded nothing is known, and nothing is said.
+    repository; models for which neither was recorded are skipped.
     """
     names: dict[tuple[str, str], list[str]] = {}
     for name, hf_id, revision in dict.fromkeys(models):
@@ -425,11 +425,11 @@ def same_weights(models: Iterable[tuple[str, str, str]]) -> list[str]:
         elif hf_id and COMMIT_OF_HUB.fullmatch(revision):
             names.setdefault((hf_id, revision), []).append(name)
     return [
-        f"models {' and '.join(map(repr, sorted(of_one)))} are the same weights, "
+        f"models {' and '.join(map(repr, sorted(same)))} are the same weights, "
         f"{' at '.join(filter(None, weights))}: a cube holds a model once, under one name and in "
         "one number format. Leave one of them out, or keep it in a cube of its own (another --out)"
-        for weights, of_one in names.items()
-        if len(set(of_one)) > 1
+        for weights, same in names.items()
+        if len(set(same)) > 1
     ]
 
 
@@ -437,12 +437,12 @@ def _model_problems(cube: xr.Dataset) -> list[str]:
     facts = (cube[name].values.tolist() for name in ("model", "hf_id", "revision"))
     problems = same_weights(zip(*facts, strict=True))
     architectures = zip(cube["model"].values, cube["architecture"].values, strict=True)
-    wrong = {str(model): str(of) for model, of in architectures if of not in ARCHITECTURES}
+    wrong = {str(model): str(name) for model, name in architectures if name not in ARCHITECTURES}
     if wrong:
         problems.append(f"'architecture' of {wrong} is none of {', '.join(ARCHITECTURES)}")
     problems += name_violations("training", sorted(set(map(str, cube["training"].values))))
     if (cube["layer"] < 0).any():
-        problems.append("'layer' counts blocks from 0; a negative label is not one")
+        problems.append("'layer' has a negative label; layers count blocks from 0")
     n_params, n_active = cube["n_params"], cube["n_active_params"]
     if (cube["n_layers"] < 1).any() or not ((n_params > 0) & (n_params < np.inf)).all():
         problems.append("'n_layers' and 'n_params' must be positive and finite for every model")
@@ -487,9 +487,9 @@ def _sample_problems(cube: xr.Dataset) -> list[str]:
     ]
     beyond = cube["layer"] >= cube["n_layers"]
     problems += [
-        f"{name!r} has values at layers that the model has not, in {_name_cells(of_no_layer)}"
+        f"{name!r} has values at layers that the model does not have, in {_name_cells(outside)}"
         for name, variable in (SAMPLE_VARIABLES | VECTOR_VARIABLES | RECEIPT_VARIABLES).items()
-        if name in cube and (of_no_layer := _recorded(cube[name]) & beyond).any()
+        if name in cube and (outside := _recorded(cube[name]) & beyond).any()
     ]
     complete = _whole(cube["logit_diff"], present)
     sound = complete
@@ -527,79 +527,79 @@ def _sample_problems(cube: xr.Dataset) -> list[str]:
 
 
 def _readout_problems(cube: xr.Dataset) -> list[str]:
-    """What is outside its bounds, and log-probabilities that cannot be."""
+    """Values outside their bounds, and log-probabilities that contradict each other."""
     matching, other, diff = (cube[name].transpose(*DIMS) for name in (*LOGPROBS, "logit_diff"))
     finite = np.isfinite(diff.values)
     bounded = [(cube[name], *bounds) for name, bounds in BOUNDS.items() if name in cube]
     bounded += [(values.where(finite), -np.inf, ROUNDING) for values in (matching, other)]
     problems = out_of_bounds(bounded)
     with np.errstate(invalid="ignore"):
-        apart = abs(diff - (matching - other))
+        error = abs(diff - (matching - other))
         both = matching.copy(data=np.where(finite, np.logaddexp(matching, other), np.nan))
-    if (apart.where(finite) > ROUNDING).any() or (apart.isnull() & finite).any():
+    if (error.where(finite) > ROUNDING).any() or (error.isnull() & finite).any():
         problems.append("'logit_diff' is not logprob_matching - logprob_other (to 1e-4 nat)")
-    if (most := float(both.max())) > MOST_OF_BOTH:
+    if (most := float(both.max())) > MAX_JOINT_LOGPROB:
         problems.append(
-            "'logprob_matching' and 'logprob_other' are of two answers that exclude each other, "
+            "'logprob_matching' and 'logprob_other' belong to two answers that exclude each other, "
             f"but their probabilities add up to {np.exp(most):.3g}{_where(both, most)}"
         )
     return problems
 
 
 def out_of_bounds(bounded: Iterable[tuple[xr.DataArray, float, float]]) -> list[str]:
-    """The smallest and largest values that lie outside their bounds (low, high), and where."""
+    """The smallest and largest values that are outside their bounds (low, high), and where."""
     return [
-        f"{values.name!r} must lie in [{low:g}, {high:g}]; it is {found:g}{_where(values, found)}"
+        f"{values.name!r} must be in [{low:g}, {high:g}]; it is {value:g}{_where(values, value)}"
         for values, low, high in bounded
-        for found in {float(values.min()), float(values.max())}
-        if found < low or found > high
+        for value in {float(values.min()), float(values.max())}
+        if value < low or value > high
     ]
 
 
 def _unsteered_problems(cube: xr.Dataset) -> list[str]:
-    """Values at strength 0 that hang on the layer or the direction, where nothing was added."""
+    """Values at strength 0 that depend on the layer or the direction, though nothing is added."""
     if 0.0 not in cube["strength"].values:
         return []
     unsteered = cube.sel(strength=0.0)
     complete = (unsteered["cell_status"] == STATUS["complete"]) & (
         abs(unsteered["logit_diff"]) < np.inf
     )
-    room = APART_IN_FLOAT32 if cube.attrs["dtype"] == "float32" else APART_IN_16_BITS
+    room = MAX_GAP_FLOAT32 if cube.attrs["dtype"] == "float32" else MAX_GAP_16_BITS
     problems = []
     for name in ("logit_diff", *LOGPROBS):
         values = unsteered[name].where(complete)
-        apart = values - values.min("layer")
-        if (most := float(apart.max())) > room:
+        gap = values - values.min("layer")
+        if (most := float(gap.max())) > room:
             problems.append(
                 f"{name!r} at strength 0 differs between layers of one model and concept, by "
-                f"{most:.3g} nat{_where(apart, most)} (at most {room:g} is rounding): without "
+                f"{most:.3g} nat{_where(gap, most)} (at most {room:g} is rounding): without "
                 "steering there is one value for all layers"
             )
     for name in CONTROLS:
         if name in cube:
-            apart = abs(unsteered[name].where(complete) - unsteered["logit_diff"])
-            if (most := float(apart.max())) > room:
+            gap = abs(unsteered[name].where(complete) - unsteered["logit_diff"])
+            if (most := float(gap.max())) > room:
                 problems.append(
                     f"{name!r} at strength 0 differs from 'logit_diff' there, by {most:.3g} nat"
-                    f"{_where(apart, most)} (at most {room:g} is rounding): nothing is added there"
+                    f"{_where(gap, most)} (at most {room:g} is rounding): nothing is added there"
                 )
     return problems
 
 
 def _where(array: xr.DataArray, value: float) -> str:
-    """Where the value stands first, as a text that follows it: model/concept/layer/..."""
+    """First position of the value, as text to append to a message: " at model/concept/..."."""
     at = np.argwhere(array.values == np.asarray(value, dtype=array.dtype))[0]
     labels = [str(array[dim].values[i]) for dim, i in zip(array.dims, at, strict=True)]
     return f" at {'/'.join(labels)}"
 
 
 def _recorded(values: xr.DataArray) -> xr.DataArray:
-    """In which cells there is any value."""
+    """Mask of the cells that hold any value."""
     return values.notnull().any(set(values.dims) - set(CELL))
 
 
 def _whole(values: xr.DataArray, present: xr.DataArray) -> xr.DataArray:
-    """Where every item has a finite value at every strength."""
+    """Mask of the cells in which every item has a finite value at every strength."""
     finite: xr.DataArray = xr.apply_ufunc(np.isfinite, values)
     return (finite | ~present).all(("strength", "sample"))
 
@@ -608,46 +608,46 @@ def _response_problems(cube: xr.Dataset) -> list[str]:
     if "response_text" not in cube:
         return []
     problems = [
-        f"variable {name!r} is missing; it holds of a response {RESPONSE_VARIABLES[name].long_name}"
-        for name in OF_A_CELL
+        f"variable {name!r} is missing; each response needs {RESPONSE_VARIABLES[name].long_name}"
+        for name in PLACE
         if name not in cube
     ]
     if not problems:
         problems = [
-            f"{len(strays)} response(s) are of a {dim} that the cube has not, such as {strays[0]}"
+            f"{len(strays)} response(s) have a {dim} that the cube lacks, such as {strays[0]}"
             for dim in DIMS
             if len(strays := _strays(cube, dim))
         ]
     if not problems:
         problems = _misplaced_responses(cube)
     if not problems and "response_repeat" in cube:
-        table = cube[[*OF_A_CELL, "response_repeat"]].to_dataframe()
-        if twice := int(table.duplicated([*OF_A_CELL, "response_repeat"]).sum()):
-            problems.append(f"{twice} response(s) stand twice: of the same item, cell and repeat")
+        table = cube[[*PLACE, "response_repeat"]].to_dataframe()
+        if twice := int(table.duplicated([*PLACE, "response_repeat"]).sum()):
+            problems.append(f"{twice} response(s) are duplicated: same item, cell and repeat")
     return problems
 
 
 def _misplaced_responses(cube: xr.Dataset) -> list[str]:
-    """Responses to items that their concept has not, or of layers that their model has not."""
-    of = {name: cube[name].values for name in OF_A_CELL}
-    concept = cube.indexes["concept"].get_indexer(of["response_concept"])
-    sample = cube.indexes["sample"].get_indexer(of["response_sample"])
+    """Responses to items that their concept lacks, or at layers that their model lacks."""
+    place = {name: cube[name].values for name in PLACE}
+    concept = cube.indexes["concept"].get_indexer(place["response_concept"])
+    sample = cube.indexes["sample"].get_indexer(place["response_sample"])
     no_item = cube["item_id"].transpose("concept", "sample").values[concept, sample] == ""
-    model = cube.indexes["model"].get_indexer(of["response_model"])
-    no_layer = of["response_layer"] >= cube["n_layers"].values[model]
+    model = cube.indexes["model"].get_indexer(place["response_model"])
+    no_layer = place["response_layer"] >= cube["n_layers"].values[model]
     return [
         f"{int(wrong.sum())} response(s) are {what}, such as "
-        + "/".join(str(values[wrong][0]) for values in of.values())
+        + "/".join(str(values[wrong][0]) for values in place.values())
         for what, wrong in {
-            "to an item that their concept has not": no_item,
-            "of a layer that their model has not": no_layer,
+            "to an item that their concept lacks": no_item,
+            "at a layer that their model lacks": no_layer,
         }.items()
         if wrong.any()
     ]
 
 
 def _strays(cube: xr.Dataset, dim: str) -> np.ndarray:
-    """Labels of responses that are none of the cube's."""
+    """Labels of responses that are not labels of the cube's dimension `dim`."""
     labels, known = cube[f"response_{dim}"].values, cube[dim].values
     if dim == "layer":
         known = np.append(known, UNSTEERED)
@@ -669,9 +669,9 @@ def _name_cells(mask: xr.DataArray, *, at_most: int = 3) -> str:
 def merge_cubes(cubes: Sequence[xr.Dataset]) -> xr.Dataset:
     """One cube with every cell of `cubes`; where two hold the same cell they must agree.
 
-    A missing value gives way to a recorded one; a response that both hold stands once. Raises
-    ValueError that lists every variable in which recorded values differ, and where, the inputs of
-    one name that differ, the ALIKE that do, and variables that are not the contract's.
+    A recorded value replaces a missing one; a response that both hold is kept once. Raises
+    ValueError that lists every variable whose recorded values differ, and where, inputs of the
+    same name and ALIKE attributes that differ, and variables that are not in the contract.
     """
     if not cubes:
         raise ValueError("merging needs at least one cube")
@@ -690,7 +690,7 @@ def _merge_two(left: xr.Dataset, right: xr.Dataset) -> xr.Dataset:
         dim: _union(left.indexes[dim].tolist(), right.indexes[dim].tolist(), dim) for dim in DIMS
     }
     problems = [
-        f"{name!r} is no variable of the contract, and cannot be merged: drop it from the cube"
+        f"{name!r} is not a variable of the contract and cannot be merged: drop it from the cube"
         for name in sorted({*left.variables, *right.variables} - {*VARIABLES, *DIMS}, key=str)
     ]
     merged = xr.Dataset(coords=labels)
@@ -705,9 +705,9 @@ def _merge_two(left: xr.Dataset, right: xr.Dataset) -> xr.Dataset:
         if conflict.any():
             problems.append(f"{name!r} differs at {int(conflict.sum())} place(s) held by both")
         merged[name] = one.where(~missing_one, two).assign_attrs(variable.attrs)
-    responses, apart = _merge_responses(left, right)
+    responses, conflicts = _merge_responses(left, right)
     attrs, unlike = _merge_attrs(left, right)
-    raise_if_any([*problems, *apart, *unlike], what="merging these cubes")
+    raise_if_any([*problems, *conflicts, *unlike], what="merging these cubes")
     merged["cell_status"] = _status_where_unrun(merged)
     merged["depth"] = _depth(merged)
     merged = merged.merge(responses)
@@ -720,7 +720,7 @@ def _union(left: list[Any], right: list[Any], dim: str) -> list[Any]:
 
 
 def _spread(cube: xr.Dataset, name: str, variable: Variable, over: xr.Dataset) -> xr.DataArray:
-    """The variable on the labels of `over`, filled with its filling where `cube` has none."""
+    """The variable on the labels of `over`, with its fill value where `cube` has none."""
     if name not in cube:
         return xr.DataArray(variable.full(over.sizes), coords={d: over[d] for d in variable.dims})
     labels = {dim: over[dim] for dim in variable.dims}
@@ -730,7 +730,7 @@ def _spread(cube: xr.Dataset, name: str, variable: Variable, over: xr.Dataset) -
 
 
 def _missing(array: xr.DataArray, name: str, cube: xr.Dataset, over: xr.Dataset) -> xr.DataArray:
-    """Where `cube` says nothing: False is an answer only for an item that it has."""
+    """Mask of values that `cube` lacks; a False counts as recorded only for an item it has."""
     variable = VARIABLES[name]
     if name in ITEM_VARIABLES:
         return _spread(cube, "item_id", VARIABLES["item_id"], over) == ""
@@ -740,38 +740,38 @@ def _missing(array: xr.DataArray, name: str, cube: xr.Dataset, over: xr.Dataset)
 
 
 def _merge_responses(left: xr.Dataset, right: xr.Dataset) -> tuple[xr.Dataset, list[str]]:
-    """The responses of both, those that both hold once, and where the two say otherwise."""
+    """Responses of both cubes without duplicates, and a line if any of them differ."""
     held = [
         cube[[name for name in RESPONSE_VARIABLES if name in cube]].reset_coords(drop=True)
         for cube in (left, right)
         if "response_text" in cube
     ]
-    told_by_both = [name for name in RESPONSE_VARIABLES if all(name in part for part in held)]
+    shared = [name for name in RESPONSE_VARIABLES if all(name in part for part in held)]
     if len(held) < 2:
         return (held[0] if held else xr.Dataset()), []
-    joined = xr.concat([part[told_by_both] for part in held], dim="response")
-    table = joined.to_dataframe()[told_by_both]
-    table["number"] = np.concatenate([_numbers(part) for part in held])
-    again = table.duplicated([*OF_A_CELL, "number"])
-    apart = table[again & ~table.duplicated([*told_by_both, "number"])]
+    joined = xr.concat([part[shared] for part in held], dim="response")
+    table = joined.to_dataframe()[shared]
+    table["number"] = np.concatenate([_repeat_numbers(part) for part in held])
+    repeated = table.duplicated([*PLACE, "number"])
+    differing = table[repeated & ~table.duplicated([*shared, "number"])]
     problems = []
-    if len(apart):
-        first = "/".join(str(value) for value in apart.iloc[0][list(OF_A_CELL)])
-        problems.append(f"'response_text' differs in {len(apart)} response(s), first at {first}")
-    return joined.isel(response=np.flatnonzero(~again)), problems
+    if n := len(differing):
+        first = "/".join(str(value) for value in differing.iloc[0][list(PLACE)])
+        problems.append(f"'response_text' differs in {n} response(s), first at {first}")
+    return joined.isel(response=np.flatnonzero(~repeated)), problems
 
 
-def _numbers(responses: xr.Dataset) -> np.ndarray:
-    """Which of its item's and cell's responses each is; in their order, where nothing says so."""
+def _repeat_numbers(responses: xr.Dataset) -> np.ndarray:
+    """Number of each response among those to its item in its cell; by order if not recorded."""
     if "response_repeat" in responses:
         return responses["response_repeat"].values
-    return responses[list(OF_A_CELL)].to_dataframe().groupby(list(OF_A_CELL)).cumcount().to_numpy()
+    return responses[list(PLACE)].to_dataframe().groupby(list(PLACE)).cumcount().to_numpy()
 
 
 def _merge_attrs(left: xr.Dataset, right: xr.Dataset) -> tuple[dict[str, Any], list[str]]:
-    """Attributes of both: equal lines once, others joined, so that no provenance is lost.
+    """Attributes of both, and a line for each difference that forbids merging them.
 
-    And those in which two cubes differ whose samples cannot stand side by side.
+    Equal lines of an attribute are kept once and others joined, so that no provenance is lost.
     """
     merged = dict(left.attrs)
     for name, value in right.attrs.items():
@@ -799,22 +799,22 @@ def _merge_attrs(left: xr.Dataset, right: xr.Dataset) -> tuple[dict[str, Any], l
 
 
 def _alike(one: str, two: str) -> bool:
-    """Whether one says no more than the other, line by line; a merged cube says all."""
-    lines, others = (set(str(told).split("\n")) for told in (one, two))
+    """Whether the lines of one are a subset of the other's; a merged cube has the lines of both."""
+    lines, others = (set(str(text).split("\n")) for text in (one, two))
     return lines <= others or others <= lines
 
 
 def _inputs(cube: xr.Dataset) -> dict[str, str] | None:
-    """SHA-256 of each input by its name; None where a cube made by hand tells it otherwise."""
+    """SHA-256 of each input by its name; None where a cube made by hand has it in another form."""
     try:
-        found = json.loads(cube.attrs["inputs_sha256"])
+        inputs = json.loads(cube.attrs["inputs_sha256"])
     except ValueError:
         return None
-    return found if isinstance(found, dict) else None
+    return inputs if isinstance(inputs, dict) else None
 
 
 def summarise_cube(cube: xr.Dataset) -> str:
-    """A summary that a person can read: models, concepts, layers, coverage, missing cells."""
+    """Readable summary: models, concepts, layers, coverage, missing cells."""
     status = cube["cell_status"]
     lines = [
         f"{cube.attrs.get('title', 'A steering cube')}",
@@ -855,7 +855,7 @@ def summarise_cube(cube: xr.Dataset) -> str:
 
 
 def _one_letter_lines(cube: xr.Dataset) -> list[str]:
-    """Models that answer every item of a concept by the same letter, whatever it says."""
+    """Warnings for models that choose the same letter in every item of a concept."""
     if UNSTEERED_STRENGTH not in cube["strength"].values:
         return []
     every = cube["logit_diff"].sel(strength=UNSTEERED_STRENGTH).transpose(*CELL, "sample")
@@ -875,7 +875,7 @@ def _one_letter_lines(cube: xr.Dataset) -> list[str]:
                     letter = SCORED_LETTERS[0 if share else 1]
                     lines.append(
                         f"  warning: {model} prefers ({letter}) in all {len(chooses_a)} items of "
-                        f"{concept} without steering; an effect there may be one of letters"
+                        f"{concept} without steering; an effect there may be a letter bias"
                     )
     return lines
 
@@ -897,7 +897,7 @@ def _missing_lines(cube: xr.Dataset) -> list[str]:
 
 @xr.register_dataset_accessor("steercube")  # type: ignore[no-untyped-call]  # xarray's own
 class _Summary:
-    """`cube.steercube` at a prompt prints the summary of the cube."""
+    """`cube.steercube` at a Python prompt prints the summary of the cube."""
 
     def __init__(self, cube: xr.Dataset) -> None:
         self._cube = cube

@@ -1,4 +1,4 @@
-"""Models as data: what is known of each, and where its weights are. One TOML table a model."""
+"""Models as data: facts about each and where its weights are, one TOML table per model."""
 
 import math
 import re
@@ -18,9 +18,9 @@ ALLOWED = {"dtype": DTYPES, "architecture": ARCHITECTURES}
 class Weights:
     """Where the weights of a model are and how to hold them.
 
-    `source` is a Hugging Face id or a folder. With `package` it is ignored: the file `gguf_file`
-    is looked for in that installed Python package. `device_map` is accelerate's: empty for one
-    device, `auto` to spread over the GPUs, the CPU's memory and the disk.
+    `source` is a Hugging Face id or a folder; it is ignored if `package` names an installed Python
+    package that holds the file `gguf_file`. `device_map` is accelerate's: empty for one device,
+    `auto` to spread over the GPUs, the CPU's memory and the disk.
     """
 
     source: str
@@ -31,8 +31,8 @@ class Weights:
     package: str = ""
 
     @property
-    def told(self) -> str:
-        """Where they are, in words."""
+    def location(self) -> str:
+        """Text that says where the weights are."""
         if self.package:
             return f"{self.gguf_file} in the package {self.package}"
         if self.gguf_file:
@@ -42,25 +42,25 @@ class Weights:
 
 @dataclass(frozen=True)
 class Entry:
-    """A model's facts and its weights; `facts` is None where only the weights were named."""
+    """A model's facts and its weights; `facts` is None if only the weights were given."""
 
     name: str
     weights: Weights
     facts: Model | None = None
 
 
-OF_MODEL = {f.name: f.type for f in fields(Model) if f.name not in ("name", "revision")}
-OF_WEIGHTS = {f.name: f.type for f in fields(Weights) if f.name != "source"}
-OF_A_MODEL = ("config.json", "adapter_config.json")
-"""Files of which a model's folder has one; transformers reads the second as an adapter's."""
+MODEL_FIELDS = {f.name: f.type for f in fields(Model) if f.name not in ("name", "revision")}
+WEIGHTS_FIELDS = {f.name: f.type for f in fields(Weights) if f.name != "source"}
+MODEL_FILES = ("config.json", "adapter_config.json")
+"""A model's folder has one of these files; transformers reads the second as an adapter's."""
 HUB_ID = re.compile(r"\w[\w.-]*/\w[\w.-]*")
 
 
 def read_models(path: str | Path) -> dict[str, Entry]:
-    """Models by name, from a TOML file with one table a model.
+    """Models by name, from a TOML file with one table per model.
 
-    Raises FileNotFoundError that says where it looked, or ValueError that lists every entry with
-    missing, unknown or mistyped fields, or a name that cannot be a folder's.
+    Raises FileNotFoundError with the absolute path, or ValueError that lists every entry with
+    missing, unknown or mistyped fields, or a name that cannot name a folder.
     """
     if not Path(path).is_file():
         what = "is a folder, not a file" if Path(path).is_dir() else "no such file"
@@ -70,7 +70,7 @@ def read_models(path: str | Path) -> dict[str, Entry]:
     tables = read_toml(path)
     problems = name_violations("model", tables)
     if not tables:
-        problems.append('holds no model; write one as a table, ["8B"]')
+        problems.append('holds no model; write each as a table, such as ["8B"]')
     for name, table in tables.items():
         problems += [f"model {name!r} {problem}" for problem in _field_problems(table)]
     raise_if_any(problems, what=str(path))
@@ -78,21 +78,21 @@ def read_models(path: str | Path) -> dict[str, Entry]:
 
 
 def read_facts(path: str | Path) -> dict[str, Model]:
-    """The facts of `read_models` alone, as an importer of published results needs them."""
+    """Facts about each model of `read_models`, without weights, for importing a study."""
     return {name: entry.facts for name, entry in read_models(path).items() if entry.facts}
 
 
 def _entry(name: str, table: dict[str, Any]) -> Entry:
-    facts = {field: value for field, value in table.items() if field in OF_MODEL}
-    weights = {field: value for field, value in table.items() if field in OF_WEIGHTS}
+    facts = {field: value for field, value in table.items() if field in MODEL_FIELDS}
+    weights = {field: value for field, value in table.items() if field in WEIGHTS_FIELDS}
     return Entry(name, Weights(table["hf_id"], **weights), Model(name=name, **facts))
 
 
 def find_model(name: str, models: dict[str, Entry], *, where: str | Path = "models.toml") -> Entry:
-    """The entry of that name, or one for the folder, GGUF file or Hugging Face id that `name` is.
+    """The entry of that name, or a new one if `name` is a folder, GGUF file or Hugging Face id.
 
-    Capitals do not matter where one entry alone has the name without them. `where` is the file of
-    the entries. Raises ValueError, listing them, where `name` can be nothing of all this.
+    Case is ignored if only one entry matches without it. `where` is the entries' file, for error
+    messages. Raises ValueError that lists the entries if `name` is none of these.
     """
     if name in models:
         return models[name]
@@ -105,29 +105,29 @@ def find_model(name: str, models: dict[str, Entry], *, where: str | Path = "mode
         return _named(name, Weights(name))
     entries = ", ".join(models) or "none"
     if not models and not Path(where).exists():
-        entries = f"none: {Path(where).absolute()} is not there, and --models names another"
+        entries = f"none: {Path(where).absolute()} does not exist; --models names another"
     raise ValueError(
-        f"model {name!r} is none of the entries ({entries}), nor a folder, a .gguf file or a "
+        f"model {name!r} is neither an entry ({entries}) nor a folder, a .gguf file or a "
         f"Hugging Face id (owner/name). Give one of these, or add an entry to "
         f"{where}{did_you_mean(name, models)}"
     )
 
 
 def _on_disk(path: Path) -> Weights:
-    """Weights in a folder; those of a GGUF file that is named, or the only one in its folder."""
+    """Weights at `path`: a GGUF file, a model's folder, or a folder with a single GGUF file."""
     if path.is_file():
         if path.suffix.lower() != ".gguf":
             raise ValueError(
-                f"{path}: is a file, and no .gguf one; name the folder that holds the model, "
+                f"{path}: is a file but not a .gguf file; name the folder that holds the model, "
                 f"{path.parent}"
             )
         return Weights(str(path.parent), gguf_file=path.name)
-    if any((path / name).exists() for name in OF_A_MODEL):
+    if any((path / name).exists() for name in MODEL_FILES):
         return Weights(str(path))
     files = sorted(path.glob("*.gguf"))
     if not files:
         raise ValueError(
-            f"{path}: is a folder that holds no model, neither {' nor '.join(OF_A_MODEL)} nor a "
+            f"{path}: is a folder that holds no model: no {', no '.join(MODEL_FILES)} and no "
             f".gguf file ({path.absolute()}); name the folder of a model, or its Hugging Face id"
         )
     if len(files) > 1:
@@ -139,7 +139,7 @@ def _on_disk(path: Path) -> Weights:
 
 
 def _named(given: str, weights: Weights) -> Entry:
-    """An entry without facts, called as its file, folder or repository is."""
+    """An entry without facts, named after its file, folder or repository."""
     path = Path(given).resolve()
     name = path.stem if path.is_file() else path.name
     problems = name_violations("model", [name])
@@ -150,8 +150,8 @@ def _named(given: str, weights: Weights) -> Entry:
 def _field_problems(table: Any) -> list[str]:
     if not isinstance(table, dict):
         return [f"is {table!r}, not a table of facts"]
-    kinds: dict[str, Any] = OF_MODEL | OF_WEIGHTS
-    problems = [f"lacks {field!r}" for field in sorted(set(OF_MODEL) - set(table))]
+    kinds: dict[str, Any] = MODEL_FIELDS | WEIGHTS_FIELDS
+    problems = [f"lacks {field!r}" for field in sorted(set(MODEL_FIELDS) - set(table))]
     for field, value in table.items():
         if field not in kinds:
             problems.append(f"has the unknown field {field!r}{did_you_mean(field, kinds)}")
@@ -164,7 +164,7 @@ def _field_problems(table: Any) -> list[str]:
         elif field == "hf_id" and not str(value).strip():
             problems.append(f"has an empty {field!r}")
         elif field == "package" and value and not str(value).isidentifier():
-            problems.append(f"has {field} = {value!r}, which no Python package is called")
+            problems.append(f"has {field} = {value!r}, which is not a name of a Python package")
     if isinstance(table.get("training"), str):
         problems += [f"has {p}" for p in name_violations("training =", [table["training"]])]
     for field, allowed in ALLOWED.items():

@@ -1,10 +1,10 @@
-"""One NetCDF4 file a dataset, written whole or not at all, and never read if it was altered.
+"""Save and load one dataset per NetCDF4 file: atomic writes, and no reading of altered files.
 
-A file is written aside, flushed, read back and renamed, so a kill leaves the earlier file or
-the new one. Every variable is compressed and carries a Fletcher-32 checksum; text is stored as
-fixed-width characters, because HDF5 cannot checksum variable-length strings. The SHA-256 of the
-whole content, whatever file holds it, is kept in the attribute `content_sha256`. The last line of
-a file is the SHA-256 of its other bytes, which other readers pass over.
+A file is written to a temporary name, flushed, read back and renamed, so that a killed process
+leaves the earlier file or the new one. Variables are compressed, with Fletcher-32 checksums; text
+is stored as fixed-width characters, because HDF5 cannot checksum variable-length strings. The
+attribute `content_sha256` is the SHA-256 of the content, independent of the file's bytes. A file's
+last line is the SHA-256 of its other bytes (the seal), which other NetCDF readers ignore.
 """
 
 import hashlib
@@ -22,17 +22,17 @@ import xarray as xr
 DIGEST = "content_sha256"
 SEAL = b"\nsteercube sha256 "
 MAGIC = b"\x89HDF\r\n\x1a\n"
-"""How a NetCDF4 file begins."""
+"""First bytes of a NetCDF4 file."""
 
 
 class Remains(ValueError):
-    """A NetCDF4 file of which nothing can be read, or a file of nothing at all."""
+    """Error for a damaged NetCDF4 file that cannot be read at all, or an empty file."""
 
 
 def save(ds: xr.Dataset, path: str | Path) -> str:
     """Write `ds` to `path` and return the SHA-256 of its content.
 
-    Raises OSError that names `path` and why; an earlier file there is then intact.
+    Raises OSError with `path` and the reason; an earlier file there is then intact.
     """
     stamped = ds.drop_encoding().assign_attrs({DIGEST: digest(ds)})
     with aside(path) as part:
@@ -46,9 +46,9 @@ def save(ds: xr.Dataset, path: str | Path) -> str:
 
 @contextmanager
 def aside(path: str | Path) -> Iterator[Path]:
-    """A file to write beside `path`, which takes its place at the end, whole or not at all.
+    """A temporary path to write to, which replaces `path` at the end unless writing fails.
 
-    Raises OSError that names `path` and why; an earlier file there is then intact.
+    Raises OSError with `path` and the reason; an earlier file there is then intact.
     """
     path = Path(path)
     part = path.with_name(f".{path.name}.{os.getpid()}.part")
@@ -68,10 +68,10 @@ def aside(path: str | Path) -> Iterator[Path]:
 
 
 def load(path: str | Path) -> xr.Dataset:
-    """The dataset in `path`, in memory, its content proved equal to what was saved.
+    """The dataset in `path`, in memory, its content verified against its SHA-256.
 
-    Raises FileNotFoundError, or ValueError for a file that is foreign or altered: Remains, where it
-    is truncated or damaged so that nothing in it can be read.
+    Raises FileNotFoundError, or ValueError for a file that steercube did not write or that was
+    altered; Remains, a ValueError, if it is so damaged or truncated that it cannot be read.
     """
     path = Path(path)
     if not path.is_file():
@@ -80,16 +80,16 @@ def load(path: str | Path) -> xr.Dataset:
     content = _unsealed(path.read_bytes(), path)
     netcdf4 = _netcdf4()
     try:
-        # HDF5 keeps open what it could not read; from memory nothing of it is found again.
+        # HDF5 keeps a file open that it could not read; reading from memory avoids that.
         with netcdf4.Dataset(str(path), memory=content) as opened:
             store = xr.backends.NetCDF4DataStore(opened)  # type: ignore[no-untyped-call]
             ds = xr.open_dataset(store).load().drop_encoding()
-        # NetCDF gives numbers back as numpy scalars; the attributes that were saved were plain.
+        # NetCDF returns numbers as numpy scalars; the saved attributes were plain Python numbers.
         ds.attrs = {k: v.item() if isinstance(v, np.generic) else v for k, v in ds.attrs.items()}
-        found = digest(ds)
+        actual = digest(ds)
     except UNREADABLE as error:
-        began_as_ours = content.startswith(MAGIC) or not content.strip(b"\0")
-        raise (Remains if began_as_ours else ValueError)(
+        is_damaged = content.startswith(MAGIC) or not content.strip(b"\0")
+        raise (Remains if is_damaged else ValueError)(
             f"{path}: cannot be read as NetCDF4 ({error}). The file is of another kind, "
             "truncated or damaged: restore it from a copy or make it again."
         ) from error
@@ -99,13 +99,13 @@ def load(path: str | Path) -> xr.Dataset:
             f"{path}: has no attribute {DIGEST!r}, so it was not written by steercube. "
             "Build it with steercube.cube.save_cube or steercube.cells.save_cells."
         )
-    if recorded != found:
-        raise ValueError(_altered(path, found, str(recorded), what="its content"))
+    if recorded != actual:
+        raise ValueError(_altered(path, actual, str(recorded), what="its content"))
     return ds
 
 
 def _netcdf4() -> Any:
-    """netCDF4, imported where a file is read or written: a sweep in memory needs no files."""
+    """The module netCDF4, imported only on reading or writing: sweeps in memory do not need it."""
     import netCDF4
 
     return netCDF4
@@ -114,7 +114,7 @@ def _netcdf4() -> Any:
 UNREADABLE = (
     *(OSError, RuntimeError, ValueError, LookupError, AttributeError, TypeError, OverflowError),
 )
-"""What reading a file of another kind, or a damaged one, may raise."""
+"""Exceptions that reading a damaged file, or one of another kind, may raise."""
 
 
 def _seal(content: bytes) -> bytes:
@@ -122,23 +122,23 @@ def _seal(content: bytes) -> bytes:
 
 
 def _unsealed(content: bytes, path: Path) -> bytes:
-    """The bytes before the seal, if there is one, which prove equal to those that were written.
+    """The bytes before the seal, if there is one, verified against it.
 
-    So that HDF5 is given no damaged file: there are bits that it would go round in circles for.
+    Damaged files are refused before HDF5 reads them: some corrupted bytes make HDF5 loop forever.
     """
     at = content.rfind(SEAL, max(0, len(content) - len(_seal(b""))))
     if at < 0:
         return content
-    found, recorded = _seal(content[:at]), content[at:]
-    if found != recorded:
-        shown = [seal[len(SEAL) :].decode(errors="replace") for seal in (found, recorded)]
+    actual, recorded = _seal(content[:at]), content[at:]
+    if actual != recorded:
+        shown = [seal[len(SEAL) :].decode(errors="replace") for seal in (actual, recorded)]
         raise ValueError(_altered(path, *shown, what="the file"))
     return content[:at]
 
 
-def _altered(path: Path, found: str, recorded: str, *, what: str) -> str:
+def _altered(path: Path, actual: str, recorded: str, *, what: str) -> str:
     return (
-        f"{path}: {what} has the SHA-256 {found[:16]}..., but it was saved with "
+        f"{path}: {what} has the SHA-256 {actual[:16]}..., but it was saved with "
         f"{recorded[:16]}...: it was altered after it was written. Restore it from a copy."
     )
 
@@ -148,14 +148,14 @@ def _write(ds: xr.Dataset, part: Path) -> None:
     try:
         ds.to_netcdf(part, engine="netcdf4", format="NETCDF4", encoding=_encoding(ds))
     except (OSError, RuntimeError) as error:
-        # HDF5 does not say why; a plain file does.
+        # HDF5 gives no reason; writing plain bytes raises an OSError that does (a full disk).
         with part.open("ab") as file:
             file.write(bytes(2**20))
         raise OSError(str(error)) from error
 
 
 def is_running(pid: str) -> bool:
-    """Whether a process may still be writing; True where that cannot be known."""
+    """Whether the process `pid` may still be running; True if that is unknown."""
     if os.name != "posix" or not pid.isdecimal():
         return True
     try:
@@ -168,7 +168,7 @@ def is_running(pid: str) -> bool:
 
 
 def digest(ds: xr.Dataset) -> str:
-    """SHA-256 over the names, dims, values and attributes of `ds`, whatever file holds it."""
+    """SHA-256 of the names, dims, values and attributes of `ds`, independent of any file."""
     sha = hashlib.sha256(_json({k: v for k, v in ds.attrs.items() if k != DIGEST}))
     for name in sorted(map(str, ds.variables)):
         variable = ds.variables[name]

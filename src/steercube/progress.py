@@ -1,6 +1,6 @@
-"""How far a long stage has come, on stderr: a bar on a terminal, elsewhere a line now and then.
+"""Progress of long stages on stderr: a bar on a terminal, elsewhere a line every EVERY seconds.
 
-Nothing of it reaches a result, and a stage that tells nothing is still seen to be alive.
+It never affects results. A stage that reports no steps still shows its elapsed time.
 """
 
 import sys
@@ -16,15 +16,15 @@ from tqdm import tqdm
 Report = Callable[[str], None]
 
 EVERY = 30.0
-"""Seconds between two lines of a stage where stderr is no terminal."""
+"""Seconds between two lines of a stage if stderr is not a terminal."""
 REDRAWN = 1.0
-"""Seconds after which a bar's clock moves, whatever else does."""
+"""Seconds between two updates of a bar's clock."""
 WITHOUT_TOTAL = "{desc} [{elapsed}{postfix}]"
-"""A bar's form where nobody knows how much is to be done."""
+"""Format of a bar whose total is unknown."""
 
 
 def clock(seconds: float) -> str:
-    """A duration as a clock shows it.
+    """A duration as [h:]m:ss.
 
     >>> clock(7.9), clock(3725)
     ('0:07', '1:02:05')
@@ -35,17 +35,17 @@ def clock(seconds: float) -> str:
 
 
 def timed(report: Report) -> Report:
-    """`report`, each line after the time since now."""
+    """A copy of `report` that begins each line with the time since this call."""
     start = time.monotonic()
     return lambda line: report(f"{clock(time.monotonic() - start):>7} {line}")
 
 
 @dataclass
 class Stage:
-    """A stage under way: what it is, how much of it is done, and what it is at.
+    """A running stage: its name, how much is done, and the part it is working on.
 
-    `total` counts `unit`s; None where that is not known. `skipped` ones were done before, so they
-    say nothing of how long the others take.
+    `total` counts `unit`s; None if unknown. `skipped` units were done by an earlier run, so they do
+    not count for the estimate of the time left.
     """
 
     what: str
@@ -58,36 +58,36 @@ class Stage:
     start: float = field(default_factory=time.monotonic)
 
     def advance(self, n: int) -> None:
-        """So many more are done."""
+        """Count `n` more units as done."""
         self.done += n
         self.bar.update(n)
 
     def skip(self, n: int) -> None:
-        """So many need not be done, for an earlier run did them."""
+        """Count `n` units as done by an earlier run."""
         self.done += n
         self.skipped += n
         for name in ("n", "initial", "last_print_n"):
             setattr(self.bar, name, getattr(self.bar, name, 0) + n)
 
     def at(self, now: str) -> None:
-        """It goes on with this part of itself."""
+        """Set the part that the stage is working on."""
         self.now = now
         self.bar.set_postfix_str(now)
 
     def write(self, line: str) -> None:
-        """Print a line on stdout, above the bar where there is one."""
+        """Print a line on stdout, above the bar if there is one."""
         self.bar.write(line)
 
     @property
     def line(self) -> str:
-        """All of it in one line, with the time that it took so far and the time left."""
+        """The state of the stage as one line, with the time elapsed and an estimate of the rest."""
         took = time.monotonic() - self.start
         parts = [f"{self.done} of {self.total} {self.unit}s"] if self.total else []
         parts += [self.now] if self.now else []
         parts += [f"{clock(took)} so far"]
-        made = self.done - self.skipped
-        if self.total and made > 0:
-            parts += [f"about {clock(took * max(0, self.total - self.done) / made)} left"]
+        done_now = self.done - self.skipped
+        if self.total and done_now > 0:
+            parts += [f"about {clock(took * max(0, self.total - self.done) / done_now)} left"]
         return f"{self.what}: {', '.join(parts)}"
 
 
@@ -95,7 +95,7 @@ class Stage:
 def stage(
     what: str, *, total: int | None = None, unit: str = "step", shown: bool = True
 ) -> Iterator[Stage]:
-    """A stage that shows itself until it ends; not at all unless `shown`."""
+    """A running Stage whose progress is shown until the context ends, if `shown`."""
     has_bar = shown and sys.stderr.isatty()
     form = {} if total else {"bar_format": WITHOUT_TOTAL}
     with tqdm(
@@ -117,12 +117,12 @@ def stage(
                 else:
                     print(under_way.line, file=sys.stderr, flush=True)
 
-        shower = threading.Thread(target=show, daemon=True)
+        display = threading.Thread(target=show, daemon=True)
         if shown:
-            shower.start()
+            display.start()
         try:
             yield under_way
         finally:
             ended.set()
             if shown:
-                shower.join()
+                display.join()

@@ -1,6 +1,6 @@
-"""What a file at some path holds, and what would be lost if a new cube took its place.
+"""Check what would be lost if a new cube replaced an earlier file.
 
-A cube is made from shards or from published files, but what lies at its path may hold more: cells
+A cube is made from shards or from published files, but the file at its path may hold more: cells
 of an earlier run, a note that somebody added. It is replaced only by a cube that holds all of it.
 """
 
@@ -14,7 +14,7 @@ from steercube import netcdf
 from steercube.cube import (
     ATTRIBUTES,
     DIMS,
-    OF_A_CELL,
+    PLACE,
     STATUS,
     UNSTEERED,
     VARIABLES,
@@ -29,9 +29,9 @@ Report = Callable[[str], None]
 
 
 def require_no_loss(out: Path, cube: xr.Dataset, *, report: Report = print) -> None:
-    """Raise ValueError for a file at `out` that holds anything that `cube` does not.
+    """Raise ValueError if the file at `out` holds anything that `cube` lacks.
 
-    An unreadable file may be replaced; `report` receives a line that says so.
+    An unreadable file may be replaced; `report` receives a line about it.
     """
     earlier = earlier_file(out, open_cube, report=report)
     if earlier is not None:
@@ -44,12 +44,12 @@ def merge_files(
 ) -> xr.Dataset:
     """Write one cube with every cell of the cubes in `paths` to `out`, and return it.
 
-    `out` may be one of them. Raises ValueError where they contradict each other, by the rules of
-    `merge_cubes`, and where `out` holds anything that none of them does.
+    `out` may be one of `paths`. Raises ValueError if the cubes contradict each other, by the rules
+    of `merge_cubes`, or if `out` holds anything that none of them holds.
     """
     named = ", ".join(map(str, paths))
     if len(paths) < 2:
-        raise ValueError(f"merging needs two cubes or more; named was {named or 'none'}")
+        raise ValueError(f"merging needs at least two cubes; given: {named or 'none'}")
     cubes = [open_cube(path) for path in paths]
     try:
         merged = merge_cubes(cubes)
@@ -64,10 +64,10 @@ def merge_files(
 def earlier_file(
     path: Path, opened: Callable[[Path], xr.Dataset], *, report: Report = print
 ) -> xr.Dataset | None:
-    """What is at `path`; None where there is nothing, or remains that nothing can be read from.
+    """The dataset at `path`; None if there is no file, or a damaged one that cannot be read.
 
-    Raises ValueError for a file that opens and is not what was saved: it may have been damaged, or
-    altered on purpose.
+    Raises ValueError for a file that can be read but was altered, perhaps on purpose, or breaks
+    its contract.
     """
     if not path.exists():
         return None
@@ -84,12 +84,12 @@ _ELSEWHERE = "move it away, or choose another --out"
 
 
 def replacing(out: Path) -> str:
-    """What is refused, and what to do instead, as the beginning of a list of what would be lost."""
+    """Heading for the list of what would be lost: the refused action, and what to do instead."""
     return f"replacing {out} ({_ELSEWHERE})"
 
 
 def names_in(ds: xr.Dataset) -> set[str]:
-    """Everything in `ds` that has a name: variables, attributes, and attributes of variables."""
+    """Names of everything in `ds`: variables, attributes, and attributes of variables."""
     return {
         *_attributes(ds.attrs),
         *(f"variable {name!r}" for name in ds.variables),
@@ -98,7 +98,7 @@ def names_in(ds: xr.Dataset) -> set[str]:
 
 
 def names_of_the_contract(attributes: Iterable[str]) -> set[str]:
-    """Everything that any cube may hold, with these attributes beside the contract's."""
+    """Names of everything that a cube may hold: the contract's names and these `attributes`."""
     return {
         *_attributes([*ATTRIBUTES, *attributes]),
         *(f"variable {name!r}" for name in (*VARIABLES, *DIMS)),
@@ -110,14 +110,14 @@ def _attributes(names: Iterable[Any], *, of: Any = "") -> list[str]:
     return [f"attribute {name!r}" + (f" of {of!r}" if of else "") for name in names]
 
 
-def lost_names(held: xr.Dataset, made: set[str]) -> list[str]:
-    """What `held` has whose name is none of `made`: a note, or a variable of somebody's own."""
-    always_made = set(_attributes([netcdf.DIGEST, "Conventions"]))
-    return [f"its {name} would be lost" for name in sorted(names_in(held) - made - always_made)]
+def lost_names(held: xr.Dataset, new: set[str]) -> list[str]:
+    """A line for each name in `held` that is not in `new`: a user's own note or variable."""
+    always_new = set(_attributes([netcdf.DIGEST, "Conventions"]))
+    return [f"its {name} would be lost" for name in sorted(names_in(held) - new - always_new)]
 
 
 class Extent(NamedTuple):
-    """What is there of one outcome of a unit."""
+    """Layers, strengths and items recorded for one model, concept and kind of shard."""
 
     layers: set[int]
     strengths: set[float]
@@ -125,38 +125,38 @@ class Extent(NamedTuple):
 
 
 Extents = Mapping[tuple[str, str, str], Extent]
-"""By model, concept and kind of shards."""
+"""Extents by (model, concept, kind of shard)."""
 
 
 def held_outcomes(cube: xr.Dataset) -> Extents:
-    """Whatever a cube holds."""
-    found = {}
+    """Extent of every model, concept and kind (samples or generations) that a cube holds."""
+    extents = {}
     swept = cube["cell_status"].isin([STATUS["complete"], STATUS["nonfinite"]])
     ids = cube["item_id"].to_series()
     for model, concept in swept.any("layer").to_series().loc[lambda any_: any_].index:
         at = {"model": model, "concept": concept}
         measured = cube["logit_diff"].sel(at).notnull().any(("layer", "sample"))
-        found[model, concept, "samples"] = Extent(
+        extents[model, concept, "samples"] = Extent(
             set(cube["layer"].values[swept.sel(at).values].tolist()),
             set(cube["strength"].values[measured.values].tolist()),
             set(ids[concept]) - {""},
         )
     if "response_text" in cube:
-        table = cube[list(OF_A_CELL)].to_dataframe()
+        table = cube[list(PLACE)].to_dataframe()
         for (model, concept), rows in table.groupby(["response_model", "response_concept"]):
-            found[str(model), str(concept), "generations"] = Extent(
+            extents[str(model), str(concept), "generations"] = Extent(
                 set(rows["response_layer"]) - {UNSTEERED},
                 set(rows["response_strength"]),
                 set(ids[concept][rows["response_sample"]]),
             )
-    return found
+    return extents
 
 
-def lost_outcomes(held: Extents, made: Extents) -> list[str]:
-    """What of `held` is not in `made`, a line each."""
+def lost_outcomes(held: Extents, new: Extents) -> list[str]:
+    """A line for everything in `held` that is not in `new`."""
     lines = []
     for (model, concept, kind), extent in held.items():
-        now = made.get((model, concept, kind))
+        now = new.get((model, concept, kind))
         if now is None:
             lines.append(f"{model} x {concept} has no {kind} among its shards")
             continue
@@ -167,7 +167,7 @@ def lost_outcomes(held: Extents, made: Extents) -> list[str]:
         }
         lines += [
             f"{model} x {concept} would have {kind} without {len(lost)} of its {name}, "
-            f"{min(lost)} first"
+            f"starting with {min(lost)}"
             for name, lost in missing.items()
             if lost
         ]

@@ -1,7 +1,7 @@
-"""Everything made again from the committed files, and compared with what was committed.
+"""Repeat the whole analysis from the committed files and compare the results.
 
-Tables and posts must be the same, cell by cell. Only what a sampler gives may differ, on another
-processor: its numbers within their Monte Carlo error, and what is printed of them.
+Tables and posts must be the same, entry by entry. Only a sampler's results may differ, on another
+processor: its numbers within their Monte Carlo error, and the sentences that print them.
 """
 
 import json
@@ -21,20 +21,20 @@ from steercube.report.post import read_table
 Report = Callable[[str], None]
 
 MC_ERRORS = {"value": 4 * np.sqrt(2), "low": 12 * np.sqrt(2), "high": 12 * np.sqrt(2)}
-"""Largest difference of two runs that sampling explains, in Monte Carlo errors of the mean: four
-standard errors of a difference; the ends of a 95% interval vary nearly three times as much."""
+"""Largest difference of two runs due to sampling, in Monte Carlo errors of the mean: four standard
+errors of a difference; the ends of a 95% interval vary nearly three times as much."""
 RELATIVE = 1e-6
-"""Largest relative difference of any other number: the rounding of another processor."""
-OF_TEMPLATE = ("*.toml", "*.bib", "*.j2")
-"""Ledgers, and the post's assets that a user's folder overrides."""
+"""Largest relative difference of any other number, due to another processor's rounding."""
+TEMPLATE_FILES = ("*.toml", "*.bib", "*.j2")
+"""Ledgers, and the post's assets that a user's folder may override."""
 
 
 def reproduce(
     data: str | Path, paper: str | Path, *, study: str | None = None, report: Report = print
 ) -> None:
-    """Analyze and write the posts in an empty folder, and print every difference.
+    """Analyze and write the posts in an empty folder, and report every difference.
 
-    Raises ValueError where anything differs, FileNotFoundError where there is nothing to compare.
+    Raises ValueError if anything differs, FileNotFoundError if there is nothing to compare.
     """
     data, paper = Path(data), Path(paper)
     names = [n for n in studies(data) if (paper / n / "manifest.json").is_file()]
@@ -45,50 +45,50 @@ def reproduce(
             f"({data.resolve()}): name the folders with --paper and --data"
         )
     with tempfile.TemporaryDirectory() as empty:
-        made = Path(empty)
-        _copy_inputs(names, data, paper, made)
-        analyze(made / "data", made / "paper", report=report)
-        write_papers(made / "paper", report=report)
+        remade = Path(empty)
+        _copy_inputs(names, data, paper, remade)
+        analyze(remade / "data", remade / "paper", report=report)
+        write_papers(remade / "paper", report=report)
         differences = [
             f"{name}: {line}"
             for name in names
-            for line in compare(paper / name, made / "paper" / name)
+            for line in compare(paper / name, remade / "paper" / name)
         ]
     for line in differences:
         report(line)
     if differences:
-        raise ValueError(f"{len(differences)} thing(s) are not what was committed; see above")
+        raise ValueError(f"{len(differences)} difference(s) from what was committed; see above")
     report(f"reproduced: {', '.join(names)}")
 
 
-def _copy_inputs(names: list[str], data: Path, paper: Path, made: Path) -> None:
-    (made / "data").mkdir()
+def _copy_inputs(names: list[str], data: Path, paper: Path, remade: Path) -> None:
+    (remade / "data").mkdir()
     for name in names:
         for file in (data / f"{name}.nc", data / f"{name}.cells.nc"):
             if file.is_file():
-                shutil.copy(file, made / "data")
+                shutil.copy(file, remade / "data")
         if (paper / name / "calibration").is_dir():
-            # Simulated for half an hour by a command of its own, and cited by the post.
-            shutil.copytree(paper / name / "calibration", made / "paper" / name / "calibration")
+            # The post cites it, but simulating takes half an hour and has its own command.
+            shutil.copytree(paper / name / "calibration", remade / "paper" / name / "calibration")
     if (paper / "page").is_dir():
-        shutil.copytree(paper / "page", made / "paper" / "page")
-    for pattern in OF_TEMPLATE:
+        shutil.copytree(paper / "page", remade / "paper" / "page")
+    for pattern in TEMPLATE_FILES:
         for file in paper.glob(pattern):
-            shutil.copy(file, made / "paper")
+            shutil.copy(file, remade / "paper")
 
 
-def compare(committed: Path, made: Path) -> Iterator[str]:
-    """What differs between two folders of one study, a line each."""
-    numbers = [json.loads((f / "numbers.json").read_text("utf-8")) for f in (committed, made)]
+def compare(committed: Path, remade: Path) -> Iterator[str]:
+    """A line for each difference between two result folders of one study."""
+    numbers = [json.loads((f / "numbers.json").read_text("utf-8")) for f in (committed, remade)]
     yield from compare_numbers(*numbers)
-    tables = [{p.name for p in (f / "tables").glob("*.csv")} for f in (committed, made)]
+    tables = [{p.name for p in (f / "tables").glob("*.csv")} for f in (committed, remade)]
     yield from (f"tables/{name} is in one of them only" for name in sorted(tables[0] ^ tables[1]))
     for name in sorted(tables[0] & tables[1]):
-        one, other = (read_table(f / "tables" / name) for f in (committed, made))
+        one, other = (read_table(f / "tables" / name) for f in (committed, remade))
         yield from (f"tables/{name} {line}" for line in compare_tables(one, other))
-    if not any((f / "post.md").is_file() for f in (committed, made)):
+    if not any((f / "post.md").is_file() for f in (committed, remade)):
         return
-    posts = [(f / "post.md").read_text("utf-8").splitlines() for f in (committed, made)]
+    posts = [(f / "post.md").read_text("utf-8").splitlines() for f in (committed, remade)]
     if posts[0] != posts[1] and len(posts[0]) != len(posts[1]):
         yield "post.md has another number of lines"
     for at, (one, other) in enumerate(zip(*posts, strict=False), start=1):
@@ -99,12 +99,12 @@ def compare(committed: Path, made: Path) -> Iterator[str]:
 Numbers = Mapping[str, Mapping[str, Any]]
 
 
-def compare_numbers(committed: Numbers, made: Numbers) -> Iterator[str]:
-    """Numbers that differ by more than their Monte Carlo error, or are in one of them only."""
-    for id in sorted(set(committed) ^ set(made)):
+def compare_numbers(committed: Numbers, remade: Numbers) -> Iterator[str]:
+    """A line for each number that differs beyond Monte Carlo error, or is in only one of them."""
+    for id in sorted(set(committed) ^ set(remade)):
         yield f"{id} is in one of them only"
-    for id in committed.keys() & made.keys():
-        one, other = committed[id], made[id]
+    for id in committed.keys() & remade.keys():
+        one, other = committed[id], remade[id]
         for name in ("value", "low", "high", "p_value"):
             a, b = one.get(name), other.get(name)
             allowed = MC_ERRORS.get(name, 0.0) * (one.get("mc_error") or 0.0)
@@ -118,13 +118,13 @@ def _alike(a: float | None, b: float | None, allowed: float) -> bool:
     return abs(a - b) <= max(allowed, RELATIVE * max(abs(a), abs(b)))
 
 
-def compare_tables(committed: pd.DataFrame, made: pd.DataFrame) -> Iterator[str]:
-    """Cells that differ, but in rows of what was sampled, which `compare_numbers` looks at."""
-    if list(committed.columns) != list(made.columns) or len(committed) != len(made):
-        yield f"was {committed.shape} and is {made.shape}"
+def compare_tables(committed: pd.DataFrame, remade: pd.DataFrame) -> Iterator[str]:
+    """Entries that differ, except in rows with a Monte Carlo error (see `compare_numbers`)."""
+    if list(committed.columns) != list(remade.columns) or len(committed) != len(remade):
+        yield f"was {committed.shape} and is {remade.shape}"
         return
     kept = committed["mc_error"].isna() if "mc_error" in committed else slice(None)
-    one, other = committed[kept], made[kept]
+    one, other = committed[kept], remade[kept]
     for name in one:
         a, b = one[name], other[name]
         if pd.api.types.is_numeric_dtype(a) and pd.api.types.is_numeric_dtype(b):

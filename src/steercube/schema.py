@@ -1,7 +1,7 @@
-"""What a labelled file must hold, written as a table, and the check of a file against it.
+"""Tables of the variables that a labelled file must hold, and checks of a file against them.
 
 Both contracts (`steercube.cube`, `steercube.cells`) are tables of `Variable`. The readers of text,
-TOML and JSON are here too, so that each refusal names its file and line.
+TOML and JSON are here too, so that every error names the file and line.
 """
 
 import json
@@ -18,10 +18,10 @@ import xarray as xr
 
 @dataclass(frozen=True)
 class Variable:
-    """One variable of a contract: its named dims, kind of value, filling, meaning and units.
+    """One variable of a contract: its named dims, kind of value, fill value, meaning and units.
 
-    `kind` is numpy's: f (float), i (integer), b (bool), U (text). `fill` stands wherever
-    nothing was recorded. `flags` names integer values, in the manner of CF's flag_meanings.
+    `kind` is numpy's: f (float), i (integer), b (bool), U (text). `flags` maps names to integer
+    values, as CF's flag_meanings do.
     """
 
     dims: tuple[str, ...]
@@ -34,12 +34,12 @@ class Variable:
 
     @property
     def fill(self) -> Any:
-        """What stands where nothing was recorded."""
+        """Value used where nothing was recorded."""
         return {"f": np.nan, "i": 0, "b": False, "U": ""}[self.kind]
 
     @property
     def attrs(self) -> dict[str, Any]:
-        """Attributes by the CF conventions."""
+        """Attributes of the variable, by the CF conventions."""
         attrs: dict[str, Any] = {"long_name": self.long_name}
         if self.units:
             attrs["units"] = self.units
@@ -60,7 +60,7 @@ class Variable:
 def structure_violations(
     ds: xr.Dataset, variables: Mapping[str, Variable], *, index_dims: Mapping[str, str]
 ) -> list[str]:
-    """Every way in which the names, dims and kinds of `ds` differ from the table.
+    """A line for every difference of `ds` from the table, in names, dims and kinds.
 
     `index_dims` gives the kind of each dimension's labels.
     """
@@ -80,18 +80,18 @@ def structure_violations(
             if wanted.required:
                 problems.append(f"variable {name!r} is missing; it holds the {wanted.long_name}")
             continue
-        found = ds[name]
-        if set(found.dims) != set(wanted.dims):
-            problems.append(f"{name!r} has dimensions {found.dims}; they must be {wanted.dims}")
-        if not _kind_fits(found, wanted.kind):
+        array = ds[name]
+        if set(array.dims) != set(wanted.dims):
+            problems.append(f"{name!r} has dimensions {array.dims}; they must be {wanted.dims}")
+        if not _kind_fits(array, wanted.kind):
             problems.append(
-                f"{name!r} holds {found.dtype}; it must hold kind {wanted.kind!r} values"
+                f"{name!r} holds {array.dtype}; it must hold kind {wanted.kind!r} values"
             )
     return problems
 
 
 def attribute_violations(attrs: Mapping[str, Any], meanings: Mapping[str, str]) -> list[str]:
-    """Every attribute that is missing, with what it would say."""
+    """A line for every missing attribute, with its meaning."""
     return [
         f"attribute {name!r} is missing; it says {meaning}"
         for name, meaning in meanings.items()
@@ -100,38 +100,38 @@ def attribute_violations(attrs: Mapping[str, Any], meanings: Mapping[str, str]) 
 
 
 def require_version(ds: xr.Dataset, name: str, version: int, *, what: str, remedy: str) -> None:
-    """Raise ValueError for a file that another version of the contract wrote."""
-    found = ds.attrs.get(name, version)
-    if not isinstance(found, int) or found != version:
+    """Raise ValueError for a file of another version of the contract."""
+    actual = ds.attrs.get(name, version)
+    if not isinstance(actual, int) or actual != version:
         raise ValueError(
-            f"{what} has {name} {found}; this steercube reads {version}. To go on, {remedy}."
+            f"{what} has {name} {actual}; this steercube reads {version}. To go on, {remedy}."
         )
 
 
-def _kind_fits(found: xr.DataArray, wanted: str) -> bool:
-    if found.dtype.kind == "O" and not all(isinstance(text, str) for text in found.values.flat):
+def _kind_fits(array: xr.DataArray, wanted: str) -> bool:
+    if array.dtype.kind == "O" and not all(isinstance(text, str) for text in array.values.flat):
         return False
-    return found.dtype.kind in {"f": "f", "i": "iu", "b": "b", "U": "UOT"}[wanted]
+    return array.dtype.kind in {"f": "f", "i": "iu", "b": "b", "U": "UOT"}[wanted]
 
 
 def _labels_fit(labels: xr.DataArray, wanted: str) -> bool:
-    """As of values, but whole numbers will do for labels that may have decimals."""
+    """Like `_kind_fits`, but integers are accepted for labels that may be floats."""
     return _kind_fits(labels, wanted) or (wanted == "f" and labels.dtype.kind in "iu")
 
 
 LONGEST_NAME = 200
-"""Bytes of a name that every file system takes, with what is added to it."""
+"""Most bytes of a name, so that every file system accepts it with a suffix added."""
 _IN_NO_NAME = re.compile(r"[/\\|$`<>*\[\]{}\x00-\x1f\x7f\ud800-\uf8ff]")
-"""What no folder can be called, and what would be markup in a table, a figure or a page."""
+"""Characters that a folder's name cannot have, or that are markup in a table, figure or page."""
 
 
 def name_violations(kind: str, names: Iterable[str], *, reserved: Iterable[str] = ()) -> list[str]:
-    """Names that cannot be a folder's of their own; models and concepts name folders of shards."""
-    none_of = "".join(f" and is not {word!r}" for word in reserved)
+    """A line for every name that cannot name a folder; models and concepts name shard folders."""
+    not_reserved = "".join(f" and not be {word!r}" for word in reserved)
     return [
-        f"{kind} {name!r} cannot be a name: it names a folder and stands in tables, so it is not "
-        "empty, does not begin with '.', holds none of / \\ | $ ` < > * [ ] { } nor a control or "
-        f"private character, has at most {LONGEST_NAME} bytes{none_of}"
+        f"{kind} {name!r} cannot be a name: names are used for folders and in tables, so they must "
+        "not be empty, begin with '.' or hold any of / \\ | $ ` < > * [ ] { } or a control or "
+        f"private character, and must have at most {LONGEST_NAME} bytes{not_reserved}"
         for name in names
         if not name.strip()
         or name.startswith(".")
@@ -171,7 +171,7 @@ def read_json(path: str | Path) -> Any:
 
 
 def raise_if_any(problems: list[str], *, what: str) -> None:
-    """One ValueError that lists every problem, or nothing."""
+    """Raise one ValueError that lists every problem, if there is any."""
     if problems:
         listed = "\n".join(f"  - {problem}" for problem in problems)
         raise ValueError(f"{what} breaks {len(problems)} rule(s):\n{listed}")

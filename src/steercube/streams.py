@@ -1,4 +1,4 @@
-"""Random numbers: one seed for the whole package, and a generator of its own for each use."""
+"""Random numbers: one seed for the whole package, and a separate generator for each use."""
 
 import zlib
 
@@ -8,7 +8,7 @@ SEED = 20250512
 
 
 def stream(name: str, *, seed: int = SEED) -> np.random.Generator:
-    """The generator of one named analysis: independent of every other name's.
+    """The random generator for `name`, independent of the generators for other names.
 
     >>> stream("a").random() == stream("a").random()
     True

@@ -1,7 +1,7 @@
-"""The published study as a cube: its files fetched by hash or read from a folder, then checked.
+"""Import the published study as a cube: fetch its files or read them from a folder, and check them.
 
-The study's repository states no licence, so its files are used and never redistributed; the cube
-made from them stays on the machine that made it.
+The study's repository states no licence, so its files and the cube made from them are never
+redistributed.
 """
 
 import json
@@ -43,7 +43,7 @@ CONCEPT_OF_GENERATION_FOLDER = {
 }
 CONCEPT_OF_RESPONSES = "self_awareness"
 PROMPTS_PER_RATE = 20
-"""Prompts behind a published rate; `valid_rate` x 3 strengths x 20 is a whole number throughout."""
+"""Prompts per published rate: `valid_rate` x 3 strengths x 20 is a whole number in every row."""
 
 SWEEP_COLUMNS = [
     *("model", "concept", "layer", "strength", "prompt_idx", "matching_answer"),
@@ -68,7 +68,7 @@ def registry() -> dict[str, str]:
 
 
 def needed() -> list[str]:
-    """Paths of the files that a cube is made from: all but the training pairs."""
+    """Paths of the files that the cube is made from: all but the training pairs."""
     return [path for path in registry() if not path.endswith("_contrastive_pairs.json")]
 
 
@@ -85,9 +85,9 @@ def study_files(
     cache: str | Path | None = None,
     report: Callable[[str], None] = print,
 ) -> dict[str, Path]:
-    """Where each file lies, its SHA-256 verified; fetched first where no folder is given.
+    """Local path of each file, its SHA-256 verified; fetched first if no folder is given.
 
-    `paths` are the study's own; without them, those that a cube is made from.
+    `paths` are paths in the study's repository (default: the files that the cube is made from).
     Raises ValueError that lists every missing or altered file, ConnectionError where a file
     cannot be fetched. Files already in the cache are not fetched again.
     """
@@ -101,11 +101,11 @@ def study_files(
         registry={path: f"sha256:{known[path]}" for path in wanted},
         retry_if_failed=2,
     )
-    found = {}
+    fetched = {}
     for number, path in enumerate(wanted, start=1):
         report(f"[{number}/{len(wanted)}] {path}")
         try:
-            found[path] = Path(store.fetch(path))
+            fetched[path] = Path(store.fetch(path))
         except requests.RequestException as error:
             raise ConnectionError(
                 f"{store.get_url(path)}: cannot be fetched ({error}). Run the command again to go "
@@ -114,9 +114,9 @@ def study_files(
         except ValueError as error:
             raise ValueError(
                 f"{store.get_url(path)}: its SHA-256 is not {known[path]}, so it is not the file "
-                "that was published. Nothing of it was kept."
+                "that was published. It was discarded."
             ) from error
-    return found
+    return fetched
 
 
 def _files_in(folder: Path, wanted: Sequence[str]) -> dict[str, Path]:
@@ -135,32 +135,32 @@ def _files_in(folder: Path, wanted: Sequence[str]) -> dict[str, Path]:
     return {path: folder / path for path in wanted}
 
 
-def study_cube(found: Mapping[str, Path], models: Mapping[str, Model]) -> xr.Dataset:
+def study_cube(paths: Mapping[str, Path], models: Mapping[str, Model]) -> xr.Dataset:
     """The study's logit sweep, generation rates and responses as one cube.
 
     Raises ValueError that lists the problems of the first file that has any.
     """
-    sweeps = _by_model_and_concept(found, "results/logit_diff_sweep/*/*/*.csv")
-    rates = _by_model_and_concept(found, "results/layer_search/*/*/*.csv")
+    sweeps = _by_model_and_concept(paths, "results/logit_diff_sweep/*/*/*.csv")
+    rates = _by_model_and_concept(paths, "results/layer_search/*/*/*.csv")
     responses = {
         PurePosixPath(path).parts[-2].removeprefix("Qwen3-"): path
-        for path in found
+        for path in paths
         if PurePosixPath(path).match("results/results_100prompt/*/*/*.csv")
     }
-    items = read_items(found)
+    items = read_items(paths)
     names = {model for model, _ in sweeps} | {model for model, _ in rates}
     unknown = sorted(names - set(models))
     raise_if_any([f"model {name!r} has no entry" for name in unknown], what="the list of models")
     ordered = sorted((models[name] for name in names), key=lambda m: m.n_params)
 
-    swept = {key: read_sweep(found[path], models[key[0]], items[key[1]])
+    swept = {key: read_sweep(paths[path], models[key[0]], items[key[1]])
              for key, path in sweeps.items()}  # fmt: skip
-    rated = {key: read_rates(found[path], models[key[0]]) for key, path in rates.items()}
+    rated = {key: read_rates(paths[path], models[key[0]]) for key, path in rates.items()}
     layers = set().union(
         *(f["layer"] for f in swept.values()), *(f["layer"] for f in rated.values())
     )
     cube = blank_cube(
-        ordered, items, layers=list(layers), strengths=STRENGTHS, attrs=_provenance(found)
+        ordered, items, layers=list(layers), strengths=STRENGTHS, attrs=_provenance(paths)
     )
     for (model, concept), frame in swept.items():
         _fill_sweep(cube, frame, model=model, concept=concept)
@@ -168,29 +168,29 @@ def study_cube(found: Mapping[str, Path], models: Mapping[str, Model]) -> xr.Dat
         cube[name] = variable.full(cube.sizes)
     for (model, concept), frame in rated.items():
         _fill_rates(cube, frame, model=model, concept=CONCEPT_OF_GENERATION_FOLDER[concept])
-    prompts = _read_json(found, CONCEPT_OF_RESPONSES, "eval_prompts")
+    prompts = _read_json(paths, CONCEPT_OF_RESPONSES, "eval_prompts")
     read = {
-        model: read_responses(found[path], models[model], prompts)
+        model: read_responses(paths[path], models[model], prompts)
         for model, path in sorted(responses.items())
     }
     return _fill_responses(cube, read)
 
 
-def _by_model_and_concept(found: Mapping[str, Path], pattern: str) -> dict[tuple[str, str], str]:
+def _by_model_and_concept(paths: Mapping[str, Path], pattern: str) -> dict[tuple[str, str], str]:
     keyed = {}
-    for path in found:
+    for path in paths:
         if PurePosixPath(path).match(pattern):
             concept, folder = PurePosixPath(path).parts[-3:-1]
             keyed[folder.removeprefix("Qwen_Qwen3_").replace("_", "-"), concept] = path
     return keyed
 
 
-def _provenance(found: Mapping[str, Path]) -> dict[str, Any]:
+def _provenance(paths: Mapping[str, Path]) -> dict[str, Any]:
     known = registry()
     return {
         "title": "Steering sweep over the Qwen3 family, as published",
         "source": f"https://github.com/obayyub/steering at {COMMIT}",
-        "history": f"imported by steercube {__version__} from {len(found)} published files",
+        "history": f"imported by steercube {__version__} from {len(paths)} published files",
         "layer_convention": "vector read at the input of block L, added at its output",
         "positions_steered": "every position",
         "read_token": "'(A' and '(B', single tokens, at the last prompt position",
@@ -198,34 +198,34 @@ def _provenance(found: Mapping[str, Path]) -> dict[str, Any]:
         "seed": "logits involve no random choice; generations were sampled at temperature 0.7, "
         "their seed is not recorded",
         "versions": "not recorded by the study",
-        "inputs_sha256": json.dumps({path: known[path] for path in sorted(found)}),
+        "inputs_sha256": json.dumps({path: known[path] for path in sorted(paths)}),
     }
 
 
-def read_items(found: Mapping[str, Path]) -> dict[str, list[Item]]:
+def read_items(paths: Mapping[str, Path]) -> dict[str, list[Item]]:
     """Evaluation items by concept, in the order of `prompt_idx`."""
-    return {concept: [q.item for q in _evaluation(found, concept)] for concept in _concepts(found)}
+    return {concept: [q.item for q in _evaluation(paths, concept)] for concept in _concepts(paths)}
 
 
-def study_concepts(found: Mapping[str, Path]) -> dict[str, Concept]:
-    """The study's own training pairs and evaluation items, every one that it used.
+def study_concepts(paths: Mapping[str, Path]) -> dict[str, Concept]:
+    """All training pairs and evaluation items that the study used, by concept.
 
-    A pair is kept whatever its letters, because the study read its vectors from all of them; an
-    item that offers more than two choices is kept and marked invalid.
+    Pairs are kept whatever their letters, because the study read its vectors from all of them; an
+    item with more than two choices is kept and marked invalid.
     """
     return {
         concept: Concept(
-            concept, _pairs(found, concept), _evaluation(found, concept), f"{BASE_URL}data"
+            concept, _pairs(paths, concept), _evaluation(paths, concept), f"{BASE_URL}data"
         )
-        for concept in _concepts(found)
+        for concept in _concepts(paths)
     }
 
 
-def _concepts(found: Mapping[str, Path]) -> list[str]:
-    return sorted({PurePosixPath(path).parts[1] for path in found if path.startswith("data/")})
+def _concepts(paths: Mapping[str, Path]) -> list[str]:
+    return sorted({PurePosixPath(path).parts[1] for path in paths if path.startswith("data/")})
 
 
-def _evaluation(found: Mapping[str, Path], concept: str) -> tuple[Question, ...]:
+def _evaluation(paths: Mapping[str, Path], concept: str) -> tuple[Question, ...]:
     return tuple(
         Question(
             id=f"{concept}/{index:03d}",
@@ -234,12 +234,12 @@ def _evaluation(found: Mapping[str, Path], concept: str) -> tuple[Question, ...]
             other=_letter(entry["not_matching_answer"]),
             valid=_is_two_choice(entry),
         )
-        for index, entry in enumerate(_read_json(found, concept, "eval_prompts"))
+        for index, entry in enumerate(_read_json(paths, concept, "eval_prompts"))
     )
 
 
-def _pairs(found: Mapping[str, Path], concept: str) -> tuple[Question, ...]:
-    """A pair's two texts are its prompt followed by the letter of either answer."""
+def _pairs(paths: Mapping[str, Path], concept: str) -> tuple[Question, ...]:
+    """Training pairs; a pair's two texts in the file are its prompt followed by an answer."""
     return tuple(
         Question(
             id=f"{concept}/train/{index:03d}",
@@ -247,7 +247,7 @@ def _pairs(found: Mapping[str, Path], concept: str) -> tuple[Question, ...]:
             matching=_letter(entry["positive"].removeprefix(entry["prompt"])),
             other=_letter(entry["negative"].removeprefix(entry["prompt"])),
         )
-        for index, entry in enumerate(_read_json(found, concept, "contrastive_pairs"))
+        for index, entry in enumerate(_read_json(paths, concept, "contrastive_pairs"))
     )
 
 
@@ -255,20 +255,20 @@ def _letter(answer: str) -> str:
     return answer.strip(" ()")
 
 
-def _read_json(found: Mapping[str, Path], concept: str, kind: str) -> list[dict[str, str]]:
-    (path,) = (p for p in found if PurePosixPath(p).match(f"data/{concept}/*_{kind}.json"))
-    entries: list[dict[str, str]] = json.loads(found[path].read_text("utf-8"))
+def _read_json(paths: Mapping[str, Path], concept: str, kind: str) -> list[dict[str, str]]:
+    (path,) = (p for p in paths if PurePosixPath(p).match(f"data/{concept}/*_{kind}.json"))
+    entries: list[dict[str, str]] = json.loads(paths[path].read_text("utf-8"))
     return entries
 
 
 def _is_two_choice(entry: Mapping[str, str]) -> bool:
-    """Whether the matching answer is one of the scored letters and only those are offered."""
+    """Whether the matching answer is a scored letter and no other letters are offered."""
     offered = set(re.findall(r"\(([A-Z])\)", entry["prompt"]))
     return _letter(entry["matching_answer"]) in SCORED_LETTERS and offered <= set(SCORED_LETTERS)
 
 
 def read_sweep(path: Path, model: Model, items: list[Item]) -> pd.DataFrame:
-    """Rows of one logit sweep, one a (layer, strength, prompt), checked."""
+    """Checked rows of one logit sweep, one per (layer, strength, prompt)."""
     frame = _read_csv(path, SWEEP_COLUMNS)
     letters = pd.Series([item.letter for item in items])
     problems = _grid_problems(frame, model, len(items))
@@ -279,8 +279,8 @@ def read_sweep(path: Path, model: Model, items: list[Item]) -> pd.DataFrame:
     columns = ["logprob_A", "logprob_B", "logit_diff_matching"]
     problems += _rows(~np.isfinite(frame[columns]).all(axis="columns"), "a value is not finite")
     sign = np.where(frame["matching_answer"] == "(A)", 1.0, -1.0)
-    apart = (sign * (frame["logprob_A"] - frame["logprob_B"]) - frame["logit_diff_matching"]).abs()
-    problems += _rows(apart > 1e-6, "logit_diff_matching is not the difference of the logprobs")
+    error = (sign * (frame["logprob_A"] - frame["logprob_B"]) - frame["logit_diff_matching"]).abs()
+    problems += _rows(error > 1e-6, "logit_diff_matching is not the difference of the logprobs")
     if set(frame["model"]) != {model.name}:
         problems.append(f"names the models {sorted(set(frame['model']))}, not {model.name!r} alone")
     raise_if_any(problems, what=str(path))
@@ -288,10 +288,10 @@ def read_sweep(path: Path, model: Model, items: list[Item]) -> pd.DataFrame:
 
 
 def read_rates(path: Path, model: Model) -> pd.DataFrame:
-    """Rows of one generation sweep as published: a rate for each layer, checked."""
+    """Checked rows of one published generation sweep, one per layer, with its rates."""
     frame = _read_csv(path, RATE_COLUMNS)
     rates = frame[["baseline_rate", "positive_rate", "negative_rate", "valid_rate"]]
-    problems = _rows(frame["layer"].duplicated(), "the layer stands twice")
+    problems = _rows(frame["layer"].duplicated(), "the layer appears more than once")
     problems += _rows(~frame["layer"].between(0, model.n_layers - 1), "the model has no such layer")
     problems += _rows(~((rates >= 0) & (rates <= 1)).all(axis="columns"), "a rate is not in [0, 1]")
     raise_if_any(problems, what=str(path))
@@ -299,23 +299,23 @@ def read_rates(path: Path, model: Model) -> pd.DataFrame:
 
 
 def read_responses(path: Path, model: Model, prompts: list[dict[str, str]]) -> pd.DataFrame:
-    """Rows of one generation sweep with its responses, checked.
+    """Checked rows of one generation sweep with its responses.
 
-    Validity and match (1, 0 or NaN) of each, as published and as `answer_of` reads its text.
+    Adds validity and match (1, 0 or NaN) of each, as published and as `answer_of` reads the text.
     """
     frame = _read_csv(path, RESPONSE_COLUMNS, keep_default_na=False)
     problems = _grid_problems(frame, model, len(prompts))
     known = frame["prompt_idx"].between(0, len(prompts) - 1)
-    # Two prompts are cut off in the responses' files, so a beginning must do.
+    # Two prompts are truncated in the responses' files, so only their beginnings can be compared.
     strays = [
         not prompts[index]["prompt"].startswith(prompt) if is_known else False
         for index, prompt, is_known in zip(frame["prompt_idx"], frame["prompt"], known, strict=True)
     ]
-    problems += _rows(pd.Series(strays), "the prompt is not that of the evaluation set")
+    problems += _rows(pd.Series(strays), "the prompt differs from the evaluation set's")
     valid = frame["is_valid"].astype(str).map({"True": 1.0, "False": 0.0})
     problems += _rows(valid.isna(), "is_valid is neither True nor False")
     match = frame["matches_behavior"].astype(str).map({"True": 1.0, "False": 0.0}).where(valid == 1)
-    problems += _rows((valid == 1) & match.isna(), "a valid answer neither matches nor does not")
+    problems += _rows((valid == 1) & match.isna(), "matches_behavior is neither True nor False")
     raise_if_any(problems, what=str(path))
     answer = frame["generation"].map(answer_of)
     matches = (answer == frame["matching_answer"].str.strip("()")).astype(float)
@@ -341,9 +341,9 @@ def _read_csv(path: Path, columns: list[str], **options: Any) -> pd.DataFrame:
 
 
 def _grid_problems(frame: pd.DataFrame, model: Model, n_items: int) -> list[str]:
-    """Problems of rows that should be a full grid of layer x strength x prompt, each once."""
+    """Violations by rows that should be a full grid of layer x strength x prompt, each once."""
     grid = ["layer", "strength", "prompt_idx"]
-    problems = _rows(frame.duplicated(grid), "layer, strength and prompt_idx stand twice")
+    problems = _rows(frame.duplicated(grid), "layer, strength and prompt_idx appear more than once")
     problems += _rows(~frame["layer"].between(0, model.n_layers - 1), "the model has no such layer")
     problems += _rows(~frame["strength"].isin(STRENGTHS), f"the strength is none of {STRENGTHS}")
     problems += _rows(
@@ -351,12 +351,12 @@ def _grid_problems(frame: pd.DataFrame, model: Model, n_items: int) -> list[str]
     )
     expected = frame["layer"].nunique() * len(STRENGTHS) * n_items
     if len(frame) < expected:
-        problems.append(f"has {len(frame)} rows of the {expected} that its layers need")
+        problems.append(f"has {len(frame)} rows; its layers need {expected}")
     return problems
 
 
 def _rows(wrong: pd.Series, rule: str, *, at_most: int = 3) -> list[str]:
-    """The rule and the file lines that break it, or nothing; line 1 is the header."""
+    """One message with the rule and the file lines that break it, or none; line 1 is the header."""
     lines = [int(index) + 2 for index in wrong.index[wrong.to_numpy(dtype=bool)]]
     if not lines:
         return []
@@ -404,11 +404,11 @@ def _fill_responses(cube: xr.Dataset, read: Mapping[str, pd.DataFrame]) -> xr.Da
         _put(cube, rows, list(ANSWER_VARIABLES), model=model, concept=CONCEPT_OF_RESPONSES)
         tables.append(rows.assign(model=model, concept=CONCEPT_OF_RESPONSES))
     table = pd.concat(tables).rename(columns={"generation": "text"})
-    told = {f"response_{column}": table[column].to_numpy() for column in table}
+    columns = {f"response_{column}": table[column].to_numpy() for column in table}
     return cube.assign(
         {
-            name: ("response", told[name], variable.attrs)
+            name: ("response", columns[name], variable.attrs)
             for name, variable in RESPONSE_VARIABLES.items()
-            if name in told
+            if name in columns
         }
     )

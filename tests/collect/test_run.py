@@ -681,7 +681,7 @@ def test_the_command_line_says_what_is_wrong(
     out = str(tmp_path / "mine.nc")
     base = ["collect", "--models", "data/models.toml", "--out", out]
     for arguments, said in (
-        ([*base, "--model", "9B"], "model '9B' is none of the entries (0.6B"),
+        ([*base, "--model", "9B"], "model '9B' is neither an entry (0.6B"),
         ([*base, "--model", "8B", "--concepts", "sloth"], "--concepts sloth: none of coordination"),
         ([*base, "--model", "8B", "--dtype", "int4"], "--dtype int4: is none of"),
         ([*base, "--model", "8B", "--concepts", ","], "--concepts ,: none of coordination"),
@@ -698,7 +698,7 @@ def test_the_command_line_says_what_is_wrong(
         ),
         ([*base[:-1], str(tmp_path), "--model", "8B"], "name a .nc file"),
         (["consolidate", "--out", out], "nothing was collected"),
-        (["check-concepts", str(tmp_path)], "neither a folder"),
+        (["check-concepts", str(tmp_path)], "neither a <concept>.jsonl file"),
     ):
         assert main(arguments) == 2
         assert said in capsys.readouterr().err

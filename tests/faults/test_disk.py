@@ -233,7 +233,7 @@ def test_a_read_only_file_system(
     for name, arguments in asked.items():
         code = finish(children.commanded, arguments, said)
         # Whether results can be written is asked before anything is computed.
-        cause = "may not be written to" if name == "analyze" else READ_ONLY
+        cause = "is not writable" if name == "analyze" else READ_ONLY
         wrong = problems(code, said.read_text(), cause=cause, within=disk)
         wrong += [said.read_text()] * (name == "analyze" and "mine:" in said.read_text())
         lost = contents(disk) != before
@@ -264,7 +264,7 @@ def test_a_folder_that_may_not_be_written_to(
         first = [["paper", "--paper", str(tmp_path)], warm]
         code = finish(children.commanded, arguments, said, children.as_nobody, *first)
         text = said.read_text().partition(f"wrote {tmp_path / 'warm.nc'}")[2]
-        cause = "may not be written to" if name == "analyze" else DENIED
+        cause = "is not writable" if name == "analyze" else DENIED
         wrong = problems(code, text, cause=cause, within=public)
         lost = contents(public) != before
         line.tried(f"{name}: {wrong}", lost=lost, silently_wrong=bool(wrong))

@@ -312,7 +312,12 @@ CASES = (
         ("models.toml", "package = 'a.b'"),
     ),
     Case("model: none of these", ENTRY, COLLECT.replace("mine", "yours", 1), ("'yours'", "mine")),
-    Case("model: empty", ENTRY, COLLECT.replace("--model mine", "--model="), ("''", "none of")),
+    Case(
+        "model: empty",
+        ENTRY,
+        COLLECT.replace("--model mine", "--model="),
+        ("''", "neither an entry"),
+    ),
     Case(
         "model: a way out",
         ENTRY,
@@ -445,7 +450,7 @@ CASES = (
         "concept: a field twice",
         concept(questions(question("eval", 5)[:-1] + ', "matching": "A"}')),
         CHECK,
-        ("honesty.jsonl:9", "matching stand twice"),
+        ("honesty.jsonl:9", "matching appear more than once"),
     ),
     Case(
         "concept: a wrong letter",
@@ -525,7 +530,7 @@ CASES = (
         "concept: a spaced path that is not there",
         ENTRY,
         "check-concepts kein|größtes|Konzept",
-        ("kein größtes Konzept", "neither a folder"),
+        ("kein größtes Konzept", "neither a <concept>.jsonl file"),
     ),
     Case(
         "concept: none of the set",
@@ -891,7 +896,7 @@ CASES = (
         "collect: out is a file of cells",
         SOUND,
         SWEEP.replace("mine.nc", "mine.cells.nc"),
-        ("--out mine.cells.nc", "no name for a cube"),
+        ("--out mine.cells.nc", "cannot name a cube"),
     ),
     Case(
         "collect: layers out of range",
@@ -940,7 +945,7 @@ CASES = (
         "calibrate: three models",
         of_cells(lambda c: c),
         "calibrate mine --contrast training:distilled:rl --simulations 1",
-        ("mine gives calibration no shape", "need 4 models"),
+        ("mine cannot be calibrated", "need 4 models"),
     ),
     Case("reproduce: nothing there", {}, "reproduce", ("paper", "no results")),
     Case(
@@ -987,7 +992,7 @@ CASES = (
         "collect: entries that are not there",
         {},
         "collect --model 8b --out mine.nc",
-        ("data/models.toml is not there", "--models names another"),
+        ("data/models.toml does not exist", "--models names another"),
     ),
     Case(
         "collect: nearly a concept",
@@ -1022,7 +1027,7 @@ CASES = (
         "collect: a file of weights",
         {"weights/model.safetensors": ""},
         "collect --model weights/model.safetensors --out mine.nc",
-        ("is a file, and no .gguf one", "name the folder"),
+        ("is a file but not a .gguf file", "name the folder"),
     ),
     Case(
         "collect: a GGUF file that is none",
@@ -1054,7 +1059,7 @@ CASES = (
         "calibrate: no contrast",
         of_cells(lambda c: c),
         "calibrate mine",
-        ("mine", "calibration no contrast", "--contrast"),
+        ("mine", "has no contrast to calibrate", "--contrast"),
     ),
     Case("analyze: nearly a study", DATA, "analyze mien", ("--data", "did you mean 'mine'?")),
     Case(

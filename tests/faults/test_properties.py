@@ -256,7 +256,7 @@ VALUES: dict[str, tuple[Callable[[Cube], Cube], str]] = {
         lambda c: c.assign(
             generation_valid_rate=(c["cell_status"].dims, np.full(c["cell_status"].shape, 2.0))
         ),
-        "'generation_valid_rate' must lie in [0, 1]",
+        "'generation_valid_rate' must be in [0, 1]",
     ),
     "an unknown status": (lambda c: changed(c, "cell_status", 9), "'cell_status' holds [9]"),
     "a way out": (

@@ -1,10 +1,12 @@
+import numpy as np
 import pandas as pd
 import pytest
 import xarray as xr
-from builders import study_of
+from builders import make_cube, make_model, study_of
 from matplotlib.figure import Figure
 
-from steercube.analysis.conclusions.tables import Tables
+from steercube.analysis.conclusions.tables import Tables, conclude
+from steercube.analysis.per_cell.reduce import cells as reduce_to_cells
 from steercube.contrast import Contrast
 from steercube.report.figures import _best_quantiles, _curves, _model_labels, _readable_on, draw
 from steercube.report.style import HIGH_COLOUR, LOW_COLOUR, OTHER_COLOUR
@@ -147,3 +149,22 @@ def test_without_a_contrast_models_are_shown_and_not_compared(six: xr.Dataset) -
         "mean of distilled models, 95%",
         "mean of full RL models, 95%",
     ]
+
+
+def test_figures_of_many_models_go_on_over_pages() -> None:
+    models = [make_model(f"model {at}", n_params=1e9 * 2**at) for at in range(9)]
+    cube = make_cube(np.random.default_rng(1), models=tuple(models), n_items={"honesty": 12})
+    study = study_of(reduce_to_cells(cube, n_resamples=20), None)
+    made = draw(study, conclude(study))
+    assert "effect_size_heatmap_2" in made
+    assert "effect_size_heatmap_3" not in made
+    names = [
+        tick.get_text().split("\n")[0]
+        for name in ("effect_size_heatmap", "effect_size_heatmap_2")
+        for tick in made[name].axes[0].get_xticklabels()
+    ]
+    assert names == [model.name for model in models]
+    # A script switches a model off by its place among all models, on whatever page it is.
+    ids = {line.get_gid() for line in made["layer_curves_2"].axes[0].lines}
+    assert "curve-8-0" in ids
+    assert "curve-0-0" not in ids

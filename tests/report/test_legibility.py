@@ -1,7 +1,7 @@
 """Every figure in print, at the width of a column: what its letters must do to be read."""
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from itertools import combinations
 
@@ -43,16 +43,27 @@ CONCEPTS = (
 Tables = dict[str, pd.DataFrame]
 
 
+MANY_MODELS = tuple(f"Qwen3-{at}B-reasoning" for at in range(1, 21))
+LONG = [
+    f"refuses_to_be_corrected_by_its_operators_who_have_the_authority_to_{i:02d}" for i in range(14)
+]
+
+
+def cells_of(names: Sequence[str], concepts: Sequence[str]) -> xr.Dataset:
+    """Cells of these models, the last of them with full RL, and concepts, over six layers."""
+    models = tuple(
+        make_model(name, "rl" if at > 3 else "distilled", n_params=4e9 * 1.4**at)
+        for at, name in enumerate(names)
+    )
+    layers, n_items = tuple(range(3, 9)), dict.fromkeys(concepts, 12)
+    cube = make_cube(np.random.default_rng(5), models=models, n_items=n_items, layers=layers)
+    return reduce_to_cells(cube, n_resamples=20)
+
+
 def crowded_cells() -> xr.Dataset:
     """Six models and six concepts with long names, all generated, two models' answers read anew."""
     rng = np.random.default_rng(5)
-    models = tuple(
-        make_model(name, "rl" if at > 3 else "distilled", n_params=4e9 * 2**at)
-        for at, name in enumerate(MODELS)
-    )
-    layers = tuple(range(3, 9))
-    cube = make_cube(rng, models=models, n_items=dict.fromkeys(CONCEPTS, 12), layers=layers)
-    cells = reduce_to_cells(cube, n_resamples=20)
+    cells = cells_of(MODELS, CONCEPTS)
     dims = ("model", "concept", "layer", "strength")
     rates = rng.uniform(size=(2, *(cells.sizes[d] for d in dims)))
     rates[1, :-2] = np.nan
@@ -71,6 +82,13 @@ def widest_agreements() -> pd.DataFrame:
             for statistic in of_model
         ]
     )
+
+
+def many(study_tables: Tables, names: Sequence[str], concepts: Sequence[str]) -> dict[str, Figure]:
+    """The figures of effects of so many models and concepts, over pages."""
+    study = study_of(cells_of(names, concepts))
+    own = tables.conclude(study, only=["effects", "layer_effects", "depth", "agreement"])
+    return draw(study, study_tables | own)
 
 
 def crowded(study_tables: Tables) -> dict[str, Figure]:
@@ -187,7 +205,10 @@ Check = Callable[[Drawn], list[str]]
 
 @pytest.fixture(
     scope="module",
-    params=["the study", "six models and concepts", "one model", "one of each", "logits alone"],
+    params=[
+        *("the study", "six models and concepts", "one model", "one of each", "logits alone"),
+        *("twenty models", "fourteen long names"),
+    ],
 )
 def figures(
     request: pytest.FixtureRequest,
@@ -203,6 +224,10 @@ def figures(
     }
     if request.param == "six models and concepts":
         made = crowded(study_tables)
+    elif request.param == "twenty models":
+        made = many(study_tables, MANY_MODELS, CONCEPTS[:3])
+    elif request.param == "fourteen long names":
+        made = many(study_tables, MODELS, LONG)
     elif request.param == "the study":
         made = draw(study_of(study_cells), study_tables)
     else:
@@ -211,7 +236,8 @@ def figures(
             patch.setattr(leave_one_out, "PRIOR_SCALES", few)
             study = study_of(parts[request.param])
             made = draw(study, tables.Tables(study))
-    assert "layer_curves_gen_vs_logit" in made or request.param == "logits alone"
+    with_answers = {"the study", "six models and concepts", "one model", "one of each"}
+    assert ("layer_curves_gen_vs_logit" in made) == (request.param in with_answers)
     return {name: Drawn(figure) for name, figure in made.items()}
 
 

@@ -110,7 +110,7 @@ def training_effect(effects: pd.DataFrame, contrast: Contrast) -> Figure:
         gridspec_kw={"height_ratios": heights},
     )
     axes[0, 0].set_subplotspec(axes[0, 0].get_gridspec()[0, :])
-    primary = _adjusting(GRID, covariates(contrast.by, ("contrast", "scale")), contrast.by)
+    primary = _adjusting(GRID, covariates(contrast, ("contrast", "scale")), contrast.by)
     for panels, line, of_line in zip(axes, lines, methods, strict=True):
         for ax, outcome in zip(panels, line, strict=False):
             of = shown[shown["outcome"] == outcome]
@@ -255,7 +255,8 @@ def design(table: pd.DataFrame, contrast: Contrast) -> Figure:
         )
         _draw_errors(panels, outcome, of[own_size], contrast.by)
     figure.supxlabel(
-        f"models of each {contrast.by} (star: this study's design; hollow: with size held fixed)",
+        f"models of each {contrast.by} (star: this study's design; hollow: with "
+        f"{contrast.held} held fixed)",
         fontsize=TEXT,
     )
     return figure

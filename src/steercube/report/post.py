@@ -507,7 +507,7 @@ def _content_problems(results: Results) -> Iterator[str]:
 
 
 def _figure_problems(folder: Path) -> Iterator[str]:
-    """Files among the figures that are not images: a page embeds them unchecked."""
+    """Files in `figures/` that are not PNG or SVG; the page would embed them as they are."""
     for path in sorted(folder.glob("*.png")):
         if not path.read_bytes().startswith(b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR"):
             yield f"figures/{path.name} is not a PNG image"
@@ -523,7 +523,7 @@ FLAGS = ("steers", "steers_reason", "layer_flag", "direction_flag")
 
 
 def read_table(path: Path) -> pd.DataFrame:
-    """A table of results; an empty text stays one, and so does a table without columns.
+    """A table of results from CSV. Empty text is text, not missing; a file may have no columns.
 
     Raises ValueError with the line that is no row of it.
     """
@@ -567,7 +567,7 @@ CONTEXT = {
     *("models_by", "concepts_by", "listed", "words", "flagged", "provenance", "off_nominal"),
     *("contrast", "capital", "not_compared"),
 }
-"""What a template may use beside its references."""
+"""Names that every template may use, besides those in numbers.toml."""
 
 
 def render(results: Results, assets: Assets, *, methods: str = "") -> Post:
@@ -642,7 +642,7 @@ def _context(results: Results, assets: Assets, sources: Sources, methods: str) -
         "models_by": _order(sources, "models/{}/{}/every concept it ran"),
         "concepts_by": _order(sources, "concepts/{}/{}/every model that ran it/mean"),
     }
-    fixed = {"by": "", "low": "", "high": ""}
+    fixed = {"by": "", "low": "", "high": "", "covariate": ""}
     if results.contrast:
         fixed = {name: getattr(results.contrast, name) for name in fixed}
     for name, reference in assets.references.items():
@@ -657,6 +657,8 @@ def contrast_words(contrast: Contrast | None) -> dict[str, str] | None:
     return {
         "by": contrast.by,
         "minus": contrast.minus,
+        "held": contrast.held,
+        "covariate": contrast.covariate,
         "low": contrast.named(contrast.low),
         "high": contrast.named(contrast.high),
         "low_models": contrast.models_of(contrast.low),

@@ -57,6 +57,6 @@ def test_a_ranking_without_a_part_in_common_gets_an_objection(six: xr.Dataset) -
 
 def test_every_objection_that_may_apply_has_its_place_in_the_order() -> None:
     """One that is not in the order would never be made."""
-    applying = {o for of in STATISTICS.values() for o in (of.interval, *of.others)}
+    applying = {o for of in STATISTICS.values() for o in (of.main_objection, *of.more_objections)}
     assert applying | set(OF_EVERY_CLAIM) == set(ORDER)
     assert len(set(ORDER)) == len(ORDER)

@@ -4,7 +4,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import xarray as xr
-from builders import make_effects, study_of
+from builders import TRAINING, make_effects, study_of
 
 from steercube.analysis.over_models.cell_effects import TERMS, CellEffects
 from steercube.analysis.over_models.contrasts import permutation_p
@@ -22,7 +22,7 @@ from steercube.analysis.over_models.training import (
     training_effects,
 )
 
-BOTH = covariates("training", TERMS)
+BOTH = covariates(TRAINING, TERMS)
 
 
 @pytest.fixture
@@ -71,7 +71,7 @@ def test_many_models_are_permuted_at_random(rng: np.random.Generator) -> None:
 
 
 def test_the_more_is_random_the_wider_the_interval(effects: CellEffects) -> None:
-    rows = by_method(effects, by="training", level=0.95, seed=1)
+    rows = by_method(effects, contrast=TRAINING, level=0.95, seed=1)
     width = {r.random_effects: r.high - r.low for r in rows if r.method == "bootstrap"}
     assert width[ITEMS] < width[CONCEPTS] < width[MODELS]
     estimates = {r.estimate for r in rows if r.method == "bootstrap"}
@@ -82,7 +82,7 @@ def test_the_items_interval_has_the_errors_of_the_items(effects: CellEffects) ->
     """Its half width is 1.96 standard errors of the weighted sum of cells."""
     found = next(
         r
-        for r in by_method(effects, by="training", level=0.95, seed=1)
+        for r in by_method(effects, contrast=TRAINING, level=0.95, seed=1)
         if r.random_effects == ITEMS
     )
     high = effects.predictors["contrast"] > 0
@@ -99,7 +99,9 @@ def test_the_items_interval_has_the_errors_of_the_items(effects: CellEffects) ->
 
 def test_all_methods_agree_on_a_large_balanced_study(rng: np.random.Generator) -> None:
     effects = make_effects(rng, n_models=10, n_concepts=9, training=-1.0, sd_model=0.1)
-    rows = [r for r in by_method(effects, by="training", level=0.95, seed=1) if np.isfinite(r.low)]
+    rows = [
+        r for r in by_method(effects, contrast=TRAINING, level=0.95, seed=1) if np.isfinite(r.low)
+    ]
     alone = [r for r in rows if r.covariates != BOTH]
     assert len(alone) == 6
     assert np.ptp([r.estimate for r in alone]) < 0.06
@@ -109,7 +111,7 @@ def test_all_methods_agree_on_a_large_balanced_study(rng: np.random.Generator) -
 def test_one_training_says_why(effects: CellEffects) -> None:
     lacks = "needs models of both trainings"
     one = replace(effects, predictors={"scale": effects.predictors["scale"]}, lacks_contrast=lacks)
-    for row in by_method(one, by="training", level=0.95, seed=1):
+    for row in by_method(one, contrast=TRAINING, level=0.95, seed=1):
         assert np.isnan(row.estimate)
         assert row.reason == lacks
 
@@ -123,7 +125,8 @@ def test_two_models_have_no_interval_over_models(effects: CellEffects) -> None:
         predictors={"contrast": np.array([-0.5, 0.5])},
     )
     rows = {
-        (r.method, r.random_effects): r for r in by_method(two, by="training", level=0.95, seed=1)
+        (r.method, r.random_effects): r
+        for r in by_method(two, contrast=TRAINING, level=0.95, seed=1)
     }
     assert np.isfinite(rows["bootstrap", ITEMS].low)
     assert np.isnan(rows["t over model means", "models"].low)
@@ -141,7 +144,7 @@ def test_models_of_a_training_are_resampled_where_there_are_enough(
     of = replace(effects, predictors={"contrast": x - x.mean()})
     rows = {
         r.random_effects: r
-        for r in by_method(of, by="training", level=0.95, seed=1)
+        for r in by_method(of, contrast=TRAINING, level=0.95, seed=1)
         if r.method == "bootstrap"
     }
     models = rows[MODELS]
@@ -192,7 +195,7 @@ def test_every_fit_of_the_primary_model_agrees_on_the_study(
 def test_trainings_that_share_no_concept_are_not_compared(effects: CellEffects) -> None:
     high = effects.predictors["contrast"] > 0
     disjoint = effects.only(np.flatnonzero(high[effects.model] == (effects.concept < 2)))
-    rows = by_method(disjoint, by="training", level=0.95, seed=1)
+    rows = by_method(disjoint, contrast=TRAINING, level=0.95, seed=1)
     assert "no concept was run by models of both" in rows[0].reason
     assert rows[0].method == "bootstrap"
 

@@ -66,7 +66,7 @@ N_RESAMPLES = 4_000
 """Resamples of models, layers and shifts; the error of an end of an interval is then about 1%."""
 MIN_RELIABILITY = 0.05
 MIN_Z_ERROR = 0.01
-"""Floor of the error of z: curves that agree in every resample would have infinite weight."""
+"""Smallest error of z allowed: a model whose resamples all agree would outweigh the others."""
 WITHOUT_INTERVAL = "a reliability is given without an interval"
 NO_CURVES = "no model has varying logits and generations here"
 
@@ -403,7 +403,7 @@ def published_against_responses(study: Study, *, concept: str, model: str) -> Es
 
 
 def published_reading_agreement(study: Study, *, concept: str, model: str) -> Estimate:
-    """r of the logit curve with the study's own reading of the responses, over blocks."""
+    """r of the logit curve with the curve of responses as the study read them, over blocks."""
     rate = "published_response_match_rate"
     curves = layer_curves(study, concept=concept, models=[model], rate=rate)
     if model not in curves:

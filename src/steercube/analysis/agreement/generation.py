@@ -266,7 +266,7 @@ def generation(study: Study) -> pd.DataFrame:
 
 
 def _long(source: str, columns: Mapping[str, xr.DataArray]) -> pd.DataFrame:
-    """Columns by model, concept, layer and strength, where there is any answer."""
+    """The arrays as a long table: a row per model, concept, layer and strength with answers."""
     bare = {name: column.reset_coords(drop=True) for name, column in columns.items()}
     order = ["model", "concept", "layer", "strength"]
     frame = xr.Dataset(bare).to_dataframe(dim_order=order).reset_index()

@@ -44,13 +44,14 @@ class Statistic:
     balanced version is restricted in: "concepts" or "models" that none of the compared averages
     lacks. `has_members` says that it averages values which a published range may hold. `rope` is
     the half-width of its region of practical equivalence, where the estimand does not give it.
-    `interval` and `others` are the objections that apply, in the order in which they are listed.
+    `main_objection`, to its interval or p, and `more_objections` are those that apply beside the
+    ones that apply to every claim (`objections.OF_EVERY_CLAIM`).
     """
 
     compute: Callable[..., Estimate]
     quantity: str
-    interval: of.Objection = of.published_outside
-    others: tuple[of.Objection, ...] = ()
+    main_objection: of.Objection = of.published_outside
+    more_objections: tuple[of.Objection, ...] = ()
     is_difference: bool = False
     averages_over: str = ""
     has_members: bool = False
@@ -60,7 +61,10 @@ class Statistic:
 
 def _difference(compute: Callable[..., Estimate], quantity: str, **fields: Any) -> Statistic:
     """A statistic that is zero where nothing differs."""
-    usual: dict[str, Any] = {"interval": of.no_difference, "others": (of.one_model,)}
+    usual: dict[str, Any] = {
+        "main_objection": of.no_difference,
+        "more_objections": (of.one_model,),
+    }
     return Statistic(compute, quantity, is_difference=True, **usual | fields)
 
 
@@ -75,13 +79,17 @@ STATISTICS = {
         best_generation, "share of generated answers changed", has_members=True, rope=NO_DIFFERENCE
     ),
     "concept_mean": Statistic(
-        concept_mean, "{} of a concept", others=MEAN, averages_over="models", has_members=True
+        concept_mean,
+        "{} of a concept",
+        more_objections=MEAN,
+        averages_over="models",
+        has_members=True,
     ),
     "concept_share": _difference(
         concept_share,
         "share of the variance over concepts that models share, {}",
-        interval=of.no_common_part,
-        others=(of.one_model_or_concept,),
+        main_objection=of.no_common_part,
+        more_objections=(of.one_model_or_concept,),
     ),
     "depth_difference": _difference(
         depth_difference, "difference of depth (fraction)", rope=OUTCOMES["best_depth"].rope
@@ -89,20 +97,26 @@ STATISTICS = {
     "label_difference": _difference(
         label_difference,
         "{high} minus {low}, {}",
-        others=(of.one_model, of.missing_cells),
+        more_objections=(of.one_model, of.missing_cells),
         averages_over="concepts",
     ),
     "mean_over_models": Statistic(
-        mean_over_models, "average {}", others=MEAN, averages_over="concepts", has_members=True
+        mean_over_models,
+        "average {}",
+        more_objections=MEAN,
+        averages_over="concepts",
+        has_members=True,
     ),
-    "model_mean": Statistic(model_mean, "average {}", others=MEAN, averages_over="concepts"),
+    "model_mean": Statistic(
+        model_mean, "average {}", more_objections=MEAN, averages_over="concepts"
+    ),
     "pooled_agreement": _difference(
         pooled_agreement, "logit–generation correlation r", rope=NO_DIFFERENCE
     ),
     "scale_slope": _difference(
         scale_slope,
         "{} per tenfold size",
-        others=(of.one_model, of.missing_cells),
+        more_objections=(of.one_model, of.missing_cells),
         averages_over="models",
     ),
     "training_depth": Statistic(
@@ -111,7 +125,7 @@ STATISTICS = {
     "training_gap": _difference(
         training_gap,
         "training gap, share of {}",
-        others=(of.one_model, of.missing_cells),
+        more_objections=(of.one_model, of.missing_cells),
         averages_over="concepts",
         rope=NO_DIFFERENCE,
     ),

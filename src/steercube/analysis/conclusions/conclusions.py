@@ -161,7 +161,7 @@ def _of_contrast(study: Study, contrast: Contrast, tables: Tables, outcome: str)
     place = outcome not in NAMES
     of = tables["training_effect"]
     of = of[of["outcome"] == outcome]
-    held, primary = _primary(of, contrast.by)
+    held, primary = _primary(of, contrast)
     rest, priors = (
         table[(table["outcome"] == outcome) & (table["covariates"] == held)]
         for table in (tables["leave_one_out"], tables["prior_sensitivity"])
@@ -176,7 +176,8 @@ def _of_contrast(study: Study, contrast: Contrast, tables: Tables, outcome: str)
         objections += _of_permutation(p, least, contrast.by)
         objections += _without(rest, side)
         objections += _of_priors(priors, side)
-    fixed = "with size held fixed; " if held == covariates(contrast.by, ADJUSTMENTS[0]) else ""
+    is_adjusted = held == covariates(contrast, ADJUSTMENTS[0])
+    fixed = f"with {contrast.held} held fixed; " if is_adjusted else ""
     statement = (
         f"{contrast.models_of(contrast.high)} steer best later in the network "
         f"({fixed}{PLACES[outcome]})"
@@ -201,9 +202,9 @@ def _of_contrast(study: Study, contrast: Contrast, tables: Tables, outcome: str)
     )
 
 
-def _primary(rows: pd.DataFrame, by: str) -> tuple[str, pd.Series]:
+def _primary(rows: pd.DataFrame, contrast: Contrast) -> tuple[str, pd.Series]:
     """The exact fit with as many terms as these models can separate, and what those are."""
-    names = [covariates(by, terms) for terms in ADJUSTMENTS]
+    names = [covariates(contrast, terms) for terms in ADJUSTMENTS]
     exact = rows[(rows["method"] == GRID) & rows["covariates"].isin(names)]
     defined = exact[exact["low"].notna()]
     row = (defined if len(defined) else exact).iloc[0]

@@ -148,7 +148,7 @@ def _passes_test(case: Case, claim: Claim) -> bool:
     For a sign that is its test; that nothing differs is shown by an interval within the region.
     """
     as_printed = matches(case.printed, case.estimate, case.rope)
-    return as_printed and not STATISTICS[claim.statistic].interval(case)
+    return as_printed and not STATISTICS[claim.statistic].main_objection(case)
 
 
 def _balanced(study: Study, claim: Claim) -> Estimate | None:
@@ -177,7 +177,7 @@ def judge(case: Case, claim: Claim) -> tuple[str, str]:
         return UNTESTED, estimate.reason
     as_printed = matches(printed, estimate, case.rope)
     if printed.direction == "0" and not as_printed:
-        return NOT_REPRODUCED, "; ".join(statistic.interval(case))
+        return NOT_REPRODUCED, "; ".join(statistic.main_objection(case))
     near = (
         not printed.direction
         and printed.low == printed.high
@@ -185,7 +185,7 @@ def judge(case: Case, claim: Claim) -> tuple[str, str]:
     )
     if not as_printed and not near:
         return NOT_REPRODUCED, f"the definition gives {_as_printed(printed, estimate)}"
-    applying = {*of.OF_EVERY_CLAIM, statistic.interval, *statistic.others}
+    applying = {*of.OF_EVERY_CLAIM, statistic.main_objection, *statistic.more_objections}
     objections = [
         text for objection in of.ORDER if objection in applying for text in objection(case)
     ]

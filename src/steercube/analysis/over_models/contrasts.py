@@ -15,14 +15,12 @@ from scipy import stats
 from steercube.analysis.over_models.cell_effects import cell_effects, why_not
 from steercube.analysis.over_models.depth import typical_depths
 from steercube.analysis.over_models.means import model_means, pooled_sd
-from steercube.analysis.over_models.permute import assignments, two_sided_p
+from steercube.analysis.over_models.permute import MAX_ASSIGNMENTS, assignments, two_sided_p
 from steercube.analysis.over_models.posterior import posterior_of
 from steercube.analysis.view import Study, kept, where_recorded
 from steercube.estimate import Estimate, t_quantile
 from steercube.streams import stream
 
-MAX_ASSIGNMENTS = 20_000
-"""Above this many assignments of labels, as many are drawn at random instead."""
 SCALED = ("delta", "cohens_d", "within_letter_d")
 SIZES = ("n_params", "n_active_params")
 

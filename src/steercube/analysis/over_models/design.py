@@ -160,9 +160,9 @@ def _rows_of_effect(
                 for terms, row in _errors(parts, design, effect, inflation, study.level):
                     yield {
                         "kind": "errors",
-                        "covariates": covariates(study.contrast.by, terms),
+                        "covariates": covariates(study.contrast, terms),
                     } | row
-    yield from _needed(parts, effect, study.level)
+    yield from _needed(parts, effect, len(effects.concepts), study.level)
 
 
 class Design(NamedTuple):
@@ -213,12 +213,14 @@ def _effect_sizes(effects: CellEffects) -> dict[str, float]:
             "estimated here": abs(alone)}  # fmt: skip
 
 
-def _needed(parts: Components, effect: float, level: float) -> Iterator[dict[str, Any]]:
+def _needed(
+    parts: Components, effect: float, own_concepts: int, level: float
+) -> Iterator[dict[str, Any]]:
     """The fewest models of each label with POWER, for each number of concepts and items.
 
     Models are balanced in size, and enough for a permutation p of ALLOWED_FLOOR.
     """
-    for n_concepts in CONCEPTS:
+    for n_concepts in dict.fromkeys((own_concepts, *CONCEPTS)):
         for times in ITEMS_TIMES:
             row = {"kind": "needed", "n_concepts": n_concepts, "power": POWER}
             row["n_items"] = round(parts.n_items * times)

@@ -51,10 +51,10 @@ def leave_one_out(study: Study) -> list[Row]:
 
 def _each_fit(study: Study) -> Iterator[tuple[Row, CellEffects, tuple[str, ...], str]]:
     """Labels, effects and terms of every outcome and adjustment, and why it cannot be fitted."""
-    by = study.contrast.by if study.contrast else ""
+    assert study.contrast is not None
     for outcome, effects, _ in usable_outcomes(study):
         for terms in ADJUSTMENTS:
-            labels = {"outcome": outcome, "covariates": covariates(by, terms)}
+            labels = {"outcome": outcome, "covariates": covariates(study.contrast, terms)}
             yield labels, effects, terms, why_not(effects, terms)
 
 

@@ -9,6 +9,8 @@ from math import comb, factorial
 
 import numpy as np
 
+MAX_ASSIGNMENTS = 20_000
+"""Above this many assignments of labels, as many are drawn at random instead."""
 MAX_ORDERS = 5_040
 """Every order of seven things; of more things, this many orders at random."""
 

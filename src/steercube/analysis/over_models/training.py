@@ -20,15 +20,16 @@ from steercube.analysis.over_models.cell_effects import (
     usable_outcomes,
     why_not,
 )
-from steercube.analysis.over_models.contrasts import MAX_ASSIGNMENTS, two_sample_t
+from steercube.analysis.over_models.contrasts import two_sample_t
 from steercube.analysis.over_models.item_fits import read_item_fits
 from steercube.analysis.over_models.means import root_of
 from steercube.analysis.over_models.nuts import Sampled, failed_gates, gates_text
-from steercube.analysis.over_models.permute import assignments, two_sided_p
+from steercube.analysis.over_models.permute import MAX_ASSIGNMENTS, assignments, two_sided_p
 from steercube.analysis.over_models.posterior import PRIOR, Posterior, fit
 from steercube.analysis.over_models.reml import Reml, reml_of_cells
 from steercube.analysis.per_cell.estimands import ESTIMANDS
 from steercube.analysis.view import Study
+from steercube.contrast import Contrast
 from steercube.estimate import percentile_ends, t_quantile
 from steercube.streams import stream
 
@@ -53,13 +54,14 @@ ITEMS, CONCEPTS, MODELS = "items", "items, concepts", "items, concepts, models"
 WITHOUT_CONCEPTS = "items, models"
 
 
-def covariates(by: str, terms: Sequence[str]) -> str:
-    """The terms of a fit as tables name them; `by` is the variable of the contrast.
+def covariates(contrast: Contrast, terms: Sequence[str]) -> str:
+    """What a table calls the terms of a fit.
 
-    >>> covariates("training", ("contrast", "scale"))
+    >>> covariates(Contrast("training", "base", "rl"), ("contrast", "scale"))
     'training and scale'
     """
-    return " and ".join(by if term == "contrast" else term for term in terms)
+    names = {"contrast": contrast.by, "scale": contrast.covariate}
+    return " and ".join(names[term] for term in terms)
 
 
 BLOCKS = "number of blocks"
@@ -105,35 +107,32 @@ Effects = list[ContrastEffect]
 
 def training_effects(study: Study, *, sampled: Mapping[str, Sampled] | None = None) -> Effects:
     """Every outcome by every method; `sampled` are NUTS fits of the model of cells by outcome."""
-    by, rows = _by(study), []
+    assert study.contrast is not None
+    contrast, rows = study.contrast, []
     for outcome, effects, _ in usable_outcomes(study):
         if effects.reason:
-            primary = covariates(by, TERMS)
+            primary = covariates(contrast, TERMS)
             rows.append(ContrastEffect(outcome, GRID, MODELS, primary, reason=effects.reason))
             continue
-        fits = by_method(effects, by=by, level=study.level, seed=study.seed)
+        fits = by_method(effects, contrast=contrast, level=study.level, seed=study.seed)
         if sampled and outcome in sampled:
-            fits.append(_nuts(effects, by, sampled[outcome]))
+            fits.append(_nuts(effects, contrast, sampled[outcome]))
         if outcome == ITEM_OUTCOME:
-            fits += _item_rows(study, by)
+            fits += _item_rows(study, contrast)
         if outcome not in ESTIMANDS:
             with_blocks = cell_effects(study, outcome, holding="n_layers")
-            fits.append(_exact(with_blocks, TERMS, f"{by} and {BLOCKS}", study.level))
-        compared = _compared(effects, by, fits, study.level)
+            fits.append(_exact(with_blocks, TERMS, f"{contrast.by} and {BLOCKS}", study.level))
+        compared = _compared(effects, contrast, fits, study.level)
         rows += [replace(row, rope=effects.rope) for row in compared]
     return [replace(row, level=study.level) for row in rows]
 
 
-def _by(study: Study) -> str:
-    return study.contrast.by if study.contrast else "contrast"
-
-
 def _compared(
-    effects: CellEffects, by: str, rows: Effects, level: float
+    effects: CellEffects, contrast: Contrast, rows: Effects, level: float
 ) -> Iterator[ContrastEffect]:
     """The rows, with the distance of other fits of the primary model from the exact one."""
     terms = primary_terms(effects)
-    held = covariates(by, terms)
+    held = covariates(contrast, terms)
     exact = fit(effects, terms=terms) if terms in ADJUSTMENTS else None
     primary = next((r for r in rows if r.method == GRID and r.covariates == held), None)
     df = effects.n_models - 1 - len(terms)
@@ -150,12 +149,17 @@ def _compared(
 
 
 def by_method(
-    effects: CellEffects, *, by: str, level: float, seed: int, n_resamples: int = N_RESAMPLES
+    effects: CellEffects,
+    *,
+    contrast: Contrast,
+    level: float,
+    seed: int,
+    n_resamples: int = N_RESAMPLES,
 ) -> Effects:
     """Every method that needs only the cells' effects."""
-    rows = list(_by_design(effects, by, level, seed, n_resamples))
+    rows = list(_by_design(effects, contrast.by, level, seed, n_resamples))
     for terms in ADJUSTMENTS:
-        held = covariates(by, terms)
+        held = covariates(contrast, terms)
         rows += [_exact(effects, terms, held, level), _reml(effects, terms, held, level)]
     return rows
 
@@ -382,10 +386,10 @@ def _boundary(fitted: Reml) -> str:
     return f"at its boundary 0, so that the interval is too narrow: {', '.join(fitted.at_boundary)}"
 
 
-def _nuts(effects: CellEffects, by: str, sampled: Sampled) -> ContrastEffect:
+def _nuts(effects: CellEffects, contrast: Contrast, sampled: Sampled) -> ContrastEffect:
     terms = primary_terms(effects)
     exact = fit(effects, terms=terms)
-    held = covariates(by, TERMS if terms == TERMS else ("contrast",))
+    held = covariates(contrast, TERMS if terms == TERMS else ("contrast",))
     blank = ContrastEffect(
         effects.outcome, NUTS, MODELS, held, diagnostics=gates_text(sampled, exact)
     )
@@ -405,15 +409,15 @@ def _nuts(effects: CellEffects, by: str, sampled: Sampled) -> ContrastEffect:
     )
 
 
-def _item_rows(study: Study, by: str) -> Iterator[ContrastEffect]:
+def _item_rows(study: Study, contrast: Contrast) -> Iterator[ContrastEffect]:
     """The item-level fits of Cohen's d that the cells keep."""
     fits = read_item_fits(study)
     if isinstance(fits, str):
-        held = covariates(by, TERMS)
+        held = covariates(contrast, TERMS)
         yield ContrastEffect(ITEM_OUTCOME, "items", MODELS, held, reason=fits)
         return
     terms = primary_terms(cell_effects(study))
-    held = covariates(by, terms if terms in ADJUSTMENTS else ("scale",))
+    held = covariates(contrast, terms if terms in ADJUSTMENTS else ("scale",))
     for item_fit in fits:
         effect = item_fit.terms["contrast"]
         yield ContrastEffect(

@@ -104,7 +104,7 @@ def reading_audit(
 
 
 def _responses_read(cube: xr.Dataset) -> pd.DataFrame:
-    """One row per response that was read both ways: its place, form and both letters."""
+    """One row per response that both readers read: its cell, form, and the letter of each."""
     if not {"published_valid", "published_match", "generation_valid"} <= set(cube):
         return pd.DataFrame()
     letters = {

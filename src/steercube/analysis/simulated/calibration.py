@@ -107,7 +107,7 @@ def _one_sweep(study: Study, scenario: Scenario, number: int) -> tuple[list[Row]
     effects = simulate(study, scenario, rng).effects
     fits = by_method(
         effects,
-        by=study.contrast.by,
+        contrast=study.contrast,
         level=study.level,
         seed=study.seed + number,
         n_resamples=N_RESAMPLES,

@@ -169,7 +169,7 @@ def _fitted(effects: CellEffects) -> Posterior:
 
 @dataclass(frozen=True)
 class Places:
-    """A true hierarchical model of the depth of the best layer, fractions of depth."""
+    """The simulated truth for the depth of the best layer, in fractions of depth."""
 
     training: float
     sd_model: float

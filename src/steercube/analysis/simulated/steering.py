@@ -17,7 +17,7 @@ from steercube.analysis.simulated.sweeps import NEIGHBOURS, PEAK_WIDTH
 from steercube.cube import SCORED_LETTERS
 
 N_FLIPS = 2_000
-"""Signs drawn in each test: fewer than in a study, which leaves it as valid and saves time."""
+"""Random sign flips of each simulated test: fewer than in a study, as valid and faster."""
 N_CONCEPTS, N_LAYERS = 6, 20
 TAILS = 3.0
 """Degrees of freedom of Student's t where tails are long; its kurtosis is infinite."""
