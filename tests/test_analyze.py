@@ -15,8 +15,8 @@ import xarray as xr
 from builders import ROOT, SIX_MODELS, STUDY, make_cube, make_model, needs_study
 
 from steercube import analyze, netcdf
+from steercube.analysis.over_models.contrast_effect import EXACT, NUTS
 from steercube.analysis.over_models.nuts import read_posterior
-from steercube.analysis.over_models.training import GRID, NUTS
 from steercube.analysis.per_cell.reduce import cells as reduce_to_cells
 from steercube.analyze import studies
 from steercube.cells import OF_OPTIMISERS, save_cells
@@ -25,7 +25,7 @@ from steercube.cube import save_cube
 
 CONTRAST = ("--contrast", "training:distilled:rl")
 OF_A_CONTRAST = {
-    *("training_effect", "multiverse", "multiverse_summary", "design"),
+    *("contrast_effect", "multiverse", "multiverse_summary", "design"),
     *("leave_one_out", "prior_sensitivity"),
 }
 """Tables that compare models."""
@@ -329,8 +329,8 @@ def test_models_of_a_third_label_are_left_out_of_the_contrast_and_named(
     save_cells(third, here / "data" / "mine.cells.nc")
     assert main(["analyze", *CONTRAST]) == 0
     folder = here / "paper" / "mine"
-    table = pd.read_csv(folder / "tables" / "training_effect.csv")
-    exact = table[(table["method"] == GRID) & table["low"].notna()]
+    table = pd.read_csv(folder / "tables" / "contrast_effect.csv")
+    exact = table[(table["method"] == EXACT) & table["low"].notna()]
     assert (exact["n_models"] == 5).all()
     assert exact["diagnostics"].str.contains("left out, of neither label: a").all()
     assert set(pd.read_csv(folder / "tables" / "effects.csv")["model"]) == set("abcdef")
@@ -586,7 +586,7 @@ def test_nuts_stands_beside_the_exact_fit_and_keeps_its_draws(
     cube = make_cube(np.random.default_rng(3), models=SIX_MODELS, n_items=n_items)
     save_cells(reduce_to_cells(cube, n_resamples=50), here / "data" / "mine.cells.nc")
     assert main(["analyze", *CONTRAST]) == 0
-    table = pd.read_csv(here / "paper" / "mine" / "tables" / "training_effect.csv")
+    table = pd.read_csv(here / "paper" / "mine" / "tables" / "contrast_effect.csv")
     row = table[table["method"] == NUTS].iloc[0]
     assert "ESS bulk" in row["diagnostics"]
     assert np.isnan(row["estimate"])

@@ -45,7 +45,7 @@ def test_the_training_gap(numbers: dict[str, dict[str, float]]) -> None:
     gap = numbers["claims/d-gap-all"]
     assert f"[{percent(gap['low'])}, {percent(gap['high'])}] over models" in TEXT
     primary = numbers[
-        "training_effect/cohens_d/hierarchical, exact/items, concepts, models/training and scale"
+        "contrast_effect/cohens_d/hierarchical, exact/items, concepts, models/training and scale"
     ]
     shown = f"{primary['value']:.2f} d [{primary['low']:.2f}, {primary['high']:.2f}]"
     assert f"with scale held fixed {shown.replace('-', '−')}" in TEXT

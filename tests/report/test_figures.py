@@ -31,9 +31,9 @@ def test_the_study_has_every_figure(study_figures: dict[str, Figure]) -> None:
         "best_layer_violins",
         "layer_curves",
         "layer_curves_gen_vs_logit",
-        "depth_by_training",
+        "depth_by_label",
         "claims",
-        *("training_effect", "specification_curve", "design", "posterior_checks"),
+        *("contrast_effect", "specification_curve", "design", "posterior_checks"),
     }
 
 
@@ -112,7 +112,7 @@ def test_text_is_readable_on_its_cell() -> None:
 def test_a_best_layer_early_in_the_network_is_shown(cells: xr.Dataset) -> None:
     early = cells.assign_coords(n_layers=cells["n_layers"] * 20, depth=cells["depth"] / 20)
     study = study_of(early)
-    figure = draw(study, Tables(study))["depth_by_training"]
+    figure = draw(study, Tables(study))["depth_by_label"]
     low, _ = figure.axes[0].get_xlim()
     assert low < float((early["selected_layer"] / early["n_layers"]).min())
 
@@ -133,18 +133,18 @@ def test_models_have_the_labels_of_the_contrast(six: xr.Dataset) -> None:
     study = study_of(six, contrast)
     figures = draw(study, Tables(study))
     assert models_of(figures)[2:4] == ["c\ndense", "d\na mixture"]
-    assert "a mixture minus dense" in figures["training_effect"].get_supxlabel()
+    assert "a mixture minus dense" in figures["contrast_effect"].get_supxlabel()
 
 
 def test_without_a_contrast_models_are_shown_and_not_compared(six: xr.Dataset) -> None:
     study = study_of(six, None)
     figures = draw(study, Tables(study))
-    assert not {"training_effect", "specification_curve", "design"} & set(figures)
-    assert {"effect_size_heatmap", "depth_by_training", "posterior_checks"} <= set(figures)
+    assert not {"contrast_effect", "specification_curve", "design"} & set(figures)
+    assert {"effect_size_heatmap", "depth_by_label", "posterior_checks"} <= set(figures)
     assert models_of(figures)[3:5] == ["d\ndistilled", "e\nrl"]
-    (legend,) = figures["depth_by_training"].legends
+    (legend,) = figures["depth_by_label"].legends
     assert not [text for text in legend.get_texts() if "mean of" in text.get_text().split(" (")[0]]
-    of_contrast = draw(study_of(six), Tables(study_of(six)))["depth_by_training"].legends[0]
+    of_contrast = draw(study_of(six), Tables(study_of(six)))["depth_by_label"].legends[0]
     assert [t.get_text() for t in of_contrast.get_texts()][-2:] == [
         "mean of distilled models, 95%",
         "mean of full RL models, 95%",

@@ -105,7 +105,7 @@ def crowded(study_tables: Tables) -> dict[str, Figure]:
 
 
 def of_calibration(study_tables: Tables) -> Figure:
-    effects = study_tables["training_effect"].query("outcome == 'cohens_d' and low == low")
+    effects = study_tables["contrast_effect"].query("outcome == 'cohens_d' and low == low")
     labels = effects[["method", "random_effects", "covariates"]].to_dict("records")
     coverage = [
         asdict(scenario) | of | {"coverage": 0.9, "standard_error": 0.01}

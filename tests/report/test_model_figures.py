@@ -10,13 +10,13 @@ from matplotlib.lines import Line2D
 from steercube.analysis.over_models.multiverse import CHOICES
 from steercube.report.model_figures import (
     calibration,
+    contrast_effect,
     design,
     draw_calibrations,
     draw_models,
     operating,
     posterior_checks,
     specification_curve,
-    training_effect,
 )
 
 
@@ -28,8 +28,8 @@ def marks_of(ax: Axes) -> list[Line2D]:
 def test_every_interval_is_drawn_and_a_failed_fit_is_not(
     study_tables: dict[str, pd.DataFrame],
 ) -> None:
-    table = study_tables["training_effect"].copy()
-    figure = training_effect(table, TRAINING)
+    table = study_tables["contrast_effect"].copy()
+    figure = contrast_effect(table, TRAINING)
     primary = table[
         (table["outcome"] == "cohens_d") & (table["covariates"] == "training and scale")
     ]
@@ -39,7 +39,7 @@ def test_every_interval_is_drawn_and_a_failed_fit_is_not(
     names = [t.get_text() for t in figure.axes[0].get_yticklabels()]
     assert "hierarchical, exact + scale" in names
     table.loc[table["method"] == "REML, cells", ["estimate", "low", "high"]] = np.nan
-    names = [t.get_text() for t in training_effect(table, TRAINING).axes[0].get_yticklabels()]
+    names = [t.get_text() for t in contrast_effect(table, TRAINING).axes[0].get_yticklabels()]
     assert not [name for name in names if name.startswith("REML, cells")]
 
 
@@ -82,7 +82,7 @@ def test_what_was_observed_is_drawn_among_what_was_drawn(
 def test_one_training_has_fewer_figures(study_tables: dict[str, pd.DataFrame]) -> None:
     reason = pd.DataFrame([{"reason": "one training"}])
     unfit = {
-        "training_effect": study_tables["training_effect"].assign(low=np.nan),
+        "contrast_effect": study_tables["contrast_effect"].assign(low=np.nan),
         **dict.fromkeys(("multiverse", "multiverse_summary", "design"), reason),
         "predictive_checks": study_tables["predictive_checks"],
     }

@@ -12,7 +12,7 @@ from builders import ROOT, TRAINING, fill, make_cube, make_model, study_of
 
 from steercube.analysis.agreement.generation import UPPER_BOUND
 from steercube.analysis.conclusions.tables import conclude
-from steercube.analysis.over_models.training import MODELS
+from steercube.analysis.over_models.contrast_effect import MODELS
 from steercube.analysis.per_cell.reduce import cells as reduce_to_cells
 from steercube.analyze import write_conclusions
 from steercube.cli import main
@@ -287,7 +287,7 @@ def test_a_post_speaks_of_the_contrast_that_was_asked_for(
     text = said(render(results, assets).markdown)
     assert "mixture of experts minus dense" in text
     assert "full RL" not in text
-    primary = "training_effect/cohens_d/hierarchical, exact/items, concepts, models/architecture"
+    primary = "contrast_effect/cohens_d/hierarchical, exact/items, concepts, models/architecture"
     number = results.numbers[f"{primary} and scale"]
     shown = f"{number['value']:.2f} [{number['low']:.2f}, {number['high']:.2f}]"
     assert shown.replace("-", "−") in text
@@ -696,7 +696,7 @@ def test_a_threshold_that_is_crossed_changes_the_sentence(
 ) -> None:
     numbers = json.loads(json.dumps(of_study.numbers))
     before = render(of_study, own_assets).markdown
-    numbers["training_effect/cohens_d/bootstrap/items/training"]["high"] = 0.01
+    numbers["contrast_effect/cohens_d/bootstrap/items/training"]["high"] = 0.01
     after = render(replace(of_study, numbers=numbers), own_assets).markdown
     assert "an analysis that stops there reports an effect" in before
     assert "an analysis that stops there reports an effect" not in after
@@ -707,8 +707,8 @@ def test_the_sentence_on_training_is_that_of_the_verdict(
     of_study: Results, own_assets: Assets
 ) -> None:
     """Where models are only resampled the interval may exclude zero; the verdict's does not."""
-    resampled = "training_effect/cohens_d/bootstrap/items, concepts, models/training"
-    exact = "training_effect/cohens_d/hierarchical, exact/items, concepts, models"
+    resampled = "contrast_effect/cohens_d/bootstrap/items, concepts, models/training"
+    exact = "contrast_effect/cohens_d/hierarchical, exact/items, concepts, models"
     said = "lies on one side of zero even with models, concepts and items all taken as random"
     for of, low, high, expected in (
         (resampled, -0.2, -0.1, False),
@@ -726,11 +726,11 @@ def test_what_is_too_narrow_says_so_wherever_it_is_printed(
 ) -> None:
     text = " ".join(render(of_study, own_assets).markdown.split())
     assert "which understates how models differ, for of one training there are only two" in text
-    table = study_tables["training_effect"].copy()
+    table = study_tables["contrast_effect"].copy()
     resampled = (table["method"] == "bootstrap") & (table["random_effects"] == MODELS)
     note = "understates how models differ: 2 models of one training, resampled"
     table.loc[resampled, "diagnostics"] = note
-    printed = printed_tables(study_tables | {"training_effect": table}, TRAINING)["training_effect"]
+    printed = printed_tables(study_tables | {"contrast_effect": table}, TRAINING)["contrast_effect"]
     assert printed.count(note) == 1
 
 

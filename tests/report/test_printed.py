@@ -52,7 +52,7 @@ def test_a_cell_that_is_not_known_is_a_dash(study_tables: dict[str, pd.DataFrame
 def test_tables_without_rows_are_left_out(cells: xr.Dataset) -> None:
     one = cells.sel(model=["small"], model_other=["small"])
     made = set(printed_tables(conclude(study_of(one)), TRAINING))
-    assert not {"training_effect", "scale", "model_deviations", "claims"} & made
+    assert not {"contrast_effect", "scale", "model_deviations", "claims"} & made
     assert {"about_models", "models", "conclusions"} <= made
 
 
@@ -104,13 +104,13 @@ def test_a_p_stands_beside_the_one_for_its_family(study_tables: dict[str, pd.Dat
 
 
 def test_a_heading_names_the_contrast(small_tables: dict[str, pd.DataFrame]) -> None:
-    header = rows(printed_tables(small_tables, TRAINING)["training_effect"])[0]
+    header = rows(printed_tables(small_tables, TRAINING)["contrast_effect"])[0]
     assert header == [
         *("method", "takes as random", "held fixed beside training"),
         *("full RL minus distilled, d", "p", "P(below zero)"),
     ]
     other = Contrast("family", "old", "new")
-    header = rows(printed_tables(small_tables, other)["training_effect"])[0]
+    header = rows(printed_tables(small_tables, other)["contrast_effect"])[0]
     assert header[2:4] == ["held fixed beside family", "new minus old, d"]
 
 

@@ -167,8 +167,8 @@ def test_a_number_has_what_else_its_row_holds(tables: dict[str, pd.DataFrame]) -
         "models/large/delta/every concept it ran": "nat",
         "models/large/cohens_d/every concept it ran": "1",
         "depth/large": "fraction of depth",
-        "training_effect/best_depth/bootstrap/items/training": "fraction of depth",
-        "training_effect/delta/bootstrap/items/training": "nat",
+        "contrast_effect/best_depth/bootstrap/items/training": "fraction of depth",
+        "contrast_effect/delta/bootstrap/items/training": "nat",
     }
     assert {id: found[id]["units"] for id in units} == units
 

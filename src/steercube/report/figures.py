@@ -143,8 +143,8 @@ def _violins(of: Swept) -> Figure | None:
 FIGURES: dict[str, tuple[Callable[[Swept], Figure | None], int, int]] = {
     "effect_size_heatmap": (lambda of: effect_size_heatmap(of.effects, of.models), 8, 12),
     "best_layer_violins": (_violins, 16, 6),
-    "depth_by_training": (
-        lambda of: depth_by_training(of.effects, of.depth, of.models, of.contrast),
+    "depth_by_label": (
+        lambda of: depth_by_label(of.effects, of.depth, of.models, of.contrast),
         12,
         9,
     ),
@@ -619,7 +619,7 @@ def logit_layer_curves(layer_effects: pd.DataFrame, models: ModelLabels) -> Figu
     return figure
 
 
-def depth_by_training(
+def depth_by_label(
     effects: pd.DataFrame,
     depth: pd.DataFrame,
     models: ModelLabels,

@@ -13,16 +13,16 @@ from matplotlib.lines import Line2D
 
 from steercube.analysis.conclusions.published import read_printed
 from steercube.analysis.over_models.cell_effects import OUTCOMES
-from steercube.analysis.over_models.design import POWER
-from steercube.analysis.over_models.multiverse import CHOICES, DISTINCT
-from steercube.analysis.over_models.training import (
+from steercube.analysis.over_models.contrast_effect import (
     CONCEPTS,
-    GRID,
+    EXACT,
     ITEMS,
     PERMUTATION,
     UNDERSTATED,
     covariates,
 )
+from steercube.analysis.over_models.design import POWER
+from steercube.analysis.over_models.multiverse import CHOICES, DISTINCT
 from steercube.analysis.per_cell.estimands import NAMES
 from steercube.analysis.simulated.calibration import N_INTENDED, TRUTH
 from steercube.analysis.simulated.operating import COVERAGE, FALSE_ALARMS
@@ -62,9 +62,9 @@ def draw_models(tables: Tables, contrast: Contrast | None) -> dict[str, Figure]:
     """The figures that the tables have data for, by file name."""
     figures = {}
     if contrast is not None:
-        effects = tables["training_effect"]
+        effects = tables["contrast_effect"]
         if effects["low"].notna().any():
-            figures["training_effect"] = training_effect(effects, contrast)
+            figures["contrast_effect"] = contrast_effect(effects, contrast)
         if "effect" in tables["multiverse"]:
             summary = tables["multiverse_summary"]
             median = summary[summary["statistic"] == DISTINCT].iloc[0]
@@ -90,7 +90,7 @@ def _units_of(outcome: str) -> str:
     return SDS.get(outcome, OUTCOMES[outcome].units.replace("nat", "nats"))
 
 
-def training_effect(effects: pd.DataFrame, contrast: Contrast) -> Figure:
+def contrast_effect(effects: pd.DataFrame, contrast: Contrast) -> Figure:
     """b_contrast and its interval by every method; grey: what was called negligible beforehand.
 
     The first outcome, which every method fits, has the whole width; the others stand in pairs.
@@ -110,7 +110,7 @@ def training_effect(effects: pd.DataFrame, contrast: Contrast) -> Figure:
         gridspec_kw={"height_ratios": heights},
     )
     axes[0, 0].set_subplotspec(axes[0, 0].get_gridspec()[0, :])
-    primary = _adjusting(GRID, covariates(contrast, ("contrast", "scale")), contrast.by)
+    primary = _adjusting(EXACT, covariates(contrast, ("contrast", "scale")), contrast.by)
     for panels, line, of_line in zip(axes, lines, methods, strict=True):
         for ax, outcome in zip(panels, line, strict=False):
             of = shown[shown["outcome"] == outcome]

@@ -13,7 +13,7 @@ from steercube.analysis.conclusions.averages import (
     depth,
     models,
 )
-from steercube.analysis.over_models.contrasts import depth_difference, scale_slope
+from steercube.analysis.over_models.comparisons import depth_difference, scale_slope
 from steercube.analysis.over_models.depth import model_depth, training_depth
 from steercube.analysis.over_models.means import concept_mean, mean_over_models, model_mean
 from steercube.estimate import Estimate

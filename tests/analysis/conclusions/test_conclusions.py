@@ -19,7 +19,7 @@ from steercube.analysis.conclusions.conclusions import (
     verdict,
 )
 from steercube.analysis.conclusions.tables import conclude
-from steercube.analysis.over_models.contrasts import depth_difference
+from steercube.analysis.over_models.comparisons import depth_difference
 
 SHOWN = Question("x", "it is so", 1, value=0.5, low=0.2, high=0.8, over="models", n=6)
 
@@ -101,7 +101,7 @@ def test_survival_instinct_hangs_on_the_measure_of_size(of_study: pd.DataFrame) 
 def shown(study_tables: dict[str, pd.DataFrame]) -> dict[str, pd.DataFrame]:
     """The study's tables with an effect of training in d that nothing speaks against."""
     tables = {name: table.copy() for name, table in study_tables.items()}
-    effects = tables["training_effect"]
+    effects = tables["contrast_effect"]
     at = (effects["outcome"] == "cohens_d") & (effects["method"] == "hierarchical, exact")
     effects.loc[at, ["estimate", "low", "high"]] = [-0.4, -0.6, -0.2]
     effects.loc[effects["method"] == "permutation of labels", "p_value"] = 0.01
@@ -136,8 +136,8 @@ def test_values_that_say_so_change_the_sentence(
         ),
         ("leave_one_out", ("left_out", "8B"), [np.nan, np.nan], "8B there is no interval"),
         ("prior_sensitivity", ("prior_scale", 1.0), [-0.9, 0.1], "sd_model ~ half-normal(1)"),
-        ("training_effect", ("method", "permutation of labels"), 0.2, "yields as much (p = 0.200)"),
-        ("training_effect", ("method", "permutation of labels"), np.nan, "cannot be permuted"),
+        ("contrast_effect", ("method", "permutation of labels"), 0.2, "yields as much (p = 0.200)"),
+        ("contrast_effect", ("method", "permutation of labels"), np.nan, "cannot be permuted"),
     ],
     ids=["zero", "turns", "unknown", "prior", "permutation", "no permutation"],
 )
@@ -150,7 +150,7 @@ def test_every_objection_can_be_made(
     said: str,
 ) -> None:
     changed = shown[table]
-    columns = "p_value" if table == "training_effect" else ["low", "high"]
+    columns = "p_value" if table == "contrast_effect" else ["low", "high"]
     changed.loc[changed[where[0]] == where[1], columns] = values
     row = of_d(study_cells, shown)
     assert row["verdict"] == INCONCLUSIVE

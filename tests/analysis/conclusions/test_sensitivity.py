@@ -9,7 +9,7 @@ from steercube.analysis.conclusions.sensitivity import (
     sensitivity,
     without,
 )
-from steercube.analysis.over_models.contrasts import depth_difference, training_gap
+from steercube.analysis.over_models.comparisons import depth_difference, training_gap
 
 
 def test_everything_is_left_out_once(cells: xr.Dataset) -> None:

@@ -9,7 +9,7 @@ from builders import ROOT, make_cube, study_of
 
 from steercube.analysis.conclusions.effects import effects
 from steercube.analysis.conclusions.tables import TABLES, Tables, as_table, conclude, listed
-from steercube.analysis.over_models.training import GRID
+from steercube.analysis.over_models.contrast_effect import EXACT
 from steercube.analysis.per_cell.reduce import cells as reduce_to_cells
 from steercube.cells import ESTIMAND_UNITS, NEEDED, open_cells, save_cells
 from steercube.estimate import Estimate
@@ -20,7 +20,7 @@ pytestmark = pytest.mark.usefixtures("few_priors")
 
 
 OF_A_CONTRAST = {
-    *("training_effect", "multiverse", "multiverse_summary", "design"),
+    *("contrast_effect", "multiverse", "multiverse_summary", "design"),
     *("leave_one_out", "prior_sensitivity"),
 }
 PLAIN = {
@@ -109,7 +109,7 @@ def test_tables_that_others_are_made_from_are_made_once(cells: xr.Dataset) -> No
     assert len(lazy["conclusions"])
     assert lazy["leave_one_out"] is lazy["leave_one_out"]
     assert len(made) == len(set(made))
-    assert {"conclusions", "training_effect", "leave_one_out"} <= set(made)
+    assert {"conclusions", "contrast_effect", "leave_one_out"} <= set(made)
     assert "multiverse" not in made
 
 
@@ -147,7 +147,7 @@ def test_cells_that_lack_estimands_have_every_table_and_say_so(
         "concepts": "estimand",
         "concordance": "estimand",
         "scale_trends": "outcome",
-        "training_effect": "outcome",
+        "contrast_effect": "outcome",
         "variance_components": "outcome",
     }.items():
         table = tables[name]
@@ -185,7 +185,7 @@ def test_without_a_contrast_what_compares_models_is_left_out(
 def test_models_of_a_third_label_are_compared_with_none(six: xr.Dataset) -> None:
     """They are left out of the contrast, which says so, and out of nothing else."""
     labels = ["sft", "distilled", "distilled", "distilled", "rl", "rl"]
-    names = ["training_effect", "leave_one_out", "multiverse", "models", "counts"]
+    names = ["contrast_effect", "leave_one_out", "multiverse", "models", "counts"]
     third = conclude(study_of(six.assign_coords(training=("model", labels))), only=names)
     kept = six["model"].values[1:]
     without = conclude(study_of(six.sel(model=kept, model_other=kept)), only=names)
@@ -193,14 +193,14 @@ def test_models_of_a_third_label_are_compared_with_none(six: xr.Dataset) -> None
     count = third["counts"].set_index("statistic")["value"]
     assert (count["models"], count["distilled models"], count["rl models"]) == (6, 3, 2)
     assert "a" not in set(third["leave_one_out"]["left_out"])
-    rows = third["training_effect"]
+    rows = third["contrast_effect"]
     assert rows["n_models"].max() == 5
-    exact = rows[(rows["method"] == GRID) & rows["low"].notna()]
+    exact = rows[(rows["method"] == EXACT) & rows["low"].notna()]
     assert exact["diagnostics"].str.contains("left out, of neither label: a$").all()
-    assert not without["training_effect"]["diagnostics"].str.contains("left out").any()
+    assert not without["contrast_effect"]["diagnostics"].str.contains("left out").any()
     columns = ["outcome", "method", "covariates", "estimate", "low", "high", "p_value", "n_models"]
     # REML's search ends within its tolerance of where it ends after a change in the last bit.
-    of_five = without["training_effect"][columns]
+    of_five = without["contrast_effect"][columns]
     pd.testing.assert_frame_equal(rows[columns], of_five, rtol=1e-4)
     pd.testing.assert_frame_equal(third["multiverse"], without["multiverse"])
 

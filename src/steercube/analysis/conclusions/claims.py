@@ -15,14 +15,14 @@ from steercube.analysis.agreement.generation import best_generation
 from steercube.analysis.conclusions import objections as of
 from steercube.analysis.conclusions.published import read_printed
 from steercube.analysis.over_models.cell_effects import OUTCOMES
-from steercube.analysis.over_models.concordance import concept_share
-from steercube.analysis.over_models.contrasts import (
+from steercube.analysis.over_models.comparisons import (
     SIZES,
     depth_difference,
     label_difference,
     scale_slope,
     training_gap,
 )
+from steercube.analysis.over_models.concordance import concept_share
 from steercube.analysis.over_models.depth import training_depth
 from steercube.analysis.over_models.means import concept_mean, mean_over_models, model_mean
 from steercube.analysis.per_cell.estimands import ESTIMANDS

@@ -28,10 +28,15 @@ import pandas as pd
 from steercube.analysis.agreement.agreement import MEAN_R, MISMATCHED
 from steercube.analysis.conclusions.claims import Claim
 from steercube.analysis.over_models.cell_effects import OUTCOMES
-from steercube.analysis.over_models.contrasts import depth_difference
+from steercube.analysis.over_models.comparisons import depth_difference
+from steercube.analysis.over_models.contrast_effect import (
+    ADJUSTMENTS,
+    EXACT,
+    PERMUTATION,
+    covariates,
+)
 from steercube.analysis.over_models.leave_one_out import EVERY_PART
 from steercube.analysis.over_models.posterior import PRIOR
-from steercube.analysis.over_models.training import ADJUSTMENTS, GRID, PERMUTATION, covariates
 from steercube.analysis.per_cell.estimands import NAMES
 from steercube.analysis.view import Study
 from steercube.contrast import Contrast
@@ -159,7 +164,7 @@ def _question(row: Mapping[str, Any], value: str = "value", **fields: Any) -> Qu
 def _of_contrast(study: Study, contrast: Contrast, tables: Tables, outcome: str) -> Question:
     """The primary interval, the exact permutation beside it, and the intervals without a part."""
     place = outcome not in NAMES
-    of = tables["training_effect"]
+    of = tables["contrast_effect"]
     of = of[of["outcome"] == outcome]
     held, primary = _primary(of, contrast)
     rest, priors = (
@@ -205,7 +210,7 @@ def _of_contrast(study: Study, contrast: Contrast, tables: Tables, outcome: str)
 def _primary(rows: pd.DataFrame, contrast: Contrast) -> tuple[str, pd.Series]:
     """The exact fit with as many terms as these models can separate, and what those are."""
     names = [covariates(contrast, terms) for terms in ADJUSTMENTS]
-    exact = rows[(rows["method"] == GRID) & rows["covariates"].isin(names)]
+    exact = rows[(rows["method"] == EXACT) & rows["covariates"].isin(names)]
     defined = exact[exact["low"].notna()]
     row = (defined if len(defined) else exact).iloc[0]
     return row["covariates"], row

@@ -7,8 +7,8 @@ import numpy as np
 
 from steercube.analysis.agreement.agreement import model_agreement
 from steercube.analysis.agreement.generation import layer_curves
+from steercube.analysis.over_models.comparisons import depth_difference, scale_slope, training_gap
 from steercube.analysis.over_models.concordance import concept_share
-from steercube.analysis.over_models.contrasts import depth_difference, scale_slope, training_gap
 from steercube.analysis.over_models.means import concept_mean, mean_over_models
 from steercube.analysis.view import Study
 from steercube.estimate import Estimate

@@ -19,9 +19,10 @@ from steercube.analysis.conclusions.claims import Claim
 from steercube.analysis.conclusions.sensitivity import sensitivity
 from steercube.analysis.over_models import (
     cell_effects,
+    comparisons,
     components,
     concordance,
-    contrasts,
+    contrast_effect,
     depth,
     design,
     leave_one_out,
@@ -30,7 +31,6 @@ from steercube.analysis.over_models import (
     posterior,
     predictive,
     questions,
-    training,
 )
 from steercube.analysis.per_cell import bootstrap, estimands, readings, steers
 from steercube.analysis.per_cell.estimands import NAMES, UNITS
@@ -247,7 +247,7 @@ def _methods(table: pd.DataFrame) -> pd.DataFrame:
     if not len(of):
         return of
     held = of["covariates"].str.partition(" and ")[2].replace({"": NONE, "scale": "size"})
-    understated = of["diagnostics"].astype(str).str.startswith(training.UNDERSTATED)
+    understated = of["diagnostics"].astype(str).str.startswith(contrast_effect.UNDERSTATED)
     warned = (", " + of["diagnostics"]).where(
         understated, "; " + of["reason"].astype(object).where(of["reason"].notna(), "")
     )
@@ -417,7 +417,7 @@ TABLES: tuple[Table, ...] = (
         units="fraction of depth",
         printed=(Print(labels={"group": "group"}, value="best depth", over=True),),
         documented={
-            DEPTH: (depth.best_depths, depth.depth_centroids, contrasts.depth_difference),
+            DEPTH: (depth.best_depths, depth.depth_centroids, comparisons.depth_difference),
         },
     ),
     Table(
@@ -522,11 +522,11 @@ TABLES: tuple[Table, ...] = (
         needs="controls",
     ),
     Table(
-        "training_effect",
+        "contrast_effect",
         CONTRAST,
         "the contrast by every method beside the others: what each takes as random, whether fits "
         "agree",
-        lambda t: training.training_effects(t.study, sampled=t.sampled),
+        lambda t: contrast_effect.contrast_effects(t.study, sampled=t.sampled),
         key=("outcome", "method", "random_effects", "covariates"),
         value="estimate",
         units="outcome",
@@ -545,8 +545,8 @@ TABLES: tuple[Table, ...] = (
         ),
         documented={
             TRAINING: (
-                *(posterior, training, contrasts.training_gap, contrasts.permutation_p),
-                *(contrasts.scale_slope, predictive),
+                *(posterior, contrast_effect, comparisons.training_gap, comparisons.permutation_p),
+                *(comparisons.scale_slope, predictive),
             ),
         },
     ),
@@ -554,7 +554,7 @@ TABLES: tuple[Table, ...] = (
         "scale_trends",
         VARIATION,
         "slopes on size",
-        lambda t: multiplicity.with_holm(as_table(contrasts.scale_trends(t.study)), "method"),
+        lambda t: multiplicity.with_holm(as_table(comparisons.scale_trends(t.study)), "method"),
         key=("outcome", "size", "concept", "method"),
         units="outcome",
         printed=(Print(labels={"concept": "concept"}, across="size", rows=_slopes, name="scale"),),

@@ -11,11 +11,11 @@ from steercube.analysis.over_models.cell_effects import (
     primary_terms,
     usable_outcomes,
 )
+from steercube.analysis.over_models.contrast_effect import EXACT, NUTS, REML
 from steercube.analysis.over_models.item_fits import read_item_fits
 from steercube.analysis.over_models.nuts import Sampled, failed_gates
 from steercube.analysis.over_models.posterior import SDS, posterior_of
 from steercube.analysis.over_models.reml import reml_of_cells
-from steercube.analysis.over_models.training import GRID, NUTS, REML
 from steercube.analysis.view import Study
 
 Row = dict[str, Any]
@@ -30,7 +30,7 @@ def variance_components(study: Study, *, sampled: Mapping[str, Sampled] | None =
     rows: list[Row] = []
     for outcome, effects, reason in usable_outcomes(study):
         if reason:
-            rows.append(_row(outcome, GRID, "sd_model", reason=reason))
+            rows.append(_row(outcome, EXACT, "sd_model", reason=reason))
             continue
         terms = primary_terms(effects)
         posterior = posterior_of(study, outcome, terms)
@@ -38,10 +38,10 @@ def variance_components(study: Study, *, sampled: Mapping[str, Sampled] | None =
         intervals = {name: posterior.interval(name, study.level) for name in posterior.sds}
         total = items**2 + sum(sd**2 for _, sd, _ in intervals.values())
         rows += [
-            _row(outcome, GRID, name, sd, low, high, share=sd**2 / total)
+            _row(outcome, EXACT, name, sd, low, high, share=sd**2 / total)
             for name, (low, sd, high) in intervals.items()
         ]
-        rows.append(_row(outcome, GRID, "sd_items", items, share=items**2 / total))
+        rows.append(_row(outcome, EXACT, "sd_items", items, share=items**2 / total))
         rows += _reml_rows(effects, terms)
         if sampled and outcome in sampled:
             failed = bool(failed_gates(sampled[outcome], posterior))

@@ -20,7 +20,7 @@ from steercube.analysis.over_models.cell_effects import (
     cell_effects,
     primary_terms,
 )
-from steercube.analysis.over_models.contrasts import SCALED
+from steercube.analysis.over_models.comparisons import SCALED
 from steercube.analysis.over_models.means import root_of
 from steercube.analysis.over_models.posterior import SDS, Posterior, fit
 from steercube.analysis.view import Study, kept, where_recorded

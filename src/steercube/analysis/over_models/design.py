@@ -32,9 +32,9 @@ from steercube.analysis.over_models.cell_effects import (
     usable_outcomes,
     why_not,
 )
+from steercube.analysis.over_models.contrast_effect import covariates
 from steercube.analysis.over_models.permute import smallest_p
 from steercube.analysis.over_models.posterior import Posterior, fit, posterior_of
-from steercube.analysis.over_models.training import covariates
 from steercube.analysis.view import Study
 
 POWER = 0.8

@@ -20,8 +20,8 @@ from steercube.analysis.over_models.cell_effects import (
     usable_outcomes,
     why_not,
 )
+from steercube.analysis.over_models.contrast_effect import ADJUSTMENTS, covariates, summary
 from steercube.analysis.over_models.posterior import PRIOR, Posterior, Prior, fit
-from steercube.analysis.over_models.training import ADJUSTMENTS, covariates, summary
 from steercube.analysis.view import Study
 
 PRIOR_SCALES = {

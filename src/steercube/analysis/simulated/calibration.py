@@ -2,9 +2,9 @@ r"""Do intervals have their nominal coverage? Coverage, false alarms, recovery o
 
 Sweeps of the study's shape are simulated with a known training effect, variance components, letter
 preference and selection of layers, go through stage one, and every method of
-`steercube.analysis.over_models.training` gives its interval. Simulation-based calibration (Talts et
-al. 2018, arXiv:1804.06788) checks the exact posterior itself: truths drawn from its prior must have
-ranks that are uniform. Other statistics are simulated in
+`steercube.analysis.over_models.contrast_effect` gives its interval. Simulation-based calibration
+(Talts et al. 2018, arXiv:1804.06788) checks the exact posterior itself: truths drawn from its prior
+must have ranks that are uniform. Other statistics are simulated in
 `steercube.analysis.simulated.operating`.
 """
 
@@ -18,8 +18,8 @@ import pandas as pd
 from scipy import stats
 
 from steercube.analysis.over_models.cell_effects import TERMS, CellEffects, cell_effects
+from steercube.analysis.over_models.contrast_effect import by_method
 from steercube.analysis.over_models.posterior import PRIOR, fit
-from steercube.analysis.over_models.training import by_method
 from steercube.analysis.simulated.operating import operating_characteristics
 from steercube.analysis.simulated.sweeps import Scenario, prior_cells, simulate
 from steercube.analysis.view import Study
@@ -65,7 +65,7 @@ def calibrate(
     with ProcessPoolExecutor(n_workers) as pool:
         in_chunks = partial(pool.map, chunksize=5)
         if "coverage" in only:
-            tables |= _training_effects(study, n_simulations, in_chunks, report)
+            tables |= _contrast_effects(study, n_simulations, in_chunks, report)
         if "sbc" in only:
             report(f"{n_simulations} truths from the prior")
             one_rank = partial(_ranks, cell_effects(study), study.seed)
@@ -78,7 +78,7 @@ def calibrate(
     return tables
 
 
-def _training_effects(
+def _contrast_effects(
     study: Study,
     n_simulations: int,
     map_numbers: Callable[..., Any],

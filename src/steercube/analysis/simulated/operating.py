@@ -19,8 +19,8 @@ import xarray as xr
 from steercube.analysis.agreement.agreement import model_agreement
 from steercube.analysis.agreement.generation import best_generation_excess, layer_curves
 from steercube.analysis.over_models.cell_effects import OUTCOMES, CellEffects, primary_terms
+from steercube.analysis.over_models.comparisons import slope, two_sample_t
 from steercube.analysis.over_models.concordance import WITHIN, concept_test, share_of_variance
-from steercube.analysis.over_models.contrasts import slope, two_sample_t
 from steercube.analysis.over_models.posterior import Posterior, fit
 from steercube.analysis.per_cell.bootstrap import (
     centroid,

@@ -20,7 +20,7 @@ from steercube.analysis.over_models.cell_effects import (
     usable_outcomes,
     why_not,
 )
-from steercube.analysis.over_models.contrasts import two_sample_t
+from steercube.analysis.over_models.comparisons import two_sample_t
 from steercube.analysis.over_models.item_fits import read_item_fits
 from steercube.analysis.over_models.means import root_of
 from steercube.analysis.over_models.nuts import Sampled, failed_gates, gates_text
@@ -35,7 +35,7 @@ from steercube.streams import stream
 
 N_RESAMPLES = 10_000
 
-GRID = "hierarchical, exact"
+EXACT = "hierarchical, exact"
 NUTS = "hierarchical, NUTS"
 REML = "REML, cells"
 PERMUTATION = "permutation of labels"
@@ -105,14 +105,14 @@ class ContrastEffect:
 Effects = list[ContrastEffect]
 
 
-def training_effects(study: Study, *, sampled: Mapping[str, Sampled] | None = None) -> Effects:
+def contrast_effects(study: Study, *, sampled: Mapping[str, Sampled] | None = None) -> Effects:
     """Every outcome by every method; `sampled` are NUTS fits of the model of cells by outcome."""
     assert study.contrast is not None
     contrast, rows = study.contrast, []
     for outcome, effects, _ in usable_outcomes(study):
         if effects.reason:
             primary = covariates(contrast, TERMS)
-            rows.append(ContrastEffect(outcome, GRID, MODELS, primary, reason=effects.reason))
+            rows.append(ContrastEffect(outcome, EXACT, MODELS, primary, reason=effects.reason))
             continue
         fits = by_method(effects, contrast=contrast, level=study.level, seed=study.seed)
         if sampled and outcome in sampled:
@@ -134,11 +134,11 @@ def _compared(
     terms = primary_terms(effects)
     held = covariates(contrast, terms)
     exact = fit(effects, terms=terms) if terms in ADJUSTMENTS else None
-    primary = next((r for r in rows if r.method == GRID and r.covariates == held), None)
+    primary = next((r for r in rows if r.method == EXACT and r.covariates == held), None)
     df = effects.n_models - 1 - len(terms)
     limit = t_quantile(level, df) / stats.norm.ppf((1 + level) / 2)
     for row in rows:
-        same = row.covariates == held and row.method not in (GRID, *BY_DESIGN)
+        same = row.covariates == held and row.method not in (EXACT, *BY_DESIGN)
         if exact is None or primary is None or not same or not np.isfinite(row.low):
             yield row
             continue
@@ -321,7 +321,7 @@ def permutation(
 
 
 def _exact(effects: CellEffects, terms: Sequence[str], held: str, level: float) -> ContrastEffect:
-    blank = ContrastEffect(effects.outcome, GRID, _random(effects), held)
+    blank = ContrastEffect(effects.outcome, EXACT, _random(effects), held)
     if reason := why_not(effects, terms):
         return replace(blank, reason=reason)
     return replace(

@@ -8,7 +8,7 @@ from builders import TRAINING, study_of
 from scipy import stats
 
 from steercube.analysis.over_models.cell_effects import predictors_of
-from steercube.analysis.over_models.contrasts import (
+from steercube.analysis.over_models.comparisons import (
     depth_difference,
     hierarchical_slope,
     label_difference,

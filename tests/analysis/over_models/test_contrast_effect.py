@@ -7,19 +7,19 @@ import xarray as xr
 from builders import TRAINING, make_effects, study_of
 
 from steercube.analysis.over_models.cell_effects import TERMS, CellEffects
-from steercube.analysis.over_models.contrasts import permutation_p
-from steercube.analysis.over_models.training import (
+from steercube.analysis.over_models.comparisons import permutation_p
+from steercube.analysis.over_models.contrast_effect import (
     CONCEPTS,
-    GRID,
+    EXACT,
     ITEMS,
     MODELS,
     PERMUTATION,
     adjusted_means,
     by_method,
+    contrast_effects,
     covariates,
     difference,
     permutation,
-    training_effects,
 )
 
 BOTH = covariates(TRAINING, TERMS)
@@ -130,7 +130,7 @@ def test_two_models_have_no_interval_over_models(effects: CellEffects) -> None:
     }
     assert np.isfinite(rows["bootstrap", ITEMS].low)
     assert np.isnan(rows["t over model means", "models"].low)
-    assert "2 ran" in rows[GRID, MODELS].reason
+    assert "2 ran" in rows[EXACT, MODELS].reason
     assert rows[PERMUTATION, "labels of models"].p_value == 1
 
 
@@ -161,30 +161,30 @@ def test_models_of_a_training_are_resampled_where_there_are_enough(
 def test_the_studys_items_would_claim_what_its_models_do_not(
     study_cells: xr.Dataset, study_tables: dict[str, pd.DataFrame]
 ) -> None:
-    table = study_tables["training_effect"]
+    table = study_tables["contrast_effect"]
     of = table[table["outcome"] == "cohens_d"].set_index(["method", "random_effects", "covariates"])
     assert of.loc[("bootstrap", ITEMS, "training"), "high"] < 0
-    primary = of.loc[(GRID, MODELS, BOTH)]
+    primary = of.loc[(EXACT, MODELS, BOTH)]
     assert primary["low"] < 0 < primary["high"]
     assert of.loc[(PERMUTATION, "labels of models", "training"), "p_value"] > 1 / 15
 
 
 def test_fits_of_items_come_from_the_cells(study_cells: xr.Dataset) -> None:
-    rows = {r.method: r for r in training_effects(study_of(study_cells)) if r.outcome == "cohens_d"}
+    rows = {r.method: r for r in contrast_effects(study_of(study_cells)) if r.outcome == "cohens_d"}
     crossed = study_cells.sel(item_fit="REML, items crossed", item_term="training")
     assert rows["REML, items crossed"].estimate == float(crossed["item_fit_value"])
-    without = {r.method: r for r in training_effects(study_of(study_cells.drop_dims("item_fit")))}
+    without = {r.method: r for r in contrast_effects(study_of(study_cells.drop_dims("item_fit")))}
     assert "makes it from the cube" in without["items"].reason
     fewer = [m for m in study_cells["model"].values if m != "8B"]
     others = study_cells.sel(model=fewer, model_other=fewer)
-    of_others = {r.method: r for r in training_effects(study_of(others))}
+    of_others = {r.method: r for r in contrast_effects(study_of(others))}
     assert "of other models" in of_others["items"].reason
 
 
 def test_every_fit_of_the_primary_model_agrees_on_the_study(
     study_tables: dict[str, pd.DataFrame],
 ) -> None:
-    table = study_tables["training_effect"]
+    table = study_tables["contrast_effect"]
     of = table[(table["outcome"] == "cohens_d") & (table["covariates"] == BOTH)].set_index("method")
     fits = ["REML, cells", "REML, items crossed", "MixedLM, without items"]
     fits += ["MixedLM, items crossed", "NUTS, items"]
