@@ -41,7 +41,18 @@ class Reml:
 
 
 def reml_of_cells(effects: CellEffects, *, terms: Sequence[str]) -> Reml:
-    """The hierarchical model without priors; V holds the known covariance of the cells."""
+    """The hierarchical model without priors; V holds the known covariance of the cells.
+
+    The fit is kept with the effects.
+    """
+    key = ("REML", *terms)
+    if key not in effects.posteriors:
+        effects.posteriors[key] = _fit_of_cells(effects, terms)
+    fitted: Reml = effects.posteriors[key]
+    return fitted
+
+
+def _fit_of_cells(effects: CellEffects, terms: Sequence[str]) -> Reml:
     names, n = SDS if effects.n_concepts > 1 else SDS[:1], len(effects.value)
     blocks = blocks_of(effects, columns(effects, terms))
 
