@@ -1,6 +1,6 @@
 """Tiny random models of several architectures, tokenizers of two kinds, and the plain loop."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,13 +10,21 @@ from tokenizers import AddedToken, Tokenizer, decoders, pre_tokenizers
 from tokenizers.models import BPE
 from transformers import AutoModelForCausalLM as Auto
 from transformers import (
+    BloomConfig,
+    CodeGenConfig,
     Gemma3TextConfig,
+    GPT2Config,
+    GPTJConfig,
+    GPTNeoConfig,
     LlamaConfig,
     MistralConfig,
+    MptConfig,
+    OPTConfig,
     PreTrainedTokenizerFast,
     Qwen2Config,
     Qwen3Config,
     Qwen3MoeConfig,
+    XGLMConfig,
 )
 
 from steercube.collect.decoder import Decoder, decoder_of
@@ -49,6 +57,22 @@ CONFIGS: dict[str, Any] = {
     "mistral": lambda **shape: MistralConfig(**shape, sliding_window=8),
     "qwen2": lambda **shape: Qwen2Config(**shape),
 }
+OLDER: dict[str, Any] = {
+    "gpt2": lambda **shape: GPT2Config(**shape),
+    "gptj": lambda **shape: GPTJConfig(**shape, rotary_dim=4),
+    "gpt_neo": lambda **shape: GPTNeoConfig(
+        **shape,
+        window_size=8,
+        attention_types=[[["global"], 1], [["local"], shape["num_hidden_layers"] - 1]],
+    ),
+    "codegen": lambda **shape: CodeGenConfig(**shape, rotary_dim=4),
+    "bloom": lambda **shape: BloomConfig(**shape),
+    "mpt": lambda **shape: MptConfig(**shape, max_seq_len=shape["max_position_embeddings"]),
+    "xglm": lambda **shape: XGLMConfig(**shape, ffn_dim=48),
+    "opt": lambda **shape: OPTConfig(**shape, ffn_dim=48),
+}
+"""Made before Llama: positions are learned, computed or ALiBi's, and some blocks return tuples."""
+CONFIGS |= OLDER
 ARCHITECTURES = tuple(CONFIGS)
 
 CHAT = (
@@ -81,6 +105,14 @@ def model(kind: str, *, seed: int = 0, dtype: torch.dtype = torch.float32) -> An
         if parameter.ndim > 1:
             parameter.data.normal_(0, 0.25)
     return made
+
+
+def blocks_of(made: Any) -> Any:
+    """The list of a model's decoder blocks, by the names that transformers gives it."""
+    within = made.get_decoder()
+    return next(
+        getattr(within, name) for name in ("layers", "h", "blocks") if hasattr(within, name)
+    )
 
 
 def decoder(kind: str = "llama", **options: Any) -> Decoder:
@@ -119,6 +151,18 @@ def prompts(rng: np.random.Generator, *, n: int = 6, vocabulary: int = 300) -> l
     return made
 
 
+def adding(cell: Cell, start: int) -> Callable[..., Any]:
+    """A forward hook that adds the cell's vector from position `start` on, or at a lone token."""
+
+    def add(_module: Any, _args: Any, output: Any) -> Any:
+        hidden, *others = output if isinstance(output, tuple) else (output,)
+        hidden = hidden.clone()
+        hidden[:, start if hidden.shape[1] > 1 else 0 :] += cell.strength * cell.vector
+        return (hidden, *others) if isinstance(output, tuple) else hidden
+
+    return add
+
+
 def plain_loop(
     of: Decoder,
     prompts: Sequence[Prompt],
@@ -127,20 +171,12 @@ def plain_loop(
     positions: str,
 ) -> np.ndarray:
     """(1 + cells, prompt, answer): one unpadded full forward for each cell and prompt."""
-    blocks = of.model.get_decoder().layers
+    blocks = blocks_of(of.model)
     out = np.zeros((1 + len(cells), *answers.shape))
     for row, cell in enumerate([None, *cells]):
         for column, prompt in enumerate(prompts):
             start = 0 if positions == "all" else prompt.answer_start
-
-            def add(
-                _module: Any, _args: Any, hidden: Any, cell: Any = cell, start: int = start
-            ) -> Any:
-                hidden = hidden.clone()
-                hidden[:, start:] += cell.strength * cell.vector
-                return hidden
-
-            handle = blocks[cell.layer].register_forward_hook(add) if cell else None
+            handle = blocks[cell.layer].register_forward_hook(adding(cell, start)) if cell else None
             with torch.no_grad():
                 logits = of.model(input_ids=torch.tensor([prompt.ids])).logits[0, -1]
             if handle:

@@ -23,7 +23,7 @@ def test_hooks_are_gone_afterwards_even_after_an_error() -> None:
     for opened in (
         lambda: record(blocks, at=ids),
         lambda: steering(blocks[1], cell, steer),
-        lambda: FanOut([cell], steer, ids).on(blocks),
+        lambda: FanOut([cell], steer).on(blocks),
         lambda: RowSteering([cell]).on(blocks, [-1, 0]),
     ):
         with opened():

@@ -1,13 +1,12 @@
 import json
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import pytest
 import tiny
 import torch
 from tokenizers import processors
-from transformers import AutoModelForCausalLM, GPT2Config, OPTConfig
+from transformers import AutoModelForCausalLM
 
 from steercube.collect.decoder import Decoder, decoder_of
 from steercube.collect.prompt_checks import check_prompts
@@ -43,31 +42,21 @@ def test_prompts_beyond_what_rotary_positions_were_trained_on_are_named() -> Non
     assert f"the longest is honesty/eval/004 with {n + 3} tokens" in warning
 
 
-def with_positions(config: Any) -> Decoder:
-    model = AutoModelForCausalLM.from_config(config)
-    return decoder_of(model, tiny.tokenizer(), name="learned")
-
-
-GPT2 = {"vocab_size": 300, "n_embd": 32, "n_layer": 2, "n_head": 4}
-OPT = {"vocab_size": 300, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4,
-       "ffn_dim": 32, "word_embed_proj_dim": 32}  # fmt: skip
-
-
-@pytest.mark.parametrize("kind", ["gpt2", "opt"])
-def test_prompts_beyond_learned_positions_are_refused_before_any_is_run(kind: str) -> None:
+@pytest.mark.parametrize("kind", ["gpt2", "gptj", "gpt_neo", "codegen", "mpt", "opt"])
+def test_prompts_beyond_the_models_positions_are_refused_before_any_is_run(kind: str) -> None:
     n = longest(tiny.decoder(), "train") + 1  # the letter
 
     def of(n_positions: int) -> Decoder:
-        if kind == "gpt2":
-            return with_positions(GPT2Config(**GPT2, n_positions=n_positions))
-        return with_positions(OPTConfig(**OPT, max_position_embeddings=n_positions))
+        shape = tiny.SHAPE | {"max_position_embeddings": n_positions}
+        model = AutoModelForCausalLM.from_config(tiny.CONFIGS[kind](**shape, vocab_size=300))
+        return decoder_of(model, tiny.tokenizer(), name=kind)
 
     assert warnings_of(of(n)) == []
     with torch.inference_mode():  # and so many positions the model really has, not one more
         of(n).model(input_ids=torch.zeros(1, n, dtype=torch.long))
-        with pytest.raises(IndexError):
+        with pytest.raises((IndexError, RuntimeError)):
             of(n).model(input_ids=torch.zeros(1, n + 1, dtype=torch.long))
-    with pytest.raises(ValueError, match=rf"the {n - 1} learned positions.*train/004 with"):
+    with pytest.raises(ValueError, match=rf"the {n - 1} positions that the model has.*train/004"):
         warnings_of(of(n - 1))
 
 

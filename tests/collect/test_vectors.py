@@ -45,7 +45,7 @@ def published_method(decoder: Decoder, read: Callable[[int, tuple], torch.Tensor
 
 
 @pytest.mark.parametrize("letters_joined", [False, True])
-@pytest.mark.parametrize("kind", ["llama", "gemma3"])
+@pytest.mark.parametrize("kind", ["llama", "gemma3", *tiny.OLDER])
 def test_vectors_are_those_of_the_published_method(kind: str, letters_joined: bool) -> None:
     decoder = tiny.decoder(kind, letters_joined=letters_joined)
     found = extract(decoder)["vector"].sel(direction="concept").values

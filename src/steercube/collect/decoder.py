@@ -150,7 +150,9 @@ def _placement(weights: Weights, offload_folder: str | Path | None) -> dict[str,
     return placed | ({"offload_folder": str(offload_folder)} if offload_folder else {})
 
 
-BLOCK_WEIGHT = re.compile(r"(?:(?:language_|text_)?model\.)*layers\.(\d+)\.")
+BLOCK_WEIGHT = re.compile(
+    r"(?:(?:(?:language_|text_)?model|transformer|decoder)\.)*(?:layers|h|blocks)\.(\d+)\."
+)
 """Matches the names of a decoder block's weights, in the most common layouts."""
 
 

@@ -26,6 +26,7 @@ from steercube.collect.decoder import Decoder
 from steercube.collect.hooks import Cell, FanOut, RowSteering, Touched
 from steercube.collect.readout import Prompt
 from steercube.collect.sweep import (
+    FROM_INSIDE,
     Progress,
     Run,
     add_cells,
@@ -163,7 +164,7 @@ def _generate_group(
 ) -> _Group:
     """Prefill and decode a batch for some cells; `unsteered`: whether that copy is decoded too."""
     batch, copies = len(answers), 1 + len(cells)
-    pass_ = FanOut(cells, run.steer, run.last)
+    pass_ = FanOut(cells, run.steer)
     logits = fan_out(decoder, run, pass_)
     past = _past(run).one_row_each(
         copies * batch, _n_run(run), room=max(0, decoding.max_new_tokens - 1)
@@ -275,6 +276,7 @@ def check_generation_against_plain_loop(
     differ by more than rounding explains (see `require_alike`): a cache, a mask or the positions of
     that model are not what this code assumes. Give prompts of different lengths.
     """
+    require_own_keys(decoder)
     cells = as_large_as_the_residual(decoder, prompts, cells)
     probes = probes_of(decoder)
     largest = 0.0
@@ -313,7 +315,7 @@ def _decoded(
         return generate(
             decoder, prompts, none, cells, positions=positions, decoding=decoding, max_rows=max_rows
         )
-    except (RuntimeError, TypeError, AttributeError, IndexError, AssertionError) as error:
+    except (*FROM_INSIDE, AssertionError) as error:
         raise ValueError(
             f"model {decoder.name!r}: its rows cannot be decoded together "
             f"({type(error).__name__}: {error}). Collect it with --outcomes logit."

@@ -142,14 +142,12 @@ class FanOut:
     """One pass of a batch in which a steered copy joins for each of `cells`, after its layer.
 
     Rows come out as (1 + len(cells)) x batch, the unsteered ones first, then cells by layer and in
-    the order given. A copy that starts after block L is not run through the blocks up to L. The
-    last block outputs only position `last` (row). `steer` (row, position) is True where vectors
-    are added.
+    the order given. A copy that starts after block L is not run through the blocks up to L.
+    `steer` (row, position) is True where vectors are added.
     """
 
     cells: Sequence[Cell]
     steer: Tensor
-    last: Tensor
     touched: dict[int, Touched] = field(default_factory=dict)
 
     @property
@@ -163,28 +161,23 @@ class FanOut:
         by_layer: dict[int, list[Cell]] = {}
         for cell in self.cells:
             by_layer.setdefault(cell.layer, []).append(cell)
-        n_rows = len(self.last)
+        n_rows = len(self.steer)
         with ExitStack() as undo:
             for layer, block in enumerate(blocks):
                 undo.enter_context(_repeat_other_inputs(block, n_rows))
                 if layer in by_layer:
                     undo.enter_context(_on_output(block, self._copies(layer, by_layer[layer])))
-            undo.enter_context(_on_output(blocks[-1], self._only_last))
             yield
 
     def _copies(self, layer: int, cells: Sequence[Cell]) -> Edit:
         def fan_out(hidden: Tensor) -> Tensor:
-            base = hidden[: len(self.last)]
+            base = hidden[: len(self.steer)]
             steered = [base + _added(cell, base, self.steer) for cell in cells]
             largest = max(range(len(cells)), key=lambda i: abs(cells[i].strength))
             self.touched[layer] = _receipt(base, steered, largest, self.steer)
             return torch.cat([hidden, *steered])
 
         return fan_out
-
-    def _only_last(self, hidden: Tensor) -> Tensor:
-        last = self.last.to(hidden.device).repeat(hidden.shape[0] // len(self.last))
-        return hidden[torch.arange(len(last), device=hidden.device), last][:, None]
 
 
 def _receipt(base: Tensor, steered: Sequence[Tensor], largest: int, steer: Tensor) -> Touched:
@@ -225,19 +218,19 @@ def _on_input(block: nn.Module, edit: Edit) -> RemovableHandle:
 def _repeat_other_inputs(block: nn.Module, n_rows: int) -> RemovableHandle:
     """Repeat for the copies whatever else the block is given for each of `n_rows` rows.
 
-    Masks, positions, rotary angles: any tensor of several dimensions, the first of size `n_rows`.
-    A single row serves all copies by broadcasting.
+    Masks, positions, rotary angles: any tensor of several dimensions, the first of size `n_rows`,
+    and `ROWS_X_HEADS`. One row that serves several by broadcasting stays as it is.
     """
 
     def hook(_module: nn.Module, args: Any, kwargs: Any) -> Any:
         hidden = args[0] if args else kwargs["hidden_states"]
         copies = hidden.shape[0] // n_rows
-        if copies == 1 or n_rows == 1:
+        if copies == 1:
             return None
         return (
             (*args[:1], *(_repeated(a, n_rows, copies) for a in args[1:])),
             {
-                name: value if value is hidden else _repeated(value, n_rows, copies)
+                name: value if value is hidden else _repeated(value, n_rows, copies, name)
                 for name, value in kwargs.items()
             },
         )
@@ -245,10 +238,21 @@ def _repeat_other_inputs(block: nn.Module, n_rows: int) -> RemovableHandle:
     return block.register_forward_pre_hook(hook, with_kwargs=True)
 
 
-def _repeated(value: Any, n_rows: int, copies: int) -> Any:
+ROWS_X_HEADS = ("alibi",)
+"""Inputs of a block whose first dimension is rows x heads (Bloom)."""
+HEADS = ("position_bias",)
+"""Inputs of a block whose first dimension is heads, the same for all rows (MPT)."""
+
+
+def _repeated(value: Any, n_rows: int, copies: int, name: str = "") -> Any:
     if isinstance(value, Tensor):
-        fits = value.ndim > 1 and value.shape[0] == n_rows
-        return value.repeat(copies, *[1] * (value.ndim - 1)) if fits else value
+        of_rows = value.ndim > 1 and value.shape[0] == n_rows and name not in HEADS
+        if not of_rows and name not in ROWS_X_HEADS:
+            return value
+        # A view of one row takes no memory. Most models broadcast it; XGLM wants it for every row.
+        if len(value) == 1:
+            return value.expand(copies, *value.shape[1:])
+        return value.repeat(copies, *[1] * (value.ndim - 1))
     if isinstance(value, (tuple, list)):
         return type(value)(_repeated(part, n_rows, copies) for part in value)
     if isinstance(value, Mapping) and not isinstance(value, Cache):

@@ -43,7 +43,7 @@ def check_prompts(
     `n_new_tokens` are generated after each evaluation item, 0 without generation.
 
     Raises ValueError that lists prompts with a control token in their text, with a token beyond
-    the model's embedding, or longer than the positions that the model has learned.
+    the model's embedding, or that needs more positions than the model has.
     """
     prompts = [
         _ToCheck(question, readout.prompt(question.prompt), n_more)
@@ -54,7 +54,7 @@ def check_prompts(
     problems = [
         *_control_tokens(decoder.tokenizer, prompts),
         *_unknown_tokens(decoder, prompts),
-        *_beyond(_learned_positions(decoder.model), prompts, "learned positions of the model"),
+        *_beyond(_positions_of(decoder.model), prompts, "positions that the model has"),
     ]
     raise_if_any(problems, what=f"the prompts of {decoder.name}")
     rotary = getattr(decoder.model.config.get_text_config(), "max_position_embeddings", None)
@@ -101,15 +101,20 @@ def _beyond(limit: int | None, prompts: Sequence[_ToCheck], which: str) -> Itera
         )
 
 
-def _learned_positions(model: Any) -> int | None:
-    """Number of learned positions in a model that has a table of them (GPT-2); None with RoPE."""
-    words = model.get_input_embeddings()
-    tables = [
+def _positions_of(model: Any) -> int | None:
+    """How many positions a model has that keeps something for each of them; None with RoPE.
+
+    A learned embedding (GPT-2), rotary angles in a table (GPT-J), a bias of fixed length (MPT).
+    """
+    words, decoder = model.get_input_embeddings(), model.get_decoder()
+    learned = [
         module.num_embeddings - getattr(module, "offset", 0)
-        for name, module in model.get_decoder().named_modules()
+        for name, module in decoder.named_modules()
         if isinstance(module, nn.Embedding) and module is not words and _is_position_table(name)
     ]
-    return min(tables, default=None)
+    computed = [len(b) for name, b in decoder.named_buffers() if _is_position_table(name)]
+    lengths = [getattr(model.config.get_text_config(), name, None) for name in BIAS_LENGTHS]
+    return min([*learned, *computed, *filter(None, lengths)], default=None)
 
 
 def _is_position_table(name: str) -> bool:
@@ -117,7 +122,9 @@ def _is_position_table(name: str) -> bool:
 
 
 POSITION_TABLES = ("wpe", "embed_positions", "position_embeddings", "embedding_positions")
-"""What transformers calls a table of learned positions: GPT-2, OPT and BioGPT, BERT-like models."""
+"""What transformers calls a table of positions: GPT-2; OPT, BioGPT and GPT-J; BERT-like models."""
+BIAS_LENGTHS = ("max_seq_len",)
+"""What a config calls the length of a bias that is made for so many positions (MPT)."""
 
 
 def _without_bos(decoder: Decoder, prompts: Sequence[_ToCheck]) -> Iterator[str]:

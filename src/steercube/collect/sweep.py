@@ -35,6 +35,8 @@ OUT_OF_MEMORY = re.compile(
     re.IGNORECASE,
 )
 """Out-of-memory messages of torch (CUDA, MPS, CPU), cuBLAS and cuDNN."""
+FROM_INSIDE = (RuntimeError, TypeError, ValueError, AttributeError, IndexError)
+"""Raised by a model that is run in a way that it was not written for."""
 Progress = Callable[[int], None]
 
 
@@ -142,7 +144,7 @@ def _every_cell(
     out = np.empty((1 + len(cells), *answers.shape), dtype="float32")
     touched: dict[int, Touched] = {}
     for group in groups(len(cells), max_rows // len(answers) - 1):
-        pass_ = FanOut([cells[i] for i in group], run.steer, run.last)
+        pass_ = FanOut([cells[i] for i in group], run.steer)
         unsteered, *steered = logprobs_of(fan_out(decoder, run, pass_), answers)
         if 0 in group or not group:
             out[0] = unsteered
@@ -278,8 +280,9 @@ def forward(decoder: Decoder, run: Run, *, at: Tensor | None = None) -> Tensor:
 @torch.inference_mode()
 def fan_out(decoder: Decoder, run: Run, pass_: FanOut) -> Tensor:
     """Logits (rows, vocabulary) at each row's last position."""
+    at = run.last.repeat(1 + len(pass_.cells))[:, None]
     with pass_.on(decoder.blocks):
-        return forward(decoder, run)[:, -1]
+        return forward(decoder, run, at=at)[:, 0]
 
 
 def logprobs_of(logits: Tensor, answers: np.ndarray) -> np.ndarray:
@@ -369,7 +372,7 @@ def check_against_plain_loop(
         max_rows = max(2, n_together * (1 + len(cells)))
         try:
             swept = sweep(decoder, prompts, tokens, cells, positions=positions, max_rows=max_rows)
-        except (RuntimeError, TypeError, AttributeError, IndexError) as error:
+        except FROM_INSIDE as error:
             raise ValueError(
                 f"model {decoder.name!r}: its blocks cannot be run on more rows than the model was "
                 f"given ({type(error).__name__}: {error}). This architecture is not supported."
