@@ -99,6 +99,31 @@ def test_each_row_is_steered_in_its_own_cell() -> None:
     assert {layer: int(n) for layer, n in rows.changed.items()} == {1: 4, 3: 8}
 
 
+class NumbersRead(TorchDispatchMode):
+    """Counts how often a number is read from a tensor, for which a GPU would have to finish."""
+
+    n = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.n += func is torch.ops.aten._local_scalar_dense.default
+        return func(*args, **(kwargs or {}))
+
+
+def test_receipts_are_read_after_the_pass() -> None:
+    decoder = tiny.decoder("llama")
+    cells = [Cell(layer, 1.0, torch.ones(tiny.HIDDEN)) for layer in (0, 1, 1, 3)]
+    pass_ = FanOut(cells, torch.ones(2, 6, dtype=torch.bool))
+    with torch.no_grad(), NumbersRead() as read:
+        decoder.model(input_ids=torch.arange(12).view(2, 6))
+        of_the_model = read.n
+        with pass_.on(decoder.blocks):
+            decoder.model(input_ids=torch.arange(12).view(2, 6))
+        assert read.n == 2 * of_the_model
+        touched = pass_.touched
+        assert read.n == 2 * of_the_model + 3 * 3
+    assert {layer: one.positions for layer, one in touched.items()} == {0: 12, 1: 24, 3: 12}
+
+
 HALF = torch.bfloat16
 
 

@@ -6,7 +6,7 @@ is reimplemented here.
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cache
 from typing import Any
 
@@ -143,12 +143,21 @@ class FanOut:
 
     Rows come out as (1 + len(cells)) x batch, the unsteered ones first, then cells by layer and in
     the order given. A copy that starts after block L is not run through the blocks up to L.
-    `steer` (row, position) is True where vectors are added.
+    `steer` (row, position) is True where vectors are added. `receipts` has, by layer, the first
+    three fields of `Touched`; they stay on the device, which would otherwise wait after each block.
     """
 
     cells: Sequence[Cell]
     steer: Tensor
-    touched: dict[int, Touched] = field(default_factory=dict)
+    receipts: dict[int, tuple[Tensor, Tensor, Tensor]] = field(default_factory=dict)
+
+    @property
+    def touched(self) -> dict[int, Touched]:
+        """The receipts by layer, as numbers; waits for the device to finish the pass."""
+        return {
+            layer: Touched(int(rows), int(positions), float(ratio), len(self.steer))
+            for layer, (rows, positions, ratio) in self.receipts.items()
+        }
 
     @property
     def ordered(self) -> list[int]:
@@ -160,7 +169,9 @@ class FanOut:
         """Fan out while this is open."""
         by_layer: dict[int, list[Cell]] = {}
         for cell in self.cells:
-            by_layer.setdefault(cell.layer, []).append(cell)
+            # Here, because to copy a vector to the device is to wait for it.
+            moved = replace(cell, vector=cell.vector.to(self.steer.device))
+            by_layer.setdefault(cell.layer, []).append(moved)
         n_rows = len(self.steer)
         with ExitStack() as undo:
             for layer, block in enumerate(blocks):
@@ -174,23 +185,24 @@ class FanOut:
             base = hidden[: len(self.steer)]
             steered = [base + _added(cell, base, self.steer) for cell in cells]
             largest = max(range(len(cells)), key=lambda i: abs(cells[i].strength))
-            self.touched[layer] = _receipt(base, steered, largest, self.steer)
+            self.receipts[layer] = _receipt(base, steered, largest, self.steer)
             return torch.cat([hidden, *steered])
 
         return fan_out
 
 
-def _receipt(base: Tensor, steered: Sequence[Tensor], largest: int, steer: Tensor) -> Touched:
-    """The receipt of a layer: in how many rows and positions a copy differs from the batch."""
+def _receipt(
+    base: Tensor, steered: Sequence[Tensor], largest: int, steer: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """In how many rows and positions a copy differs from the batch, and the ratio of `Touched`."""
     at = steer.to(base.device)
-    changed = [(copy != base).any(dim=-1) for copy in steered]
+    changed = torch.stack([(copy != base).any(dim=-1) for copy in steered])
     added = (steered[largest] - base).float().norm(dim=-1)
     ratio = added / base.float().norm(dim=-1).clamp_min(1e-30)
-    return Touched(
-        rows=int(sum(copy.any(dim=-1).sum() for copy in changed)),
-        positions=int(sum(copy.sum() for copy in changed)),
-        ratio=float(((ratio * at).sum(dim=-1) / at.sum(dim=-1)).mean()),
-        n_prompts=len(base),
+    return (
+        changed.any(dim=-1).sum(),
+        changed.sum(),
+        ((ratio * at).sum(dim=-1) / at.sum(dim=-1)).mean(),
     )
 
 
