@@ -24,6 +24,7 @@ from torch import Tensor
 from steercube.collect.caches import Rows, SharedPrefix
 from steercube.collect.decoder import Decoder
 from steercube.collect.hooks import Cell, FanOut, RowSteering, Touched
+from steercube.collect.memory import rows_that_fit
 from steercube.collect.readout import Prompt
 from steercube.collect.sweep import (
     FROM_INSIDE,
@@ -44,6 +45,7 @@ from steercube.collect.sweep import (
     require_alike,
     require_every_position,
     rounding_unit,
+    shared_starts,
 )
 
 PAD, NONFINITE = -1, -2
@@ -128,7 +130,13 @@ def generate(
         add_prompts(touched, receipts)
         progress(shape[0] * len(batch))
 
-    max_rows = in_batches(prompts, shape[0], generate_batch, max_rows=max_rows)
+    fitting = rows_that_fit(
+        decoder,
+        prompts,
+        shared=shared_starts(decoder, prompts, positions),
+        n_new=decoding.max_new_tokens,
+    )
+    max_rows = in_batches(prompts, shape[0], generate_batch, max_rows=max_rows, fitting=fitting)
     return Generated(tokens, logprobs, probed, touched, max_rows)
 
 

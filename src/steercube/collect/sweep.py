@@ -23,6 +23,7 @@ from transformers.cache_utils import Cache
 from steercube.collect.caches import SharedPrefix
 from steercube.collect.decoder import Decoder
 from steercube.collect.hooks import Cell, FanOut, Touched, reading_out, record, steering
+from steercube.collect.memory import rows_that_fit
 from steercube.collect.readout import Prompt
 
 N_PROBES = 64
@@ -83,9 +84,10 @@ def sweep(
 ) -> Swept:
     """Log-probability of each answer of each prompt, unsteered (first) and for each of `cells`.
 
-    `answers` holds token ids (prompt, answer). At most `max_rows` rows are in a pass; where they do
-    not fit into memory, half as many, down to two. The result depends on neither, nor on the order
-    of the prompts. `progress` is called with the number of rows just finished.
+    `answers` holds token ids (prompt, answer). At most `max_rows` rows are in a pass, fewer of long
+    prompts if a GPU's memory is estimated to take fewer (`memory`); where even these do not fit,
+    half as many, down to two. The result depends on neither, nor on the order of the prompts.
+    `progress` is called with the number of rows just finished.
 
     Raises ValueError for `max_rows` below two, MemoryError where two rows do not fit.
     """
@@ -100,7 +102,8 @@ def sweep(
         add_prompts(touched, receipts)
         progress((1 + len(cells)) * len(batch))
 
-    max_rows = in_batches(prompts, 1 + len(cells), sweep_batch, max_rows=max_rows)
+    fitting = rows_that_fit(decoder, prompts, shared=shared_starts(decoder, prompts, positions))
+    max_rows = in_batches(prompts, 1 + len(cells), sweep_batch, max_rows=max_rows, fitting=fitting)
     return Swept(out, touched, max_rows)
 
 
@@ -110,24 +113,29 @@ def in_batches(
     do: Callable[[list[int], int], None],
     *,
     max_rows: int,
+    fitting: np.ndarray,
 ) -> int:
-    """Call `do(indices of prompts, max_rows)` for all prompts; returns the rows that fitted.
+    """Call `do(indices of prompts, rows)` for all prompts; returns `max_rows`, or what fitted.
 
-    A batch has as many prompts as fit into `max_rows` at `rows_each`; where memory runs out,
-    `max_rows` is halved. Raises ValueError for less than two, MemoryError where two do not fit.
+    A batch has as many prompts as fit into `rows` at `rows_each`, which are at most `max_rows` and
+    `fitting` (prompt), by estimate, for each of its prompts, but at least two; where memory runs
+    out, `max_rows` becomes half of these. Raises ValueError for `max_rows` below two, MemoryError
+    where two do not fit.
     """
     if max_rows < 2:
         raise ValueError(f"max_rows = {max_rows}: at least 2, a prompt and its steered copy")
     # Prompts of similar length run together, so that little is padded.
     waiting = sorted(range(len(prompts)), key=lambda i: len(prompts[i].ids))
     while waiting:
-        batch = waiting[: max(1, max_rows // rows_each)]
+        # Entry n is of a batch of the next n + 1 prompts.
+        rows = np.clip(np.minimum.accumulate(fitting[waiting]), 2, max_rows).astype(int)
+        n = max(1, int((rows_each * np.arange(1, 1 + len(rows)) <= rows).sum()))
         try:
-            do(batch, max_rows)
+            do(waiting[:n], int(rows[n - 1]))
         except (RuntimeError, MemoryError) as error:
-            max_rows = _fewer_rows(error, max_rows)
+            max_rows = _fewer_rows(error, int(rows[n - 1]))
             continue
-        waiting = waiting[len(batch) :]
+        waiting = waiting[n:]
     return max_rows
 
 
@@ -178,16 +186,16 @@ def lacks_memory(error: BaseException) -> bool:
     return isinstance(error, RuntimeError) and bool(OUT_OF_MEMORY.search(str(error)))
 
 
-def _fewer_rows(error: Exception, max_rows: int) -> int:
-    """Half of `max_rows`; re-raises what is no lack of memory, raises MemoryError at two rows."""
+def _fewer_rows(error: Exception, rows: int) -> int:
+    """Half of `rows`; re-raises what is no lack of memory, raises MemoryError at two rows."""
     if not lacks_memory(error):
         raise error
-    if max_rows <= 2:
+    if rows <= 2:
         raise MemoryError(
             "one prompt and one steered copy of it do not fit into memory. Spread the model "
             'with device_map = "auto", use a smaller dtype, or leave out the longest prompts.'
         ) from error
-    return max(2, max_rows // 2)
+    return max(2, rows // 2)
 
 
 @torch.inference_mode()
@@ -213,6 +221,11 @@ def prepare(
 def _starts(prompts: Sequence[Prompt], positions: str) -> list[int]:
     """The first position of each prompt at which vectors are added."""
     return [0 if positions == "all" else prompt.answer_start for prompt in prompts]
+
+
+def shared_starts(decoder: Decoder, prompts: Sequence[Prompt], positions: str) -> list[int]:
+    """How many of the first positions of each prompt are run once for all its copies."""
+    return _starts(prompts, positions) if decoder.shares_prefix else [0] * len(prompts)
 
 
 def run_whole(decoder: Decoder, prompts: Sequence[Prompt], *, positions: str) -> Run:
