@@ -22,16 +22,18 @@ MODELS = nox.project.load_toml("data/models.toml")
 # A sweep of the published study's kind, with its own pairs and items; all its models share a cube.
 BOTH = ["--outcomes", "logit,generation"]
 LIKE_THE_STUDY = ["--concept-set", "study", "--out", "data/qwen3-collected.nc"]
-# Vectors added after the user's turn only: with both controls that takes 15 min, and with them
-# added everywhere more than an hour. Two strengths of 40 items are generated in about as long.
+# Vectors added after the user's turn only: everywhere, they would take hours. The other directions
+# are swept at four layers on 20 items of each concept, which takes as long as the concepts' vectors
+# at 20 layers on 60. Two strengths of 40 items are generated in about as long as both.
 SMALL = [
-    *("--positions", "answer", "--strengths=-2,-1,0,1,2", "--controls", "random,shuffled"),
+    *("--positions", "answer", "--strengths=-4,-2,-1,0,1,2,4"),
     *("--out", "data/smollm2.nc"),
 ]
 GIVEN = {"smollm2": SMALL}
 OF_GENERATION = {"smollm2": [*BOTH, "--generation-strengths=-1,1"]}
-NOT_QUICK = {"smollm2": ["--generation-samples", "40"]}
-NEEDS = {"smollm2": "35 min on two cores, no GPU; 3 min with `-- --quick`"}
+OTHERS = ["--controls", "random:19,letter", "--control-layers", "0.4:0.9:4"]
+NOT_QUICK = {"smollm2": ["--generation-samples", "40", *OTHERS, "--control-items", "20"]}
+NEEDS = {"smollm2": "25 min on two cores, no GPU; 3 min with `-- --quick`"}
 
 
 def install(session: nox.Session, *extras: str, groups: tuple[str, ...] = ()) -> None:

@@ -15,6 +15,6 @@ folder = Path(f"paper/{study}/tables")
 folder.mkdir(parents=True, exist_ok=True)
 
 ledger = read_ledgers("paper").get(study, Ledger(study, []))
-cells = Study(open_cells(f"data/{study}.cells.nc"), ledger.contrast)
+cells = Study.of(open_cells(f"data/{study}.cells.nc"), ledger.contrast)
 for name, table in conclude(cells, ledger.claims).items():
     table.to_csv(folder / f"{name}.csv", index=False, float_format=NUMBER)

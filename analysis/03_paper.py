@@ -11,6 +11,6 @@ from steercube.cells import open_cells
 study = sys.argv[1] if len(sys.argv) > 1 else "qwen3"
 
 ledger = read_ledgers("paper").get(study, Ledger(study, []))
-cells = Study(open_cells(f"data/{study}.cells.nc"), ledger.contrast)
+cells = Study.of(open_cells(f"data/{study}.cells.nc"), ledger.contrast)
 sampled = sample(cells, Path("paper") / study / "posteriors")
 write_conclusions(study, cells, "paper", ledger=ledger, sampled=sampled)

@@ -9,17 +9,15 @@ from pathlib import Path
 from typing import TypeVar
 
 import numpy as np
-from builders import TRAINING, make_cube, make_model
+from builders import TRAINING, make_cube, make_model, open_view, reduce_to_cells
 
 from steercube.analysis.conclusions.tables import conclude
 from steercube.analysis.over_models.cell_effects import TERMS, cell_effects
 from steercube.analysis.over_models.item_fits import item_fits
 from steercube.analysis.over_models.nuts import sample_cells
 from steercube.analysis.over_models.posterior import fit
-from steercube.analysis.per_cell.reduce import cells as reduce_to_cells
 from steercube.analysis.view import Study
 from steercube.analyze import read_ledgers, write_conclusions
-from steercube.cells import open_cells
 from steercube.cube import open_cube
 
 Result = TypeVar("Result")
@@ -62,14 +60,14 @@ def main() -> None:
     else:
         print(f"{cube_path} is absent (nox -s import-study): stage one is not measured")
     ledger = read_ledgers("paper")["qwen3"]
-    cells = timed("open the cells", lambda: open_cells(cells_path))
+    cells = timed("open the cells", lambda: open_view(cells_path))
 
     def study() -> Study:
         """With nothing kept of what was computed before."""
         return Study(cells, ledger.contrast)
 
     if cube_path.exists():
-        timed("single items: REML crossed, MixedLM", lambda: item_fits(cube, study()))
+        timed("single items: REML crossed, MixedLM", lambda: item_fits(cube["logit_diff"], study()))
     effects = cell_effects(study())
     timed("the exact posterior of contrast and scale", lambda: fit(effects))
     timed("NUTS on the model of cells", lambda: sample_cells(effects, terms=TERMS))

@@ -12,10 +12,10 @@ import time
 import numpy as np
 import torch
 
+from steercube.collect.answers import Answers
 from steercube.collect.decoder import Decoder, load
 from steercube.collect.generate import PAD, Decoding, generate
 from steercube.collect.hooks import Cell
-from steercube.collect.outcomes import Generation
 from steercube.collect.plan import Plan
 from steercube.collect.readout import Prompt, readout_of
 from steercube.collect.run import ROWS_AT_ONCE
@@ -60,7 +60,7 @@ def main() -> None:
     decoder = load(read_models("data/models.toml")["smollm2"])
     concept = read_concepts("data/concepts")["corrigibility"]
     unit = Unit(decoder, readout_of(decoder.tokenizer), concept, Plan(positions="answer"), None)
-    prompts = Generation(unit)._prompts(concept.evaluation[:N_PROMPTS])
+    prompts = Answers(unit)._prompts(concept.evaluation[:N_PROMPTS])
     vectors = torch.randn(decoder.n_layers, 576, generator=torch.Generator().manual_seed(0))
     cells = [
         Cell(layer, strength, 3 * vectors[layer]) for layer in LAYERS for strength in STRENGTHS

@@ -27,9 +27,10 @@ from steercube import netcdf
 from steercube.collect import generate as generating
 from steercube.collect import sweep as sweeping
 from steercube.collect.hooks import Cell, steering
-from steercube.collect.plan import Plan
+from steercube.collect.plan import POSITIONS, Plan
 from steercube.collect.readout import Prompt, readout_of
 from steercube.collect.run import collect
+from steercube.collect.vectors import OWN
 from steercube.cube import open_cube
 
 
@@ -115,7 +116,7 @@ def checks(bench: Bench, of: str) -> str:
             bench.decoder, prompts, cells, positions=positions
         )
 
-    return ", ".join(f"{name} {gap(name):.2g} nat at most" for name in sweeping.POSITIONS)
+    return ", ".join(f"{name} {gap(name):.2g} nat at most" for name in POSITIONS)
 
 
 @torch.inference_mode()
@@ -244,17 +245,22 @@ def collected(bench: Bench) -> str:
             lambda: collect(bench.decoder, {"honesty": concept}, plan, out, report=lambda _: None)
         )
         n_shards = len(list(Path(folder).rglob("*-*.nc")))
-        cube = open_cube(out).sel(model="random", concept="honesty").load()
+        kept = open_cube(out)["logit_diff"]["logit_diff"].sel(model="random", concept="honesty")
         vectors = netcdf.load(out.with_name("bench.vectors.nc"))["vector"]
     readout = readout_of(bench.decoder.tokenizer)
-    vectors = vectors.sel(model="random", concept="honesty", direction="concept")
+    vectors = vectors.sel(model="random", concept="honesty", direction=OWN)
     cells = [
         Cell(layer, strength, torch.from_numpy(vectors.sel(layer=layer).values))
         for layer in layers
         for strength in STRENGTHS
     ]
+    # As `collect` cuts them: a shard is of items whose prompts are of like length.
+    by_length = sorted(
+        range(8), key=lambda i: len(readout.prompt(concept.evaluation[i].prompt).ids)
+    )
     direct = []
-    for chunk in (concept.evaluation[:4], concept.evaluation[4:]):
+    for items in (by_length[:4], by_length[4:]):
+        chunk = [concept.evaluation[i] for i in items]
         prompts = [readout.prompt(question.prompt) for question in chunk]
         answers = np.array([[readout.token(q.matching), readout.token(q.other)] for q in chunk])
         direct.append(
@@ -263,7 +269,7 @@ def collected(bench: Bench) -> str:
             ).logprobs[1:]
         )
     matching, other = np.moveaxis(np.concatenate(direct, axis=1), -1, 0)
-    kept = cube["logit_diff"].sel(layer=layers, strength=list(STRENGTHS))
+    kept = kept.sel(layer=layers, strength=list(STRENGTHS), sample=by_length)
     kept = kept.transpose("layer", "strength", "sample").values.reshape(matching.shape)
     gap = sweeping.largest_gap(kept, matching - other)
     said = f"{took:.1f} s, {n_shards} shards; the cube is {gap:.2g} nat from a direct sweep"

@@ -2,15 +2,21 @@
 
 import os
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import xarray as xr
 
 from steercube.analysis.over_models.cell_effects import CellEffects
+from steercube.analysis.per_cell import reduce
 from steercube.analysis.view import Study
+from steercube.cells import open_cells
+from steercube.contract import RESPONSES, STATUS, Item, Model
 from steercube.contrast import Contrast
-from steercube.cube import STATUS, Item, Model, blank_cube
+from steercube.cube import Cube, blank_grid
+from steercube.measures import LOGIT_DIFF, Measure
+from steercube.version_1 import cube_of
 
 ROOT = Path(__file__).parents[1]
 STUDY = ROOT / os.environ.get("STEERCUBE_STUDY_DIR", "no-such-folder")
@@ -78,7 +84,7 @@ def make_cube(
 ) -> xr.Dataset:
     """Every cell complete; the effect peaks at the third layer and differs between models."""
     items = {concept: make_items(concept, n) for concept, n in n_items.items()}
-    cube = blank_cube(models, items, layers=layers, strengths=strengths, attrs=ATTRIBUTES)
+    cube = blank_grid(models, items, layers=layers, strengths=strengths, attrs=ATTRIBUTES)
     bump = np.exp(-((np.arange(len(layers)) - 2.0) ** 2))
     for m, model in enumerate(models):
         for c, (concept, n) in enumerate(n_items.items()):
@@ -92,6 +98,38 @@ def make_cube(
                     fill(cube, model.name, concept, layer, s, value)
                 cube["cell_status"].loc[model.name, concept, layer] = STATUS["complete"]
     return cube
+
+
+def grid_beside(cube: xr.Dataset, measure: Measure, **variables: Any) -> xr.Dataset:
+    """A grid of another measure, with the labels and facts of the grid."""
+    grid = cube.drop_vars(list(cube.data_vars)).assign(variables)
+    for name in variables:
+        grid[name].attrs = measure.columns[name].attrs if name in measure.columns else {}
+    grid[measure.name].attrs = measure.attrs
+    return grid
+
+
+def with_responses(cube: xr.Dataset, **told: Any) -> Cube:
+    """The cube with responses, by the columns of their table; a single value is said of all."""
+    n = max(np.size(values) for values in told.values())
+    columns = {name: ("response", np.resize(values, n)) for name, values in told.items()}
+    return Cube({LOGIT_DIFF.name: cube, RESPONSES: xr.Dataset(columns)})
+
+
+def with_answers(flat: xr.Dataset) -> Cube:
+    """The cube of logits and generated answers that stand side by side in one dataset."""
+    return cube_of(flat)
+
+
+def reduce_to_cells(cube: Cube | xr.Dataset, **options: int) -> xr.Dataset:
+    """The logits' cells of a cube, beside what is known of generated answers."""
+    flat = isinstance(cube, xr.Dataset) and any("generation" in str(name) for name in cube)
+    return reduce.cells(with_answers(cube) if flat else cube, **options).view()
+
+
+def open_view(path: Path) -> xr.Dataset:
+    """The logits' cells in a file, beside what is known of generated answers."""
+    return open_cells(path).view()
 
 
 def fill(
@@ -122,12 +160,15 @@ SIX_MODELS = (
 """As many of each training, architecture and size as the study has."""
 
 
-def with_controls(cube: xr.Dataset, rng: np.random.Generator) -> xr.Dataset:
-    """The cube with a random control that moves nothing on average, strength 0 as it is."""
+def with_controls(cube: xr.Dataset, rng: np.random.Generator) -> Cube:
+    """The cube with a random direction that moves nothing on average, strength 0 as it is."""
     values = cube["logit_diff"]
     noise = values.copy(data=rng.normal(scale=0.05, size=values.shape).astype("float32"))
     still = values.sel(strength=0.0, drop=True) + noise.where(cube["strength"] != 0, 0)
-    return cube.assign(logit_diff_random=still.transpose(*values.dims))
+    control = cube[["logit_diff", "cell_status"]].assign(logit_diff=still.transpose(*values.dims))
+    control["logit_diff"].attrs = LOGIT_DIFF.attrs
+    grids = {"logit_diff": cube, "logit_diff/random": control.expand_dims(direction=["random/0"])}
+    return Cube(grids)
 
 
 def make_effects(

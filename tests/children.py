@@ -8,7 +8,7 @@ import sys
 import threading
 from collections.abc import Callable, Mapping
 from dataclasses import replace
-from functools import partial
+from functools import partial, wraps
 from multiprocessing import get_context
 from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
@@ -20,18 +20,19 @@ import pandas as pd
 import pooch
 import tiny
 import xarray as xr
-from builders import ROOT, make_cube
+from builders import ROOT, make_cube, open_view
 from tqdm import tqdm
 
 from steercube import analyze as analyze_module
 from steercube import netcdf, study
-from steercube.cells import open_cells
 from steercube.cli import main
+from steercube.collect import consolidate as consolidate_module
 from steercube.collect import decoder as decoder_module
 from steercube.collect import run as run_module
 from steercube.collect import shards as shards_module
+from steercube.collect.answers import Answers
 from steercube.collect.decoder import Decoder
-from steercube.collect.outcomes import Generation, LogitSweep
+from steercube.collect.logits import Logits
 from steercube.collect.run import shards_of, write_cube
 from steercube.concepts import Concept
 from steercube.cube import open_cube, save_cube
@@ -61,8 +62,9 @@ CONCEPTS = {name: tiny.concept(name, n_pairs=4, n_items=6) for name in ("honesty
 ONE = {"honesty": CONCEPTS["honesty"]}
 SHARDS = [
     "vectors.nc",
-    *(f"samples-{i:04d}-{i + 1:04d}.nc" for i in (0, 2, 4)),
-    *(f"generations-{i:04d}-{i + 1:04d}.nc" for i in (0, 2)),
+    *(f"samples-{i:04d}.nc" for i in range(3)),
+    *(f"controls-{i:04d}.nc" for i in range(3)),
+    *(f"generations-{i:04d}.nc" for i in range(2)),
 ]
 """Of either concept."""
 
@@ -118,10 +120,9 @@ PLACES: dict[str, tuple[Any, str]] = {
     "writing": (xr.Dataset, "to_netcdf"),
     "flushing": (os, "fsync"),
     "renaming": (Path, "replace"),
-    "reading": (netcdf, "load"),
-    "a unit": (shards_module, "_unit"),
-    "filling": (shards_module, "_fill"),
-    "checking": (shards_module, "check_cube"),
+    "reading": (netcdf, "load_groups"),
+    "a unit": (consolidate_module, "unit_of"),
+    "merging": (consolidate_module, "merge_cubes"),
     "saving": (run_module, "save_cube"),
 }
 
@@ -180,8 +181,12 @@ class Passes:
         self.n += 1
 
     def needed(self, shards: set[str]) -> int:
-        """For these shards, and for the check of each outcome that some of them are of."""
-        checks = {name.split("-")[0] for name in shards} - {"vectors.nc"}
+        """For these shards, and for the check of each outcome that some of them are of.
+
+        Controls are checked with the samples, as the same code sweeps both.
+        """
+        kinds = {name.split("-")[0] for name in shards} - {"vectors.nc"}
+        checks = {"samples" if kind == "controls" else kind for kind in kinds}
         return sum(self.steps[name] for name in shards | checks)
 
 
@@ -195,22 +200,26 @@ def measured(folder: Path) -> Passes:
         seen = passes.n
 
     renaming = Path.replace
-    checks = {outcome: outcome.check for outcome in (LogitSweep, Generation)}
+    checks = {outcome: outcome.check for outcome in (Logits, Answers)}
 
     def renamed(path: Path, target: Path) -> Path:
         if target.name in SHARDS:
             step(target.name)
         return renaming(path, target)
 
-    def checked(outcome: Any, of_vectors: xr.Dataset) -> str:
-        said = checks[type(outcome)](outcome, of_vectors)
-        step(outcome.name)
-        return said
+    def stepping(check: Callable[..., str]) -> Callable[..., str]:
+        @wraps(check)
+        def checked(outcome: Any, of_vectors: xr.Dataset) -> str:
+            said = check(outcome, of_vectors)
+            step(outcome.kind)
+            return said
+
+        return checked
 
     try:
         Path.replace = renamed  # type: ignore[method-assign, assignment]
-        for outcome in checks:
-            outcome.check = checked  # type: ignore[method-assign]
+        for outcome, check in checks.items():
+            outcome.check = stepping(check)  # type: ignore[method-assign]
         collected(folder, passes.decoder, resume=False)
     finally:
         Path.replace = renaming  # type: ignore[method-assign]
@@ -286,7 +295,7 @@ def as_nobody(*first: list[str]) -> None:
 
 def with_cells(cells: Path) -> None:
     """`analyze` without its reduction, whose result is new."""
-    found = open_cells(cells)
+    found = open_view(cells)
     analyze_module.cells_of = lambda *_, **__: (found, True)
 
 
@@ -298,7 +307,7 @@ def with_cells_and_limit(cells: Path, limit: int) -> None:
 def opened_as_nobody(paths: list[Path], said: Path) -> None:
     """What opening files without permission says."""
     for path in paths:
-        netcdf.load(path)
+        netcdf.load_groups(path)
     with said.open("w") as file:
         as_nobody()
         for path in paths:

@@ -10,13 +10,12 @@ import numpy as np
 import pandas as pd
 import pytest
 import xarray as xr
-from builders import ROOT, SIX_MODELS, make_cube, study_of
+from builders import ROOT, SIX_MODELS, make_cube, open_view, reduce_to_cells, study_of
 
 from steercube.analysis.conclusions.claims import read_ledger
 from steercube.analysis.conclusions.tables import conclude
 from steercube.analysis.over_models import leave_one_out
-from steercube.analysis.per_cell.reduce import cells as reduce_to_cells
-from steercube.cells import open_cells
+from steercube.report.post import read_table
 
 pytest_plugins = ["fault_ledger"]
 
@@ -108,7 +107,7 @@ def six() -> xr.Dataset:
 @pytest.fixture(scope="session")
 def study_cells() -> xr.Dataset:
     """The committed cells of the real study."""
-    return open_cells(ROOT / "data" / "qwen3.cells.nc")
+    return open_view(ROOT / "data" / "qwen3.cells.nc")
 
 
 @pytest.fixture(scope="session")
@@ -117,6 +116,13 @@ def study_tables(study_cells: xr.Dataset, once: Once[Tables]) -> Tables:
     ledger = read_ledger(ROOT / "paper" / "claims.toml")
     study = study_of(study_cells, ledger.contrast)
     return once("study tables", lambda: conclude(study, ledger.claims))
+
+
+@pytest.fixture(scope="session")
+def every_table(study_tables: Tables) -> Tables:
+    """Those of the study, and of SmolLM2 what the study has none of: directions, other measures."""
+    folder = ROOT / "paper" / "smollm2" / "tables"
+    return {path.stem: read_table(path) for path in sorted(folder.glob("*.csv"))} | study_tables
 
 
 @pytest.fixture

@@ -12,16 +12,15 @@ import numpy as np
 import pandas as pd
 import pytest
 import xarray as xr
-from builders import ROOT, SIX_MODELS, STUDY, make_cube, make_model, needs_study
+from builders import ROOT, SIX_MODELS, STUDY, make_cube, make_model, needs_study, reduce_to_cells
 
 from steercube import analyze, netcdf
 from steercube.analysis.over_models.contrast_effect import EXACT, NUTS
 from steercube.analysis.over_models.nuts import read_posterior
-from steercube.analysis.per_cell.reduce import cells as reduce_to_cells
 from steercube.analyze import studies
 from steercube.cells import OF_OPTIMISERS, save_cells
 from steercube.cli import main
-from steercube.cube import save_cube
+from steercube.cube import Cube, groups_of, save_cube
 
 CONTRAST = ("--contrast", "training:distilled:rl")
 OF_A_CONTRAST = {
@@ -429,7 +428,7 @@ BAD_CUBES = {
         lambda c: c.assign_coords(architecture=("model", ["dense", "magic", "moe"])),
         "'magic'",
     ),
-    "wrong dimensions": (lambda c: c.rename(sample="prompt"), "dimension 'sample' is missing"),
+    "wrong dimensions": (lambda c: c.rename(strength="force"), "dimension 'strength' is missing"),
     "no strength -1": (lambda c: c.sel(strength=[0.0, 1.0]), "lacks -1"),
     "no strength +1": (lambda c: c.sel(strength=[-1.0, 0.0]), r"lacks \+1"),
 }
@@ -441,7 +440,8 @@ def test_a_cube_that_cannot_be_used_is_one_error(
     name: str, here: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     change, message = BAD_CUBES[name]
-    netcdf.save(change(make_cube(np.random.default_rng(1))), here / "data" / "mine.nc")
+    cube = Cube({"logit_diff": change(make_cube(np.random.default_rng(1)))})
+    netcdf.save(groups_of(cube), here / "data" / "mine.nc")
     assert main(["analyze"]) == 2
     assert re.search(message, capsys.readouterr().err)
     assert not (here / "paper").exists()
@@ -524,6 +524,46 @@ def test_import_from_an_empty_folder_writes_nothing(
     assert main([*arguments, "--models", str(ROOT / "data" / "models.toml")]) == 2
     assert "breaks 61 rule(s)" in capsys.readouterr().err
     assert not list((here / "data").iterdir())
+
+
+@pytest.mark.usefixtures("quick")
+def test_other_strengths_are_compared_from_end_to_end(
+    here: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rng = np.random.default_rng(3)
+    cube = make_cube(rng, strengths=(-4.0, -1.0, 0.0, 1.0, 4.0))
+    save_cube(cube, here / "data" / "mine.nc")
+    assert main(["analyze", "--compare", "-4:4"]) == 0
+    assert main(["paper"]) == 0
+    manifest = json.loads((here / "paper/mine/manifest.json").read_text())
+    assert manifest["settings"]["compared"] == "+4 minus -4"
+    assert "its mean at strength +4 minus that at −4" in (here / "paper/mine/post.md").read_text()
+    effects = pd.read_csv(here / "paper/mine/tables/effects.csv")
+    row = effects[(effects["model"] == "small") & (effects["concept"] == "honesty")].iloc[0]
+    at = cube["logit_diff"].sel(model="small", concept="honesty", layer=row["layer"]).mean("sample")
+    assert row["delta"] == pytest.approx(
+        float(at.sel(strength=4.0) - at.sel(strength=-4.0)), rel=1e-5
+    )
+    (here / "data" / "mine.nc").unlink()
+    assert main(["analyze", "--compare", "-1:1"]) == 2
+    assert "compares +4 minus -4 in logit_diff" in capsys.readouterr().err
+
+
+@pytest.mark.usefixtures("quick")
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        (("--compare", "-9:9"), "it lacks -9, +9"),
+        (("--compare", "1:1"), "two different strengths"),
+        (("--measure", "logit_dif"), "did you mean 'logit_diff'"),
+    ],
+)
+def test_what_the_cube_cannot_compare_is_one_message(
+    given: tuple[str, ...], said: str, here: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    save_cube(make_cube(np.random.default_rng(3)), here / "data" / "mine.nc")
+    assert main(["analyze", *given]) == 2
+    assert said in capsys.readouterr().err
 
 
 @pytest.mark.slow

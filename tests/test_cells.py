@@ -4,22 +4,29 @@ from pathlib import Path
 import numpy as np
 import pytest
 import xarray as xr
+from builders import grid_beside, make_cube, with_controls
 
 from steercube import netcdf
+from steercube.analysis.per_cell import reduce
 from steercube.analysis.per_cell.estimands import ESTIMANDS
 from steercube.cells import (
     ESTIMAND_UNITS,
     NEEDED,
     REASONS,
+    Cells,
+    as_cells,
+    cells_of,
     check_cells,
     compare_cells,
+    groups_of,
     open_cells,
     save_cells,
     summarise_cells,
     unrecorded_estimands,
     with_every_estimand,
 )
-from steercube.cube import check_cube
+from steercube.cube import Cube, check_cube, save_cube
+from steercube.measures import Measure
 
 
 def test_round_trip(cells: xr.Dataset, tmp_path: Path) -> None:
@@ -77,7 +84,14 @@ def untitled(cells: xr.Dataset) -> xr.Dataset:
         (lambda c: c.assign(selected_reason=c["selected_reason"] + 99), "'selected_reason' holds"),
         (lambda c: c.assign(sd=-c["sd"]), r"'sd' must be in \[0, inf\]; it is -\d"),
         (lambda c: c.assign(correlation=c["correlation"] * 2), r"'correlation' must be in \[-1"),
-        (lambda c: c.assign(generation_rate=c["mean"] + 9), r"'generation_rate' must be in \[0"),
+        (
+            lambda c: c.assign(generation_valid_rate=c["sd"].isel(strength=0) * 0 + 9),
+            r"'generation_valid_rate' must be in \[0, 1\]; it is 9",
+        ),
+        (
+            lambda c: c.assign(generation_rate=c["mean"] * 0 + 9),
+            r"'generation_rate' must be in \[-0\.0001, 1\.0001\]; it is 9",
+        ),
         (lambda c: c.assign_coords(n_valid_items=c["n_items"] + 1), "'n_valid_items' is above"),
         (lambda c: c.assign_coords(n_params=c["n_params"] * 0), "'n_params' must be positive"),
         (lambda c: c.assign_coords(training=("model", ["a/b"] * 3)), "training 'a/b' cannot be"),
@@ -87,7 +101,7 @@ def untitled(cells: xr.Dataset) -> xr.Dataset:
     ],
     ids=[
         *("estimand", "strength", "models", "layer", "infinite", "reason", "selected reason"),
-        *("negative sd", "correlation", "rate", "valid items", "size", "training"),
+        *("negative sd", "correlation", "valid rate", "rate", "valid items", "size", "training"),
         *("architecture", "seed", "title"),
     ],
 )
@@ -137,7 +151,9 @@ def test_estimands_that_a_file_lacks_are_added_as_not_recorded(
 ) -> None:
     fewer = cells.drop_sel(estimand=lacking)
     sha = save_cells(fewer, tmp_path / "old.cells.nc")
-    found = open_cells(tmp_path / "old.cells.nc")
+    held = open_cells(tmp_path / "old.cells.nc").view()
+    assert compare_cells(held, fewer, rtol=0, atol=0) == []
+    found = with_every_estimand(held)
     check_cells(found)
     assert set(found["estimand"].values) == set(cells["estimand"].values)
     assert unrecorded_estimands(found) == lacking
@@ -148,9 +164,9 @@ def test_estimands_that_a_file_lacks_are_added_as_not_recorded(
     for name in ("estimate", "selected_estimate", "selected_covariance", "valid_estimate"):
         assert added[name].isnull().all()
     assert added["estimand_units"].values.tolist() == [ESTIMAND_UNITS[name] for name in lacking]
-    assert netcdf.digest(found.drop_sel(estimand=lacking)) == sha
+    assert save_cells(found.drop_sel(estimand=lacking), tmp_path / "less.cells.nc") == sha
     save_cells(found, tmp_path / "again.cells.nc")
-    assert open_cells(tmp_path / "again.cells.nc").equals(found)
+    assert open_cells(tmp_path / "again.cells.nc").view().equals(found)
 
 
 def test_cells_that_hold_every_estimand_are_as_they_were(cells: xr.Dataset) -> None:
@@ -161,6 +177,104 @@ def test_cells_that_hold_every_estimand_are_as_they_were(cells: xr.Dataset) -> N
 def test_an_estimand_that_no_conclusion_can_do_without_is_not_added(
     cells: xr.Dataset, tmp_path: Path
 ) -> None:
-    netcdf.save(cells.drop_sel(estimand="delta"), tmp_path / "less.cells.nc")
+    netcdf.save(groups_of(as_cells(cells.drop_sel(estimand="delta"))), tmp_path / "less.cells.nc")
     with pytest.raises(ValueError, match="'estimand' has no label 'delta'"):
         open_cells(tmp_path / "less.cells.nc")
+
+
+# Several measures and directions
+
+
+@pytest.fixture(scope="module")
+def several() -> Cells:
+    """Cells of logits with a control, and of a judge's score of one model at other strengths."""
+    rng = np.random.default_rng(4)
+    cube = make_cube(rng, n_items={"honesty": 24}, layers=(3, 4))
+    judged = Measure("judged", units="points", compare=(-2.0, 2.0))
+    part = cube.sel(model=["large"], layer=[4], strength=[-1.0, 1.0])
+    score = (part["logit_diff"] * 10).astype("float32")
+    grid = grid_beside(part, judged, judged=score).assign_coords(strength=[-2.0, 2.0])
+    whole = Cube({**with_controls(cube, rng), "judged": grid}, cube.attrs)
+    return reduce.cells(whole, n_resamples=20)
+
+
+def test_every_measure_and_family_has_a_table_of_its_own(several: Cells, tmp_path: Path) -> None:
+    assert several.measures == ["logit_diff", "judged"]
+    assert several["judged"].sizes["model"] == several["judged"].sizes["layer"] == 1
+    assert several["judged"]["strength"].values.tolist() == [-2.0, 2.0]
+    check_cells(several)
+    sha = save_cells(several, tmp_path / "a.cells.nc")
+    opened = open_cells(tmp_path / "a.cells.nc")
+    assert set(opened) == set(several) >= {"logit_diff", "logit_diff/random", "judged"}
+    for path in several:
+        assert opened[path].drop_attrs(deep=False).equals(several[path].drop_attrs(deep=False))
+    assert compare_cells(opened, several, rtol=0, atol=0) == []
+    assert save_cells(opened, tmp_path / "b.cells.nc") == sha
+
+
+def test_a_view_shows_one_measure_and_gives_its_tables_back(several: Cells) -> None:
+    logits, judged = several.view(), several.view("judged")
+    assert logits["estimate"].attrs["measure"] == "logit_diff"
+    assert judged["estimate"].attrs["units"] == "points"
+    delta = {"estimand": "delta", "model": "large", "concept": "honesty", "layer": 4}
+    own = logits["mean"].sel(model="large", concept="honesty", layer=4)
+    shift = float(own.sel(strength=1.0) - own.sel(strength=-1.0))
+    assert float(judged["estimate"].sel(delta)) == pytest.approx(10 * shift, rel=1e-5)
+    assert logits["other_estimate"]["direction"].values.tolist() == ["random/own", "random/0"]
+    assert "other_estimate" not in judged
+    for measure, view in {"logit_diff": logits, "judged": judged}.items():
+        again = cells_of(view, measure)
+        assert again[measure].equals(several[measure])
+        assert as_cells(view).measures == [measure]
+
+
+def test_cells_that_differ_in_a_measure_say_in_which(several: Cells) -> None:
+    moved = several["judged"].assign(mean=several["judged"]["mean"] + 1)
+    other = several.with_tables({"judged": moved})
+    assert compare_cells(other, several) == ["judged: mean: 2 value(s) differ, by up to 1"]
+    less = Cells({path: several[path] for path in several if path != "judged"}, several.attrs)
+    assert compare_cells(less, several) == ["judged: only in the old cells"]
+
+
+@pytest.mark.parametrize(
+    ("path", "change", "said"),
+    [
+        ("judged", lambda t: t.drop_vars("estimate"), "judged: variable 'estimate' is missing"),
+        ("judged", lambda t: t.drop_vars("mean"), "judged: variable 'mean' is missing"),
+        (
+            "logit_diff",
+            lambda t: t.assign(sd=t["sd"].isel(strength=0, drop=True)),
+            "logit_diff: 'sd' has dimensions",
+        ),
+        (
+            "logit_diff/random",
+            lambda t: t.assign(other_estimate=t["other_estimate"].isel(layer=0, drop=True)),
+            "logit_diff/random: 'other_estimate' has dimensions",
+        ),
+        (
+            "logit_diff",
+            lambda t: t.assign_coords(layer=t["layer"].astype(str)),
+            "logit_diff: dimension 'layer' has labels of",
+        ),
+        ("", lambda r: r.isel(model=[0, 1]), "the file's root has no model 'large'"),
+        ("", lambda r: r.drop_vars("n_params"), "variable 'n_params' is missing"),
+    ],
+    ids=["no estimate", "a statistic", "dims", "dims of a control", "layers", "a model", "a fact"],
+)
+def test_a_table_that_no_view_can_be_made_of_is_named(
+    path: str,
+    change: Callable[[xr.Dataset], xr.Dataset],
+    said: str,
+    several: Cells,
+    tmp_path: Path,
+) -> None:
+    groups = groups_of(several)
+    netcdf.save(groups | {path: change(groups[path])}, tmp_path / "odd.cells.nc")
+    with pytest.raises(ValueError, match=rf"odd\.cells\.nc (?s:.*){said}"):
+        open_cells(tmp_path / "odd.cells.nc")
+
+
+def test_a_cube_is_no_cells(cube: xr.Dataset, tmp_path: Path) -> None:
+    save_cube(cube, tmp_path / "cube.nc")
+    with pytest.raises(ValueError, match=r"cube\.nc breaks (?s:.*)'cells_version' is missing"):
+        open_cells(tmp_path / "cube.nc")

@@ -174,7 +174,7 @@ def test_what_the_analysis_will_lack_is_said_before_anything_is_loaded(
 
 def test_a_warning_is_no_refusal(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert collected(here, SOUND, "--strengths", "-2,0,2", "--items", "4") == 0
-    assert open_cube(here / "x.nc")["strength"].values.tolist() == [-2, 0, 2]
+    assert open_cube(here / "x.nc")["logit_diff"]["strength"].values.tolist() == [-2, 0, 2]
     out = capsys.readouterr().out
     assert out.count("warning: ") == 2
     assert "\nloading tiny (tiny, float32)\ntiny: 36 rows of honesty\n" in out
@@ -187,7 +187,7 @@ def test_cubes_are_merged_from_the_command_line(
     for name in ("small", "middle"):
         save_cube(cube.sel(model=[name]), here / f"{name}.nc")
     assert main(["merge", "small.nc", "middle.nc", "--out", "both.nc"]) == 0
-    assert set(open_cube(here / "both.nc")["model"].values) == {"small", "middle"}
+    assert set(open_cube(here / "both.nc").labels["model"].values) == {"small", "middle"}
     assert main(["merge", "small.nc", "--out", "both.nc"]) == 2
     assert "merging needs at least two cubes" in capsys.readouterr().err
     assert main(["merge", "small.nc", "middle.nc", "--out", "both"]) == 2

@@ -1,30 +1,47 @@
-import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 import xarray as xr
-from builders import ATTRIBUTES, MODELS, make_cube, make_items, make_model, with_controls
+from builders import (
+    ATTRIBUTES,
+    MODELS,
+    grid_beside,
+    make_items,
+    make_model,
+    with_controls,
+    with_responses,
+)
 
 from steercube import netcdf
+from steercube.contract import RESPONSES, STATUS, UNSTEERED, VECTORS
 from steercube.cube import (
-    STATUS,
-    UNSTEERED,
-    blank_cube,
+    Cube,
+    as_cube,
+    blank_grid,
     check_cube,
-    merge_cubes,
+    grid_of,
+    groups_of,
     open_cube,
     save_cube,
-    summarise_cube,
+)
+from steercube.measures import (
+    GENERATION_MATCH,
+    GENERATION_RATE,
+    LOGIT_DIFF,
+    PUBLISHED,
+    READ,
+    Measure,
 )
 
 Break = Callable[[xr.Dataset], xr.Dataset]
 
 
-def test_a_blank_cube_keeps_the_contract() -> None:
+def test_a_blank_grid_keeps_the_contract() -> None:
     items = {"honesty": make_items("honesty", 3), "humour": make_items("humour", 5)}
-    blank = blank_cube(MODELS, items, layers=[2, 9], strengths=[-1, 1], attrs=ATTRIBUTES)
+    blank = blank_grid(MODELS, items, layers=[2, 9], strengths=[-1, 1], attrs=ATTRIBUTES)
     check_cube(blank)
     status = blank["cell_status"].sel(concept="humour")
     assert (status.sel(model="small", layer=9) == STATUS["not_applicable"]).all()
@@ -36,7 +53,9 @@ def test_a_blank_cube_keeps_the_contract() -> None:
 def test_round_trip(cube: xr.Dataset, tmp_path: Path) -> None:
     sha = save_cube(cube, tmp_path / "cube.nc")
     back = open_cube(tmp_path / "cube.nc")
-    assert back.drop_attrs(deep=False).identical(cube.drop_attrs(deep=False))
+    assert list(back) == ["logit_diff"]
+    (grid,) = back.values()
+    assert grid.drop_attrs(deep=False).identical(cube.drop_attrs(deep=False))
     assert back.attrs[netcdf.DIGEST] == sha
 
 
@@ -44,9 +63,17 @@ def replace(name: str, change: Callable[[xr.DataArray], object]) -> Break:
     def broken(cube: xr.Dataset) -> xr.Dataset:
         cube = cube.copy(deep=True)
         cube[name] = (cube[name].dims, np.asarray(change(cube[name])))
-        return cube.set_coords([name]) if name in ("training", "letter", "item_id") else cube
+        coords = ("training", "architecture", "letter", "item_id")
+        return cube.set_coords([name]) if name in coords else cube
 
     return broken
+
+
+def rates_beside(cube: xr.Dataset, rate: xr.DataArray, valid: float) -> xr.Dataset:
+    """A grid of rates that were published without their answers."""
+    bare = cube.drop_dims("sample")
+    share = xr.full_like(bare["cell_status"], valid, dtype=float)
+    return grid_beside(bare, GENERATION_RATE, generation_rate=rate, generation_valid_rate=share)
 
 
 def first_value(value: object) -> Callable[[xr.DataArray], object]:
@@ -110,8 +137,8 @@ BREAKS: dict[str, tuple[Break, str]] = {
         "at padding samples",
     ),
     "a rate above 1": (
-        lambda c: c.assign(generation_valid_rate=xr.full_like(c["cell_status"], 2, dtype=float)),
-        r"must be in \[0, 1\]",
+        lambda c: rates_beside(c, c["logit_diff"].mean("sample") * 0 + 0.5, valid=2.0),
+        r"'generation_valid_rate' must be in \[0, 1\]",
     ),
     "a later version": (lambda c: c.assign_attrs(schema_version=99), "has schema_version 99"),
 }
@@ -141,104 +168,41 @@ def test_a_cube_that_breaks_the_contract_is_not_written(cube: xr.Dataset, tmp_pa
     assert (tmp_path / "cube.nc").read_bytes() == before
 
 
-def part(cube: xr.Dataset, **labels: object) -> xr.Dataset:
-    return cube.sel({k: v if isinstance(v, list) else [v] for k, v in labels.items()})
-
-
-def same(one: xr.Dataset, two: xr.Dataset) -> bool:
-    order = {dim: sorted(one[dim].values.tolist()) for dim in ("model", "concept")}
-    one, two = (ds.sel(order).drop_attrs(deep=False) for ds in (one, two))
-    return one.identical(two)
-
-
-@pytest.mark.parametrize("dim", ["model", "concept", "layer"])
-def test_merging_the_parts_gives_the_whole(dim: str, cube: xr.Dataset) -> None:
-    parts = [part(cube, **{dim: label}) for label in cube[dim].values]
-    assert same(merge_cubes(parts), cube)
-    assert same(merge_cubes(parts[::-1]), cube)
-
-
-def test_merging_overlapping_parts_that_agree(cube: xr.Dataset) -> None:
-    one, two = part(cube, model=["small", "middle"]), part(cube, model=["middle", "large"])
-    assert same(merge_cubes([one, two]), cube)
-
-
-def test_merging_fills_cells_that_were_not_run(cube: xr.Dataset) -> None:
-    blank = blank_cube(
-        MODELS,
-        {c: make_items(c, n) for c, n in {"honesty": 24, "humour": 30}.items()},
-        layers=[3, 4, 5, 6, 7],
-        strengths=[-1, 0, 1],
-        attrs=ATTRIBUTES,
+def answered(cube: xr.Dataset, match: xr.DataArray, valid: float) -> xr.Dataset:
+    """A grid of answers to the items, a share of them valid."""
+    present = cube["item_id"] != ""
+    share = xr.full_like(match, valid).where(present)
+    return grid_beside(
+        cube,
+        GENERATION_MATCH,
+        generation_match=match.where(present).transpose(*match.dims),
+        generation_valid=share.transpose(*match.dims),
     )
-    merged = merge_cubes([blank, cube])
-    assert same(merged.sel(layer=[3, 4, 5, 6]), cube)
-    assert (merged["cell_status"].sel(layer=7) == STATUS["not_run"]).all()
 
 
-def test_merging_a_model_that_lacks_a_layer_of_the_other() -> None:
-    rng = np.random.default_rng(0)
-    short = make_cube(rng, models=(make_model("short", n_layers=4),), layers=(2, 3))
-    long = make_cube(rng, models=(make_model("long", n_layers=9),), layers=(5, 6))
-    status = merge_cubes([short, long])["cell_status"].sel(concept="humour")
-    assert (status.sel(model="short", layer=[5, 6]) == STATUS["not_applicable"]).all()
-    assert (status.sel(model="long", layer=[2, 3]) == STATUS["not_run"]).all()
+def controlled(cube: xr.Dataset, values: xr.DataArray) -> Cube:
+    """The cube with a random direction that gave these values."""
+    control = cube.drop_vars(["logprob_matching", "logprob_other"]).assign(logit_diff=values)
+    control["logit_diff"].attrs = LOGIT_DIFF.attrs
+    grids = {"logit_diff/random": control.expand_dims(direction=["random/0"])}
+    return Cube(grids | ({"logit_diff": cube} if "cell_status" in cube else {}), cube.attrs)
 
 
-def test_merging_refuses_cells_that_differ(cube: xr.Dataset) -> None:
-    other = cube.copy(deep=True)
-    for name in ("logit_diff", "logprob_matching"):
-        other[name].loc["small", "honesty", 3, 1.0, 0] += 1
-    with pytest.raises(ValueError, match="'logit_diff' differs at 1 place"):
-        merge_cubes([cube, other])
-
-
-def test_merging_refuses_items_that_differ(cube: xr.Dataset) -> None:
-    other = part(cube, model="large").copy(deep=True)
-    other["item_valid"][0, 0] = False
-    with pytest.raises(ValueError, match="'item_valid' differs at 1 place"):
-        merge_cubes([part(cube, model="small"), other])
-
-
-def test_merging_keeps_responses(cube: xr.Dataset) -> None:
-    def with_response(ds: xr.Dataset, text: str) -> xr.Dataset:
-        model = ds["model"].values[0]
-        return ds.assign(
-            response_text=("response", [text]),
-            response_model=("response", [model]),
-            response_concept=("response", ["humour"]),
-            response_layer=("response", [3]),
-            response_strength=("response", [1.0]),
-            response_sample=("response", [0]),
-        )
-
-    one = with_response(part(cube, model="small"), "(A) yes")
-    two = with_response(part(cube, model="large"), "(B)")
-    merged = merge_cubes([one, two])
-    assert merged["response_text"].values.tolist() == ["(A) yes", "(B)"]
-    assert merged["response_model"].values.tolist() == ["small", "large"]
-
-
-def test_responses_of_cubes_that_tell_more_and_less_are_merged(cube: xr.Dataset) -> None:
-    """What only one of them says of its responses is left out."""
-    said = {
-        "response_text": ["(A)"],
-        "response_model": ["small"],
-        "response_concept": ["humour"],
-        "response_layer": [UNSTEERED],
-        "response_strength": [0.0],
-        "response_sample": [0],
-    }
-    less = part(cube, model="small").assign({k: ("response", v) for k, v in said.items()})
-    more = part(cube, model="large").assign(
-        {
-            k: ("response", v)
-            for k, v in (said | {"response_model": ["large"], "response_repeat": [2]}).items()
-        }
-    )
-    merged = merge_cubes([less, more])
-    assert merged.sizes["response"] == 2
-    assert "response_repeat" not in merged
+def with_vectors(
+    cube: xr.Dataset,
+    name: str,
+    value: float,
+    labels: xr.Dataset | None = None,
+    *,
+    n_layers: int | None = None,
+) -> Cube:
+    """The cube with what is known of vectors of its own models and layers, or of other ones."""
+    of = cube if labels is None else labels
+    if n_layers is not None:
+        cube = cube.assign_coords(n_layers=("model", [n_layers] * cube.sizes["model"]))
+        cube = cube.assign_coords(depth=cube["layer"] / cube["n_layers"])
+    known = xr.full_like(of["cell_status"], value, dtype=float).reset_coords(drop=True)
+    return Cube({"logit_diff": cube, VECTORS: xr.Dataset({name: known})}, cube.attrs)
 
 
 @pytest.mark.parametrize(
@@ -252,30 +216,38 @@ def test_responses_of_cubes_that_tell_more_and_less_are_merged(cube: xr.Dataset)
             "'mean of all' is named like an average",
         ),
         (
-            lambda c: c.assign(
-                generation_valid=xr.ones_like(c["logit_diff"]),
-                generation_match=xr.full_like(c["logit_diff"], np.nan),
-            ),
+            lambda c: answered(c, xr.full_like(c["logit_diff"], np.nan), valid=1.0),
             "'generation_match' is missing where 'generation_valid'",
         ),
-        (lambda c: c.assign(vector_norm=-c["cell_status"] - 1.0), r"'vector_norm' must be in \[0"),
-        (lambda c: c.assign(split_half_cosine=c["cell_status"] + 1.5), "'split_half_cosine' must"),
+        (lambda c: with_vectors(c, "vector_norm", -1.0), r"'vector_norm' must be in \[0"),
+        (lambda c: with_vectors(c, "split_half_cosine", 1.5), "'split_half_cosine' must be in"),
         (
-            lambda c: c.assign(logit_diff_random=c["logit_diff"] + np.inf),
-            "'logit_diff_random' is infinite in a complete cell",
+            lambda c: with_vectors(c, "vector_norm", np.inf),
+            "vectors: 'vector_norm' is infinite in a complete cell, in small/honesty/3",
+        ),
+        (
+            lambda c: with_vectors(c.assign_coords(model=["a", "b", "c"]), "vector_norm", 1.0, c),
+            "vectors: model 'large' is not in any grid",
+        ),
+        (
+            lambda c: controlled(c, c["logit_diff"] + np.inf),
+            "logit_diff/random: 'cell_status' is complete, but values are missing, in "
+            "random/0/small/honesty/3",
+        ),
+        (
+            lambda c: controlled(c.drop_vars("cell_status"), c["logit_diff"] + np.inf),
+            "logit_diff/random: 'logit_diff' has infinite values",
         ),
         (
             lambda c: c.assign(rows_touched=c["cell_status"] - 3.0),
             r"'rows_touched' must be in \[0, inf\]; it is -1 at small/honesty/3",
         ),
         (
-            lambda c: c.assign(logit_diff_random=xr.zeros_like(c["logit_diff"])),
-            "'logit_diff_random' has values at padding samples",
+            lambda c: controlled(c, xr.zeros_like(c["logit_diff"])),
+            "logit_diff/random: 'logit_diff' has values at padding samples",
         ),
         (
-            lambda c: c.assign_coords(n_layers=c["n_layers"] - 3).assign(
-                vector_norm=c["cell_status"] + 1.0
-            ),
+            lambda c: with_vectors(c.sel(layer=[3, 4]), "vector_norm", 1.0, c, n_layers=5),
             "'vector_norm' has values at layers that the model does not have, in small/honesty/5",
         ),
         (
@@ -293,13 +265,15 @@ def test_responses_of_cubes_that_tell_more_and_less_are_merged(cube: xr.Dataset)
     ],
     ids=[
         *("layers", "infinite size", "active parameters", "a name of averages", "no match"),
-        *("norm", "cosine", "control", "rows", "padding", "a layer too deep", "close strengths"),
+        *("norm", "cosine", "infinite norm", "a vector's model", "control", "bare control"),
+        *("rows", "padding", "a layer too deep", "close strengths"),
         *("log-probability", "two probabilities"),
     ],
 )
 def test_contradictions_are_refused(
-    change: Callable[[xr.Dataset], xr.Dataset], said: str, cube: xr.Dataset
+    change: Callable[[xr.Dataset], Cube | xr.Dataset], said: str, cube: xr.Dataset
 ) -> None:
+    check_cube(cube)
     with pytest.raises(ValueError, match=said):
         check_cube(change(cube))
 
@@ -328,13 +302,16 @@ def test_without_steering_there_is_one_value_for_all_layers(cube: xr.Dataset) ->
 def test_a_control_adds_nothing_at_strength_0_either(
     cube: xr.Dataset, rng: np.random.Generator
 ) -> None:
-    controlled = with_controls(cube, rng)
-    check_cube(controlled)
-    controlled["logit_diff_random"].loc["large", "humour", 5, 0.0, 3] += 0.5
+    held = with_controls(cube, rng)
+    check_cube(held)
+    control = held["logit_diff/random"].copy(deep=True)
+    control["logit_diff"].loc["random/0", "large", "humour", 5, 0.0, 3] += 0.5
     with pytest.raises(
-        ValueError, match=r"'logit_diff_random' at strength 0 .* 0\.5 nat at large/humour/5/3 \("
+        ValueError,
+        match=r"logit_diff/random: 'logit_diff' at strength 0 differs from .*"
+        r" 0\.5 nat at random/0/large/humour/5/3 \(",
     ):
-        check_cube(controlled)
+        check_cube(held.with_tables({"logit_diff/random": control}))
 
 
 def of_revisions(cube: xr.Dataset, *revisions: str, hf_id: str = "made/one") -> xr.Dataset:
@@ -355,18 +332,6 @@ def test_a_model_is_held_once_under_one_name(cube: xr.Dataset) -> None:
             check_cube(of_revisions(cube, twice, "", twice))
 
 
-def test_one_model_under_two_names_is_not_merged(cube: xr.Dataset) -> None:
-    """In one number format or in two."""
-    one = part(cube, model="small").assign_coords(revision=("model", [FILES]))
-    two = part(cube, model="large").assign_coords(revision=("model", [FILES]))
-    for other in (two, two.assign_attrs(dtype="bfloat16")):
-        with pytest.raises(
-            ValueError, match=r"(?s)the merged cube .* are the same weights, files:"
-        ):
-            merge_cubes([one, other])
-    merge_cubes([one, two.assign_coords(revision=("model", ["files:" + "5e" * 32]))])
-
-
 @pytest.mark.parametrize(
     ("label", "said"),
     [
@@ -378,7 +343,7 @@ def test_one_model_under_two_names_is_not_merged(cube: xr.Dataset) -> None:
 def test_responses_are_to_items_and_of_layers_that_there_are(
     label: dict[str, object], said: str, cube: xr.Dataset
 ) -> None:
-    shallow = blank_cube(
+    shallow = blank_grid(
         [make_model("small", n_layers=5)],
         {c: make_items(c, n) for c, n in {"honesty": 24, "humour": 30}.items()},
         layers=[3, 4, 5, 6],
@@ -387,34 +352,57 @@ def test_responses_are_to_items_and_of_layers_that_there_are(
     )
     place = {"model": "small", "concept": "humour", "layer": 3, "strength": 0.0, "sample": 0}
 
-    def answered(**where: object) -> xr.Dataset:
-        told = {"text": "(A)"} | place | where
-        return shallow.assign({f"response_{k}": ("response", [v]) for k, v in told.items()})
-
-    check_cube(answered())
+    check_cube(with_responses(shallow, text="(A)", **place))
     with pytest.raises(ValueError, match=said):
-        check_cube(answered(**label))
+        check_cube(with_responses(shallow, text="(A)", **(place | label)))
 
 
 @pytest.mark.parametrize(
     ("name", "label"),
-    [("model", "tiny"), ("concept", "envy"), ("layer", 9), ("strength", 7.0), ("sample", 99)],
+    [
+        *(("model", "tiny"), ("concept", "envy"), ("layer", 9), ("strength", 7.0), ("sample", 99)),
+        ("direction", "random/1"),
+    ],
 )
-def test_responses_are_of_what_the_cube_has(name: str, label: object, cube: xr.Dataset) -> None:
-    said = {"text": "(A)", "model": "small", "concept": "humour", "layer": UNSTEERED}
-    said |= {"strength": 0.0, "sample": 0}
-    sound = cube.assign({f"response_{k}": ("response", [v]) for k, v in said.items()})
+def test_responses_are_of_what_the_cube_has(
+    name: str, label: object, cube: xr.Dataset, rng: np.random.Generator
+) -> None:
+    said: dict[str, object] = {"text": "(A)", "model": "small", "concept": "humour"}
+    said |= {"layer": UNSTEERED, "strength": 0.0, "sample": 0, "direction": ["", "random/0"]}
+    grids = with_controls(cube, rng)
+    sound = grids.with_tables({RESPONSES: with_responses(cube, **said)[RESPONSES]})
     check_cube(sound)
-    other = sound.assign({f"response_{name}": ("response", [label])})
-    with pytest.raises(ValueError, match=f"have a {name} that the cube lacks, such as"):
-        check_cube(other)
+    other = with_responses(cube, **(said | {name: label}))[RESPONSES]
+    with pytest.raises(ValueError, match=f"responses: . response.* have a {name} that the cube"):
+        check_cube(sound.with_tables({RESPONSES: other}))
+
+
+def test_two_responses_may_differ_in_their_direction_alone(
+    cube: xr.Dataset, rng: np.random.Generator
+) -> None:
+    said: dict[str, object] = {"text": "(A)", "model": "small", "concept": "humour", "layer": 3}
+    said |= {"strength": 1.0, "sample": 0, "repeat": 0}
+    grids = with_controls(cube, rng)
+    for directions, twice in {("", "random/0"): False, ("random/0", "random/0"): True}.items():
+        told = with_responses(cube, direction=list(directions), **said)[RESPONSES]
+        if twice:
+            with pytest.raises(ValueError, match=r"1 response\(s\) are duplicated"):
+                check_cube(grids.with_tables({RESPONSES: told}))
+        else:
+            check_cube(grids.with_tables({RESPONSES: told}))
 
 
 def test_shares_of_answers_lie_between_0_and_1(cube: xr.Dataset) -> None:
-    third = xr.full_like(cube["logit_diff"], 1 / 3).where(cube["item_id"] != "")
-    check_cube(cube.assign(generation_valid=third, generation_match=third))
-    with pytest.raises(ValueError, match="'generation_match' must be in"):
-        check_cube(cube.assign(generation_match=third + 1))
+    third = xr.full_like(cube["logit_diff"], 1 / 3)
+    check_cube(answered(cube, third, valid=1 / 3))
+    for bare in (False, True):  # a known measure is what it is, whether its grid records it or not
+        other = answered(cube, third + 1, valid=1 / 3)
+        if bare:
+            other["generation_match"].attrs = {}
+        with pytest.raises(ValueError, match=r"'generation_match' must be in \[.*; it is 1\.33"):
+            check_cube(other)
+    with pytest.raises(ValueError, match=r"'generation_valid' must be in \[0, 1\]; it is 1\.5"):
+        check_cube(answered(cube, third, valid=1.5))
 
 
 def test_whatever_a_model_says_survives_a_file(cube: xr.Dataset, tmp_path: Path) -> None:
@@ -427,99 +415,339 @@ def test_whatever_a_model_says_survives_a_file(cube: xr.Dataset, tmp_path: Path)
         'a "quoted" <b>tag</b>',
         "x" * 3000,
     ]
-    n = len(texts)
-    told = {
-        "response_text": texts,
-        "response_model": ["small"] * n,
-        "response_concept": ["humour"] * n,
-        "response_layer": [3] * n,
-        "response_strength": [1.0] * n,
-        "response_sample": list(range(n)),
-        "response_finished": [True, False] * (n // 2) + [True],
-    }
-    save_cube(cube.assign({k: ("response", v) for k, v in told.items()}), tmp_path / "c.nc")
-    opened = open_cube(tmp_path / "c.nc")
-    assert opened["response_text"].values.tolist() == texts
-    assert opened["response_finished"].values.tolist() == told["response_finished"]
+    finished = [True, False] * (len(texts) // 2) + [True]
+    place = {"model": "small", "concept": "humour", "layer": 3, "strength": 1.0}
+    told = with_responses(cube, text=texts, sample=range(len(texts)), finished=finished, **place)
+    save_cube(told, tmp_path / "c.nc")
+    opened = open_cube(tmp_path / "c.nc")[RESPONSES]
+    assert opened["text"].values.tolist() == texts
+    assert opened["finished"].values.tolist() == finished
 
 
-def test_merging_joins_provenance(cube: xr.Dataset) -> None:
-    other = part(cube, model="large").assign_attrs(history="made elsewhere")
-    assert merge_cubes([part(cube, model="small"), other]).attrs["history"].splitlines() == [
-        "made by tests",
-        "made elsewhere",
-    ]
-
-
-def test_merging_keeps_the_inputs_of_both(cube: xr.Dataset) -> None:
-    one = part(cube, model="small").assign_attrs(inputs_sha256='{"honesty": "1a", "humour": "2b"}')
-    two = part(cube, model="large").assign_attrs(inputs_sha256='{"humour": "2b", "envy": "3c"}')
-    merged = json.loads(merge_cubes([one, two]).attrs["inputs_sha256"])
-    assert merged == {"envy": "3c", "honesty": "1a", "humour": "2b"}
+# What a grid is, and where it belongs
 
 
 @pytest.mark.parametrize(
-    ("attributes", "said"),
+    ("path", "directions", "said"),
     [
-        ({"positions_steered": "the last position"}, "'positions_steered' is 'every position' in"),
-        ({"layer_convention": "read at its input"}, "'layer_convention' is 'read and added at"),
-        ({"inputs_sha256": '{"humour": "2c"}'}, "the input 'humour' is '2b' in one and '2c'"),
+        ("logit_diff/random", ["shuffled/0"], "is of the family 'shuffled', so it does not belong"),
+        (
+            "logit_diff/random",
+            ["random/0", "letter"],
+            "direction 'letter' is of the family 'letter'",
+        ),
+        ("logit_diff/random", [], "dimension 'direction' is missing"),
+        ("logit_diff", ["random/0"], "belongs in a grid logit_diff/<family of directions>"),
+        ("generation_match", [], "variable 'generation_match' is missing"),
+        ("logit_diff/random", ["random/0", "random/0"], r"repeats the labels \['random/0'\]"),
+        ("logit_diff/a|b", ["a|b/0"], "direction 'a|b' cannot be a name"),
     ],
-    ids=["positions", "convention", "inputs"],
 )
-def test_merging_refuses_samples_of_another_kind(
-    attributes: dict[str, str], said: str, cube: xr.Dataset
+def test_a_grid_lies_where_its_measure_and_family_say(
+    path: str, directions: list[str], said: str, cube: xr.Dataset
 ) -> None:
-    cube = cube.assign_attrs(inputs_sha256='{"humour": "2b"}')
-    other = part(cube, model="large").assign_attrs(attributes)
-    with pytest.raises(ValueError, match=said):
-        merge_cubes([part(cube, model="small"), other])
+    grid = cube[["logit_diff", "cell_status"]]
+    if directions:
+        grid = xr.concat([grid] * len(directions), dim=pd.Index(directions, name="direction"))
+    with pytest.raises(ValueError, match=f"{path.split('|')[0]}.*: .*{said.replace('|', '.')}"):
+        check_cube(Cube({path: grid}, cube.attrs))
 
 
-def test_merging_refuses_one_model_in_two_number_formats(cube: xr.Dataset) -> None:
-    """Two models may have one each."""
-    half = cube.assign_attrs(dtype="bfloat16")
-    merged = merge_cubes([part(cube, model="small"), part(half, model="large")])
-    assert merged.attrs["dtype"] == "float32\nbfloat16"
-    merge_cubes([merged, part(cube, model="small")])
-    other = half.isel(layer=slice(2))
-    with pytest.raises(ValueError, match="'dtype' is 'float32' in one and 'bfloat16'"):
-        merge_cubes([cube.isel(layer=slice(2, None)), other])
+def test_any_vectors_name_may_be_a_family(cube: xr.Dataset) -> None:
+    grid = cube[["logit_diff", "cell_status"]].sel(concept=["honesty"])
+    held = {"logit_diff": cube}
+    for direction in ("humour", "letter", "random/7"):
+        family = direction.split("/")[0]
+        held[f"logit_diff/{family}"] = grid.expand_dims(direction=[direction])
+    check_cube(Cube(held, cube.attrs))
 
 
-def test_merging_drops_no_variable(cube: xr.Dataset) -> None:
-    other = part(cube, model="large").assign(mine=("model", [1.0]))
-    with pytest.raises(ValueError, match="'mine' is not a variable of the contract"):
-        merge_cubes([part(cube, model="small"), other])
+def test_a_grid_alone_is_a_cube(cube: xr.Dataset, rng: np.random.Generator, tmp_path: Path) -> None:
+    control = with_controls(cube, rng)["logit_diff/random"].assign_attrs(cube.attrs)
+    for path, grid in {"logit_diff": cube, "logit_diff/random": control}.items():
+        check_cube(grid)
+        assert list(as_cube(grid)) == [path]
+        save_cube(grid, tmp_path / "one.nc")
+        assert list(open_cube(tmp_path / "one.nc")) == [path]
 
 
-def test_the_summary_names_models_concepts_and_what_is_missing(cube: xr.Dataset) -> None:
-    cube = cube.copy(deep=True)
-    cell = {"model": "large", "concept": "humour"}
-    for name in ("logit_diff", "logprob_matching", "logprob_other"):
-        cube[name].loc[cell] = np.nan
-    cube["cell_status"].loc[cell] = STATUS["not_run"]
-    cube["cell_status"].loc[{**cell, "layer": 3}] = STATUS["failed"]
-    check_cube(cube)
-    text = summarise_cube(cube)
-    assert repr(cube.steercube) == text
-    assert "never run with logits: large x humour" in text
-    assert "failed: large/humour/3" in text
-    assert "3-6 (4)" in text
+def test_a_dataset_of_no_measure_or_of_two_is_refused(cube: xr.Dataset) -> None:
+    with pytest.raises(ValueError, match="holds no measure: no variable of it records its `kind`"):
+        check_cube(cube.drop_vars("logit_diff"))
+    with pytest.raises(ValueError, match="holds the measures logit_diff, generation_match; a grid"):
+        check_cube(cube.assign(generation_match=cube["logit_diff"] * 0))
+    check_cube(cube.assign(logprob_other=cube["logprob_other"].assign_attrs(LOGIT_DIFF.attrs)))
 
 
-@pytest.mark.parametrize(("bias", "letter"), [(20.0, "A"), (-20.0, "B"), (0.0, "")])
-def test_a_model_that_answers_by_one_letter_is_named(
-    cube: xr.Dataset, bias: float, letter: str
+@pytest.mark.parametrize(
+    "labels",
+    [
+        *({"concept": "honesty"}, {"model": "large"}, {"layer": 4}, {"strength": 1.0}),
+        *({"concept": "humour", "model": "small", "layer": 5}, {"concept": ["humour"]}),
+    ],
+    ids=str,
+)
+def test_a_selection_from_a_grid_is_a_cube(
+    labels: dict[str, object], cube: xr.Dataset, tmp_path: Path
 ) -> None:
-    """The letter decides before its text does; a model without such a habit goes unmentioned."""
-    at = {"model": "small", "concept": "humour"}
-    sign = xr.where(cube["letter"].sel(concept="humour") == "A", 1.0, -1.0)
-    shifted = cube["logit_diff"].sel(at) + bias * sign
-    cube["logit_diff"].loc[at] = shifted.transpose("layer", "strength", "sample").values
-    said = [line for line in summarise_cube(cube).splitlines() if "warning" in line]
-    if letter:
-        (line,) = said
-        assert f"small prefers ({letter}) in all 30 items of humour without steering" in line
+    selected = cube.sel(labels)
+    check_cube(selected)
+    save_cube(selected, tmp_path / "part.nc")
+    (grid,) = open_cube(tmp_path / "part.nc").values()
+    listed = {dim: of if isinstance(of, list) else [of] for dim, of in labels.items()}
+    xr.testing.assert_identical(
+        grid.drop_attrs(deep=False), cube.sel(listed).drop_attrs(deep=False)
+    )
+
+
+def test_a_selection_of_a_direction_or_a_reading_is_a_cube(
+    cube: xr.Dataset, rng: np.random.Generator
+) -> None:
+    control = with_controls(cube, rng)["logit_diff/random"].sel(direction="random/0")
+    assert list(as_cube(control)) == ["logit_diff/random"]
+    check_cube(control)
+    answers = answered(cube, xr.zeros_like(cube["logit_diff"]), valid=1.0)
+    both = answers.expand_dims(reading=[READ, PUBLISHED])
+    for name in ("item_id", "letter", "item_valid", "depth", *LOGIT_FACTS):
+        both = both.assign_coords({name: answers[name]})
+    check_cube(both)
+    check_cube(both.sel(reading=PUBLISHED))
+
+
+LOGIT_FACTS = (
+    *("n_layers", "n_params", "n_active_params", "training"),
+    *("architecture", "family", "hf_id", "revision"),
+)
+
+
+def test_a_selection_from_a_cube_is_one(cube: xr.Dataset, rng: np.random.Generator) -> None:
+    place = {"concept": "humour", "layer": 3, "strength": 1.0, "sample": 0}
+    told = with_responses(cube, text="(A)", model=["small", "large"], **place)[RESPONSES]
+    whole = with_controls(cube, rng).with_tables({RESPONSES: told})
+    one = whole.sel(model=["large"])
+    check_cube(one)
+    assert one.labels["model"].values.tolist() == ["large"]
+    assert one[RESPONSES]["model"].values.tolist() == ["large"]
+    assert list(whole.sel(concept="honesty")) == ["logit_diff", "logit_diff/random"]
+
+
+def test_a_layer_need_not_be_recorded(cube: xr.Dataset, tmp_path: Path) -> None:
+    bare = cube.isel(layer=1).drop_vars(["layer", "depth"])
+    check_cube(bare)
+    save_cube(bare, tmp_path / "bare.nc")
+    (grid,) = open_cube(tmp_path / "bare.nc").values()
+    xr.testing.assert_identical(grid.drop_attrs(deep=False), bare.drop_attrs(deep=False))
+    broken = bare.copy(deep=True)
+    broken["logit_diff"].loc["large", "humour", 1.0, 3] = np.nan
+    with pytest.raises(ValueError, match="complete, but values are missing, in large/humour"):
+        check_cube(broken)
+
+
+def rows_of(measure: str, **labels: list[float]) -> pd.DataFrame:
+    """A table of a measure of one model at each of these labels, one row for each item."""
+    at = pd.MultiIndex.from_product([["large"], ["humour"], *labels.values(), range(30)])
+    frame = at.to_frame(index=False, name=["model", "concept", *labels, "sample"])
+    return frame.assign(**{measure: np.linspace(0, 1, len(frame))})
+
+
+def test_measures_with_strengths_and_layers_of_their_own_are_one_cube(
+    cube: xr.Dataset, tmp_path: Path
+) -> None:
+    """A judge's scores at half the strengths, and whether answers were correct, at no layer."""
+    facts = as_cube(cube).labels
+    judged = Measure("judged", units="points", compare=(-2.0, 0.5), words="a judge's score")
+    correct = Measure("correct", kind="binary", compare="slope")
+    grids = {
+        "logit_diff": cube,
+        "judged": grid_of(
+            rows_of("judged", layer=[2, 9], strength=[-2.0, 0.5]), judged, facts=facts
+        ),
+        "correct": grid_of(rows_of("correct", strength=[0.0, 3.0]), correct, facts=facts),
+    }
+    whole = Cube(grids, cube.attrs)
+    check_cube(whole)
+    save_cube(whole, tmp_path / "both.nc")
+    opened = open_cube(tmp_path / "both.nc")
+    for measure in (judged, correct):
+        assert str(opened.measures[measure.name].attrs) == str(measure.attrs)
+    assert opened["judged"]["layer"].values.tolist() == [2, 9]
+    assert opened["judged"].sizes == {
+        "model": 1, "concept": 1, "layer": 2, "strength": 2, "sample": 30
+    }  # fmt: skip
+    assert "layer" not in opened["correct"].dims
+    for path in whole:
+        xr.testing.assert_identical(
+            opened[path].drop_attrs(deep=False), whole[path].drop_attrs(deep=False)
+        )
+
+
+def test_a_table_with_rows_twice_or_of_unknown_models_is_refused(cube: xr.Dataset) -> None:
+    rows, facts = rows_of("judged", strength=[-1.0, 1.0]), as_cube(cube).labels
+    with pytest.raises(ValueError, match=r"1 row\(s\) repeat the model, concept, strength, sample"):
+        grid_of(pd.concat([rows, rows[:1]]), Measure("judged"), facts=facts)
+    with pytest.raises(ValueError, match="model 'huge' is not among those of the cube, small, "):
+        grid_of(rows.assign(model="huge"), Measure("judged"), facts=facts)
+
+
+@pytest.mark.parametrize(
+    ("record", "said"),
+    [
+        ({"kind": "ordinal"}, "attribute 'kind' of 'judged' is 'ordinal'; it is one of continuous"),
+        ({"compare": "best"}, "attribute 'compare' of 'judged' is 'best'; it is 'slope' or two"),
+        ({"compare": [1.0, 1.0]}, r"attribute 'compare' of 'judged' is \(1\.0, 1\.0\); it is"),
+        ({"compare": [-1.0, 0.0, 1.0]}, "attribute 'compare' of 'judged' is"),
+        ({"compare": [-1.0, np.nan]}, "attribute 'compare' of 'judged' is"),
+        ({"compare": ["low", "high"]}, r"attribute 'compare' of 'judged' is \('low', 'high'\)"),
+        ({"rope": "small"}, "attribute 'rope' of 'judged' is 'small'; it is a number"),
+    ],
+    ids=lambda record: str(record),
+)
+def test_a_record_that_cannot_be_used_is_refused(
+    record: Mapping[str, object], said: str, cube: xr.Dataset, tmp_path: Path
+) -> None:
+    shares = xr.full_like(cube["logit_diff"], 0.5).where(cube["item_id"] != "")
+    grid = grid_beside(cube, Measure("judged", kind="binary"), judged=shares)
+    check_cube(grid)
+    grid["judged"].attrs |= record
+    with pytest.raises(ValueError, match=f"judged: {said}"):
+        check_cube(grid)
+    netcdf.save(groups_of(as_cube(grid)), tmp_path / "judged.nc")
+    with pytest.raises(ValueError, match=rf"judged\.nc (?s:.*){said}"):
+        open_cube(tmp_path / "judged.nc")
+
+
+def test_a_binary_measure_is_0_1_or_a_share(cube: xr.Dataset) -> None:
+    grid = grid_beside(cube, Measure("correct", kind="binary"), correct=cube["logit_diff"])
+    with pytest.raises(ValueError, match=r"correct: 'correct' must be in \[-0\.0001, 1\.0001\]"):
+        check_cube(grid)
+    check_cube(grid_beside(cube, Measure("correct"), correct=cube["logit_diff"]))
+
+
+# Files with groups
+
+
+def test_groups_are_read_as_they_were_written(
+    cube: xr.Dataset, rng: np.random.Generator, tmp_path: Path
+) -> None:
+    """And written again to the same content, whatever the order of the tables."""
+    place = {"model": "small", "concept": "humour", "layer": 3, "strength": 1.0, "sample": 0}
+    whole = with_controls(cube, rng).with_tables(
+        {
+            "generation_match": answered(cube, xr.zeros_like(cube["logit_diff"]), valid=1.0),
+            RESPONSES: with_responses(cube, text=["(A)"], **place)[RESPONSES],
+            VECTORS: with_vectors(cube, "vector_norm", 2.0)[VECTORS],
+        }
+    )
+    sha = save_cube(whole, tmp_path / "one.nc")
+    opened = open_cube(tmp_path / "one.nc")
+    assert list(opened) == list(whole)
+    for path in opened:
+        one, two = (held[path].drop_attrs(deep=False) for held in (opened, whole))
+        facts = set(one.coords) - set(two.coords)
+        assert facts == (set(LOGIT_FACTS) | {"depth"} if path == VECTORS else set())
+        xr.testing.assert_identical(one.drop_vars(facts), two)
+    assert opened.attrs == whole.attrs | {netcdf.DIGEST: sha}
+    shuffled = Cube(dict(reversed([*whole.items()])), whole.attrs)
+    assert save_cube(shuffled, tmp_path / "two.nc") == sha
+    # Variables are written in the order in which they are held, which a file does not change.
+    for source, target in (("two", "three"), ("three", "four")):
+        assert save_cube(open_cube(tmp_path / f"{source}.nc"), tmp_path / f"{target}.nc") == sha
+    assert (tmp_path / "three.nc").read_bytes() == (tmp_path / "four.nc").read_bytes()
+
+
+def test_facts_stand_once_in_a_file(
+    cube: xr.Dataset, rng: np.random.Generator, tmp_path: Path
+) -> None:
+    save_cube(with_controls(cube, rng), tmp_path / "cube.nc")
+    groups = netcdf.load_groups(tmp_path / "cube.nc")
+    assert set(groups) == {netcdf.ROOT, "logit_diff", "logit_diff/random"}
+    assert set(LOGIT_FACTS) | {"item_id", "letter", "item_valid"} <= set(groups[""].variables)
+    for path in ("logit_diff", "logit_diff/random"):
+        assert set(groups[path].coords) == set(groups[path].dims)
+
+
+def change_group(path: str, change: Callable[[xr.Dataset], xr.Dataset]) -> Callable[[Cube], dict]:  # type: ignore[type-arg]
+    def changed(cube: Cube) -> dict[str, xr.Dataset]:
+        groups = groups_of(cube)
+        return groups | {path: change(groups[path])}
+
+    return changed
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (change_group("", lambda r: r.drop_vars("training")), "variable 'training' is missing"),
+        (change_group("", lambda r: r.drop_dims("model")), "dimension 'model' is missing"),
+        (
+            change_group("", lambda r: r.isel(model=slice(2))),
+            "logit_diff: the file's root has no model 'large'",
+        ),
+        (
+            change_group("", lambda r: r.isel(sample=slice(20))),
+            "logit_diff: the file's root has no sample 20",
+        ),
+        (
+            change_group("logit_diff", lambda g: g.assign_coords(layer=list("abcd"))),
+            "logit_diff: dimension 'layer' has labels of",
+        ),
+        (
+            change_group("logit_diff", lambda g: g.drop_vars("model")),
+            "logit_diff: dimension 'model' has no labels",
+        ),
+        (
+            change_group("logit_diff", lambda g: g.rename(logit_diff="logits")),
+            "logit_diff: variable 'logit_diff' is missing",
+        ),
+        (lambda c: {"": groups_of(c)[""]}, "it holds no grid"),
+    ],
+    ids=["fact", "models", "a model", "an item", "layers", "no labels", "measure", "no grid"],
+)
+def test_a_file_whose_groups_and_facts_do_not_fit_is_refused(
+    change: Callable[[Cube], dict[str, xr.Dataset]], said: str, cube: xr.Dataset, tmp_path: Path
+) -> None:
+    netcdf.save(change(as_cube(cube)), tmp_path / "odd.nc")
+    with pytest.raises(ValueError, match=rf"odd\.nc (?s:.*){said}"):
+        open_cube(tmp_path / "odd.nc")
+
+
+def test_grids_agree_in_the_facts_that_they_share(
+    cube: xr.Dataset, rng: np.random.Generator
+) -> None:
+    held = with_controls(cube, rng)
+    control = held["logit_diff/random"]
+    other = control.assign_coords(n_params=control["n_params"] * 2)
+    with pytest.raises(ValueError, match=r"'n_params' differs at 3 place\(s\)"):
+        check_cube(held.with_tables({"logit_diff/random": other}))
+
+
+@pytest.mark.parametrize("of", ["items", "weights"])
+def test_no_item_and_no_weights_stand_twice_in_grids_of_their_own(
+    of: str, cube: xr.Dataset
+) -> None:
+    chance = xr.full_like(cube["logit_diff"], 0.5)
+    answers = answered(cube, chance, valid=1.0).sel(model=["small"], concept=["honesty"])
+    logits = cube.sel(model=["large"], concept=["humour"])
+    sound = {"logit_diff": logits, "generation_match": answers}
+    check_cube(Cube(sound, cube.attrs))
+    if of == "items":
+        ids = answers["item_id"].astype("<U20").where(answers["sample"] != 3, "humour/005")
+        broken = answers.assign_coords(item_id=ids)
+        said = r"'item_id' must be unique across concepts; repeated: \['humour/005'\]"
     else:
-        assert said == []
+        sound["logit_diff"] = logits.assign_coords(revision=("model", [FILES]))
+        broken = answers.assign_coords(revision=("model", [FILES]))
+        said = "models 'large' and 'small' are the same weights"
+    with pytest.raises(ValueError, match=said):
+        check_cube(Cube(sound | {"generation_match": broken}, cube.attrs))
+
+
+def test_the_vectors_of_a_cell_that_is_not_finite_may_be_infinite(cube: xr.Dataset) -> None:
+    broken = cube.copy(deep=True)
+    for name in ("logit_diff", "logprob_matching"):
+        broken[name].loc["small", "honesty", 3, 1.0, 0] = np.inf
+    broken["cell_status"].loc["small", "honesty", 3] = STATUS["nonfinite"]
+    held = with_vectors(broken, "vector_norm", 1.0)
+    table = held[VECTORS].copy(deep=True)
+    table["vector_norm"].loc["small", "honesty", 3] = np.inf
+    check_cube(held.with_tables({VECTORS: table}))

@@ -65,7 +65,7 @@ def test_arrays_are_compared_without_their_provenance(tmp_path: Path) -> None:
         (tmp_path / folder).mkdir()
         ds = xr.Dataset({"d": ("x", np.array([np.nan, last]))}, attrs={"history": history})
         ds.to_netcdf(tmp_path / folder / "cells.nc")
-    for folder, expected in (("new", ""), ("bad", "DIFFERS: d[1]")):
+    for folder, expected in (("new", ""), ("bad", "DIFFERS:  d[1]")):
         found = dict(golden.compared(tmp_path / "old", tmp_path / folder, RENAMES))
         assert found["cells.nc"].startswith(expected)
         assert bool(found["cells.nc"]) == bool(expected)

@@ -62,7 +62,7 @@ def test_names_lead_somewhere(path: Path) -> None:
 
 
 def test_a_name_that_leads_nowhere_is_seen() -> None:
-    assert is_there("shards.SHARD_KINDS")
+    assert is_there("shards.HOLDS")
     assert is_there("steercube.analysis.per_cell.estimands.cohens_d")
     assert not is_there("shards.OUTCOMES")
     assert not is_there("steercube.analysis.nowhere")

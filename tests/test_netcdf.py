@@ -46,6 +46,57 @@ def test_digest_does_not_depend_on_the_file_and_sees_every_part(
     assert sha not in {netcdf.digest(other) for other in changed}
 
 
+def groups_with(ds: xr.Dataset) -> dict[str, xr.Dataset]:
+    """Two groups of which one lies in the other, and labels of theirs in the root."""
+    root = ds[["text"]].drop_attrs().assign_attrs(title="a file of groups")
+    bare = ds.drop_vars("text").drop_attrs()
+    return {netcdf.ROOT: root, "one": bare, "one/within": bare[["value"]], "two/within": bare}
+
+
+def test_groups_are_read_as_they_were_written(ds: xr.Dataset, tmp_path: Path) -> None:
+    """Also one within a group that holds nothing itself."""
+    groups = groups_with(ds)
+    sha = netcdf.save(groups, tmp_path / "a.nc")
+    back = netcdf.load_groups(tmp_path / "a.nc")
+    assert back[netcdf.ROOT].attrs.pop(netcdf.DIGEST) == sha == netcdf.digest(groups)
+    assert set(back) == set(groups)
+    for path, group in groups.items():
+        assert back[path].identical(group)
+    assert netcdf.load_attrs(tmp_path / "a.nc")["title"] == "a file of groups"
+
+
+def test_the_digest_sees_every_group_and_its_name_but_not_their_order(ds: xr.Dataset) -> None:
+    groups = groups_with(ds)
+    sha = netcdf.digest(groups)
+    assert netcdf.digest(dict(reversed([*groups.items()]))) == sha
+    renamed = {"three" if path == "one" else path: group for path, group in groups.items()}
+    changed = [groups | {"one": groups["one"].assign(flag=~ds["flag"])}, renamed]
+    changed += [{path: groups[path] for path in groups if path != left} for left in groups if left]
+    assert sha not in {netcdf.digest(other) for other in changed}
+    assert netcdf.digest({netcdf.ROOT: ds}) == netcdf.digest(ds)
+
+
+def test_a_file_of_groups_is_not_read_as_one_table(ds: xr.Dataset, tmp_path: Path) -> None:
+    netcdf.save(groups_with(ds), tmp_path / "a.nc")
+    with pytest.raises(
+        ValueError, match=r"a\.nc: holds the groups one, one/within, two/within, not"
+    ):
+        netcdf.load(tmp_path / "a.nc")
+
+
+def test_a_value_changed_in_a_group_is_found(ds: xr.Dataset, tmp_path: Path) -> None:
+    """By the content's SHA-256 where there is no last line, as another program would write it."""
+    groups = groups_with(ds)
+    sha = netcdf.save(groups, tmp_path / "a.nc")
+    groups["one/within"] = groups["one/within"] * 2
+    groups[netcdf.ROOT] = groups[netcdf.ROOT].assign_attrs({netcdf.DIGEST: sha})
+    for path, group in groups.items():
+        mode = "a" if path else "w"
+        group.to_netcdf(tmp_path / "b.nc", engine="netcdf4", group=path or None, mode=mode)
+    with pytest.raises(ValueError, match=r"b\.nc: its content has the SHA-256 .* was altered"):
+        netcdf.load_groups(tmp_path / "b.nc")
+
+
 def test_save_leaves_nothing_aside(ds: xr.Dataset, tmp_path: Path) -> None:
     netcdf.save(ds, tmp_path / "a.nc")
     assert [p.name for p in tmp_path.iterdir()] == ["a.nc"]
@@ -57,10 +108,10 @@ def test_a_failing_save_keeps_the_earlier_file(
     netcdf.save(ds, tmp_path / "a.nc")
     before = (tmp_path / "a.nc").read_bytes()
 
-    def fail(path: Path) -> xr.Dataset:
+    def fail(path: Path) -> dict[str, xr.Dataset]:
         raise ValueError("the copy read back differs")
 
-    monkeypatch.setattr(netcdf, "load", fail)
+    monkeypatch.setattr(netcdf, "load_groups", fail)
     with pytest.raises(ValueError, match="read back"):
         netcdf.save(ds.assign_attrs(title="new"), tmp_path / "a.nc")
     assert (tmp_path / "a.nc").read_bytes() == before

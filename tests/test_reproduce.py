@@ -5,10 +5,9 @@ import numpy as np
 import pandas as pd
 import pytest
 import xarray as xr
-from builders import make_cube
+from builders import make_cube, reduce_to_cells
 
 from steercube import analyze
-from steercube.analysis.per_cell.reduce import cells as reduce_to_cells
 from steercube.cells import save_cells
 from steercube.cli import main
 from steercube.reproduce import compare_numbers, compare_tables

@@ -12,7 +12,8 @@ import xarray as xr
 from builders import ROOT, STUDY, make_items, make_model, needs_study
 
 from steercube import study
-from steercube.cube import check_cube, open_cube, save_cube
+from steercube.cube import Cube, check_cube, open_cube, save_cube
+from steercube.measures import PUBLISHED, READ
 from steercube.models import read_facts
 from steercube.study import (
     needed,
@@ -250,33 +251,40 @@ def test_no_server_is_a_connection_error(few: list[str], tmp_path: Path) -> None
 
 
 @pytest.fixture(scope="module")
-def imported() -> xr.Dataset:
+def imported() -> Cube:
     return study_cube(study_files(STUDY), read_facts(ROOT / "data" / "models.toml"))
 
 
 @needs_study
-def test_every_row_lands_in_the_cube(imported: xr.Dataset, tmp_path: Path) -> None:
+def test_every_row_lands_in_the_cube(imported: Cube, tmp_path: Path) -> None:
     check_cube(imported)
-    assert int(imported["logit_diff"].notnull().sum()) == 297_324
-    assert imported.sizes["response"] == 21_000
-    assert int(imported["generation_valid"].notnull().sum()) == 21_000
-    assert int(imported["generation_rate"].notnull().sum()) == 3 * sum(
+    assert list(imported) == ["logit_diff", "generation_match", "generation_rate", "responses"]
+    assert int(imported["logit_diff"]["logit_diff"].notnull().sum()) == 297_324
+    assert imported["responses"].sizes["response"] == 21_000
+    answers = imported["generation_match"]["generation_valid"].notnull()
+    for reading in (READ, PUBLISHED):
+        assert int(answers.sel(reading=reading).sum()) == 21_000
+    assert int(imported["generation_rate"]["generation_rate"].notnull().sum()) == 3 * sum(
         len(pd.read_csv(path)) for path in STUDY.glob("results/layer_search/*/*/*.csv")
     )
     save_cube(imported, tmp_path / "qwen3.nc")
     back = open_cube(tmp_path / "qwen3.nc")
-    xr.testing.assert_identical(back.drop_attrs(), imported.drop_attrs())
+    assert list(back) == list(imported)
+    for path in imported:
+        xr.testing.assert_identical(back[path].drop_attrs(), imported[path].drop_attrs())
 
 
 @needs_study
-def test_rows_land_in_their_place(imported: xr.Dataset) -> None:
+def test_rows_land_in_their_place(imported: Cube) -> None:
     rows = pd.read_csv(
         STUDY / "results/logit_diff_sweep/sycophancy/Qwen_Qwen3_30B_A3B/per_sample_all_layers.csv"
     )
     for row in rows.sample(200, random_state=1).itertuples():
-        cell = imported.sel(
-            model="30B-A3B", concept="sycophancy", layer=row.layer, strength=row.strength
-        ).isel(sample=row.prompt_idx)
+        cell = (
+            imported["logit_diff"]
+            .sel(model="30B-A3B", concept="sycophancy", layer=row.layer, strength=row.strength)
+            .isel(sample=row.prompt_idx)
+        )
         assert float(cell["logit_diff"]) == pytest.approx(row.logit_diff_matching, abs=2e-6)
         matching = row.logprob_A if row.matching_answer == "(A)" else row.logprob_B
         assert float(cell["logprob_matching"]) == pytest.approx(matching, abs=1e-6)
@@ -284,9 +292,10 @@ def test_rows_land_in_their_place(imported: xr.Dataset) -> None:
 
 
 @needs_study
-def test_invalid_items_are_sycophancys_alone(imported: xr.Dataset) -> None:
-    present = imported["item_id"] != ""
-    invalid = (present & ~imported["item_valid"]).sum("sample")
+def test_invalid_items_are_sycophancys_alone(imported: Cube) -> None:
+    facts = imported.labels
+    present = facts["item_id"] != ""
+    invalid = (present & ~facts["item_valid"]).sum("sample")
     assert invalid.to_series().to_dict() == {
         "coordinate_other_versions": 0,
         "corrigible": 0,
@@ -295,14 +304,14 @@ def test_invalid_items_are_sycophancys_alone(imported: xr.Dataset) -> None:
         "survival_instinct": 0,
         "sycophancy": 13,
     }
-    letters = imported["letter"].sel(concept="sycophancy").values.tolist()
+    letters = facts["letter"].sel(concept="sycophancy").values.tolist()
     assert sorted(set(letters)) == ["A", "B", "C", "D", "F"]
 
 
 @needs_study
-def test_published_rates_are_whole_numbers_of_sixty(imported: xr.Dataset) -> None:
+def test_published_rates_are_whole_numbers_of_sixty(imported: Cube) -> None:
     """What PROMPTS_PER_RATE is read from: 20 prompts at 3 strengths."""
-    valid = imported["generation_valid_rate"].values
+    valid = imported["generation_rate"]["generation_valid_rate"].values
     counts = valid[np.isfinite(valid)] * 3 * study.PROMPTS_PER_RATE
     assert counts == pytest.approx(np.round(counts), abs=1e-9)
 

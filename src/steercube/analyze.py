@@ -6,7 +6,6 @@ from dataclasses import replace
 from pathlib import Path
 
 import pandas as pd
-import xarray as xr
 
 from steercube.analysis.conclusions.claims import Ledger, read_ledger
 from steercube.analysis.conclusions.tables import conclude
@@ -32,16 +31,19 @@ from steercube.analysis.simulated.calibration import PARTS
 from steercube.analysis.simulated.calibration import calibrate as simulate_and_fit
 from steercube.analysis.view import Study
 from steercube.cells import (
+    ITEM_FITTED,
     PROVENANCE,
+    Cells,
     compare_cells,
     open_cells,
     save_cells,
     unrecorded_estimands,
     with_every_estimand,
 )
+from steercube.contract import measure_name
 from steercube.contrast import Contrast
-from steercube.cube import open_cube
-from steercube.netcdf import digest
+from steercube.cube import Cube, open_cube
+from steercube.measures import LOGIT_DIFF, measure_of, record_violations
 from steercube.progress import Report, stage, timed
 from steercube.report.figures import draw
 from steercube.report.model_figures import draw_calibrations
@@ -52,6 +54,7 @@ from steercube.report.write import (
     write_calibration,
     write_study,
 )
+from steercube.schema import raise_if_any
 from steercube.words import did_you_mean
 
 NOTHING_TO_DO = (
@@ -80,6 +83,8 @@ def analyze(
     *,
     study: str | None = None,
     contrast: Contrast | None = None,
+    measure: str | None = None,
+    compare: tuple[float, float] | str | None = None,
     full: bool = False,
     nuts: bool = True,
     report: Report = print,
@@ -87,8 +92,10 @@ def analyze(
     """Analyze `study`, or every study in `data`, and write the results to `paper`/<study>/.
 
     `contrast` selects the models to compare, instead of the contrast in a study's ledger; without
-    either, models are not compared. `full` adds the slow fits of single items, which need the
-    cube; without `nuts` the exact posterior is not checked by sampling.
+    either, models are not compared. `measure` is the one that conclusions are about (default: the
+    logit difference), `compare` two strengths, low and high, or "slope", in place of those that its
+    record compares. `full` adds the slow fits of single items, which need the cube; without `nuts`
+    the exact posterior is not checked by sampling.
 
     Raises FileNotFoundError with what to do if `data` holds no study, ValueError for a file that
     breaks its contract; earlier results of that study are then left unchanged.
@@ -121,11 +128,20 @@ def analyze(
         ledger = ledgers.get(name, Ledger(name, []))
         asked = asked_contrast(contrast, ledger)
         cells, changed = cells_of(
-            name, data, contrast=asked, posteriors=posteriors if full else None, report=report
+            name,
+            data,
+            contrast=asked,
+            measure=measure,
+            compare=compare,
+            posteriors=posteriors if full else None,
+            report=report,
         )
         if changed:
             save_cells(cells, Path(data) / f"{name}.cells.nc")
-        of_cells = Study(cells, asked)
+        if len(names) > 1 and not cells.measures:
+            report(f"  {WITHOUT_OWN.format(names=', '.join(cells))}")
+            continue
+        of_cells = Study.of(cells, asked, measure=primary(cells, measure))
         require_labels(of_cells, what=name)
         sampled = sample(of_cells, posteriors, report=report) if nuts else {}
         write_conclusions(name, of_cells, paper, ledger=ledger, sampled=sampled, report=report)
@@ -189,6 +205,10 @@ def _require_writable(folder: Path) -> None:
             raise PermissionError(f"{nearest}: is not writable, but results go to {folder}")
 
 
+WITHOUT_OWN = (
+    "the cells hold no effect of the concepts' own vectors on single items, only {names}: there is "
+    "no layer to select and no model to compare"
+)
 CUBE_ATTRIBUTES = ("title", "source", "cube_sha256")
 """Attributes of cells that identify their cube."""
 
@@ -198,10 +218,12 @@ def cells_of(
     data: str | Path,
     *,
     contrast: Contrast | None = None,
+    measure: str | None = None,
+    compare: tuple[float, float] | str | None = None,
     posteriors: Path | None = None,
     report: Report = print,
-) -> tuple[xr.Dataset, bool]:
-    """The cells of a study, and whether the cells file is to be (re)written.
+) -> tuple[Cells, bool]:
+    """The cells of a study, and whether their file has to be written.
 
     Cells are rebuilt from the cube, if there is one, and compared with the file; else read from it.
     With a folder `posteriors`, single items are also fitted, and NUTS's draws saved there.
@@ -209,9 +231,14 @@ def cells_of(
     cube_path, cells_path = Path(data) / f"{study}.nc", Path(data) / f"{study}.cells.nc"
     if not (cube_path.exists() or cube_path.is_symlink()):
         report(f"  from {cells_path}; there is no cube, so the samples are not reduced again")
-        return open_cells(cells_path), False
+        cells = open_cells(cells_path)
+        _require_compared(cells, measure, compare, what=str(cells_path))
+        return cells, False
     report(f"  from {cube_path}")
-    rebuilt = _from_cube(open_cube(cube_path), contrast, posteriors, report)
+    cube = open_cube(cube_path)
+    if compare is not None:
+        cube = comparing(cube, primary(cube, measure), compare)
+    rebuilt = _from_cube(cube, contrast, posteriors, report, measure=measure)
     if not cells_path.exists():
         report(f"  {cells_path} is new")
         return rebuilt, True
@@ -238,12 +265,61 @@ def cells_of(
     return rebuilt, True
 
 
+def primary(of: Cells | Cube, asked: str | None = None) -> str:
+    """The measure that the conclusions are about: `asked`, else `logit_diff`, else the first.
+
+    Raises ValueError if the measure that is asked for is not there.
+    """
+    names = [name for name in of.measures if name in of]
+    if not names:
+        raise ValueError(WITHOUT_OWN.format(names=", ".join(of)))
+    if asked is not None and asked not in names:
+        raise ValueError(
+            f"--measure {asked}: none of {', '.join(names)}{did_you_mean(asked, names)}"
+        )
+    return asked or (LOGIT_DIFF.name if LOGIT_DIFF.name in names else names[0])
+
+
+def comparing(cube: Cube, name: str, compare: tuple[float, float] | str) -> Cube:
+    """The cube with `compare` in the record of the measure `name`.
+
+    Raises ValueError for two equal strengths.
+    """
+    measure = replace(cube.measures[name], compare=compare)
+    raise_if_any(record_violations(measure), what="--compare")
+    grids = {path: grid.copy() for path, grid in cube.grids.items() if measure_name(path) == name}
+    for grid in grids.values():
+        grid[name].attrs = grid[name].attrs | {"compare": measure.attrs["compare"]}
+    return cube.with_tables(grids)
+
+
+def _require_compared(
+    cells: Cells, asked: str | None, compare: tuple[float, float] | str | None, *, what: str
+) -> None:
+    """Raise ValueError where cells without a cube compare other strengths than asked for."""
+    name = primary(cells, asked)
+    measure = measure_of(name, cells[name]["estimate"].attrs)
+    if compare not in (None, measure.compare):
+        raise ValueError(
+            f"{what} compares {measure.compared} in {name}; other strengths need the cube itself, "
+            "which is not beside it"
+        )
+
+
 def _from_cube(
-    cube: xr.Dataset, contrast: Contrast | None, posteriors: Path | None, report: Report
-) -> xr.Dataset:
+    cube: Cube,
+    contrast: Contrast | None,
+    posteriors: Path | None,
+    report: Report,
+    *,
+    measure: str | None = None,
+) -> Cells:
     with stage("  reducing the cube") as under_way:
         cells = reduce_to_cells(cube, report=under_way.at)
-    study = Study(cells, contrast)
+    if not cells.measures:
+        return cells
+    name = primary(cells, measure)
+    study = Study.of(cells, contrast, measure=name)
     if not study.models:
         return cells
     full = posteriors is not None
@@ -251,10 +327,10 @@ def _from_cube(
     report(what)
     draws = draws_to_make(ITEM_DRAWS) if full else None
     with stage(what, total=draws, unit="draw") as under_way:
-        fits, sampled = item_fits(cube, study, full=full, progress=under_way.advance)
+        fits, sampled = item_fits(cube[name], study, full=full, progress=under_way.advance)
     if sampled is not None and posteriors is not None:
         save_posterior(sampled, posteriors / "items.nc")
-    return cells.merge(fits)
+    return cells.with_tables({ITEM_FITTED: fits} if fits.data_vars else {})
 
 
 def sample(study: Study, posteriors: Path, *, report: Report = print) -> dict[str, Sampled]:
@@ -308,13 +384,12 @@ def write_conclusions(
     report: Report = print,
 ) -> None:
     """Write tables, numbers, figures and manifest of one study to `paper`/<name>/."""
+    study = replace(study, cells=with_every_estimand(study.cells))
     if lacking := unrecorded_estimands(study.cells):
         report(
             f"  these cells lack {', '.join(lacking)}: results that need them are missing, "
             "with the reason not_recorded; to add them, make the cells again from their cube"
         )
-    recorded = study.cells.drop_sel(estimand=lacking)
-    study = Study(with_every_estimand(study.cells), study.contrast)
     report("  tables")
     with stage("  tables") as under_way:
         claims = ledger.claims if ledger else ()
@@ -322,7 +397,7 @@ def write_conclusions(
     report("  figures")
     with stage("  figures"):
         figures = draw(study, tables)
-    inputs = {f"{name}.cells.nc (content)": digest(recorded)}
+    inputs = {f"{name}.cells.nc (content)": study.sha256}
     if ledger and ledger.name:
         inputs[ledger.name] = ledger.sha256
     folder = Path(paper) / name
@@ -335,6 +410,8 @@ def write_conclusions(
         inputs=inputs,
         contrast=contrast,
         settings={key: attrs[key] for key in SETTINGS if key in attrs}
+        | {"measure": study.measure.name, "compared": study.measure.compared}
+        | {"measured": study.measure.words, "units": study.measure.units}
         | {"sampled by NUTS": ", ".join(sampled or {}) or "nothing"}
         | (contrast.attributes if contrast else {})
         | {"contrast_of_ledger": bool(ledger and ledger.contrast in (None, contrast))},
@@ -377,7 +454,7 @@ def calibrate(
     asked = asked_contrast(contrast, ledger)
     if asked is None:
         raise ValueError(f"{study} has no contrast to calibrate: name one with --contrast")
-    of_cells = Study(cells, asked)
+    of_cells = Study.of(cells, asked, measure=primary(cells))
     require_labels(of_cells, what=study)
     if reason := why_not(cell_effects(of_cells), TERMS):
         raise ValueError(f"{study} cannot be calibrated: {reason}")

@@ -18,6 +18,8 @@ Wrong for: free text that argues for an option without naming its letter.
 import re
 import unicodedata
 
+READER = "steercube.answers 1"
+"""Name of this reader, recorded with what it read; its number grows if answers are read anew."""
 OPTION = (
     r"(?:\(\s*([AaBb])\s*\)|\(\s*((?-i:[AB]))(?=\s*(?:\n|$))|\b([AaBb])\s*\)"
     r"|\b((?-i:[AB]))(?=\s*(?:[.:,;!\n]|$)))"

@@ -1,42 +1,68 @@
-"""Contract 2, the cells: the statistics of every (model, concept, layer), without a sample.
+"""The cells: the statistics of every (model, concept, layer) of a cube, without a sample.
 
 Stage one (`steercube.analysis.per_cell.reduce`) makes them from a cube; stage two (tables, claims,
 figures) reads them and nothing else. They are small and hold no item's text or value, so a
 repository can publish them even for a sweep whose samples it may not redistribute.
 
-The dimension `estimand` holds all estimands (`cells.estimate.sel(estimand="cohens_d")`); each is
+Cells are grids, one for each measure (`cells["logit_diff"]`) and one for each family of other
+directions (`cells["logit_diff/random"]`), and the tables in TABLES; a file holds them as that of a
+cube does. `view` puts one measure and all tables into a single Dataset, which stage two works with.
+
+The dimension `estimand` holds all estimands (`view["estimate"].sel(estimand="cohens_d")`); each is
 defined by the function of its name in `steercube.analysis.per_cell.estimands`. Variables that
-begin with `selected_` are at the layer with the largest delta.
+begin with `selected_` are at the layer with the largest delta of the measure `layer_by`.
 """
 
+from collections.abc import Mapping
+from dataclasses import replace
+from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import pandas as pd
 import xarray as xr
 
 from steercube import netcdf
-from steercube.cube import (
+from steercube.contract import (
     ARCHITECTURES,
     BOUNDS,
-    CELL,
+    DEPTH,
     LABELS,
     MODEL_VARIABLES,
-    RATE_VARIABLES,
-    RECEIPT_VARIABLES,
     ROUNDING,
     VECTOR_VARIABLES,
-    out_of_bounds,
+    VECTORS,
+    own_name,
+)
+from steercube.cube import out_of_bounds
+from steercube.labels import spread, with_depth
+from steercube.measures import (
+    CELL,
+    ESTIMAND_UNITS,
+    GENERATION_MATCH,
+    GENERATION_RATE,
+    LOGIT_DIFF,
+    NEEDED_ESTIMANDS,
+    PUBLISHED,
+    READ,
+    RECEIPTS,
+    measure_of,
 )
 from steercube.schema import (
+    Grids,
     Variable,
     attribute_violations,
+    group_violations,
+    has_version,
     name_violations,
     raise_if_any,
     require_version,
     structure_violations,
 )
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
+REMEDY = "make it again from its cube with `steercube analyze`"
 DIMS = (
     *("model", "concept", "layer", "strength", "estimand"),
     *("model_other", "strength_other", "quantile"),
@@ -60,43 +86,28 @@ REASONS = {
 }
 """Why a statistic or its interval is NaN; `unstable`: it is undefined in over 1% of resamples;
 `not_recorded`: the cells in the file lack its estimand."""
-ESTIMAND_UNITS = {
-    "delta": "nat",
-    "cohens_d": "1",
-    "hedges_g": "1",
-    "glass_delta_negative": "1",
-    "glass_delta_baseline": "1",
-    "d_z": "1",
-    "within_letter_d": "1",
-    "content_shift": "nat",
-    "letter_shift": "nat",
-    "steerability_slope": "nat per unit strength",
-    "anti_steerable_share": "1",
-}
-"""Labels of the dimension `estimand`, with units. A file may lack some of them; `open_cells` adds
-the missing ones as NaN."""
-
 PAIR = ("estimand", "model", "concept")
 BETWEEN_MODELS = ("estimand", "concept", "model", "model_other")
 
-COORDINATES = MODEL_VARIABLES | {
+OF_CONCEPTS = {
     "n_items": Variable(("concept",), "i", "number of items", "1"),
     "n_valid_items": Variable(("concept",), "i", "number of valid items", "1"),
     "estimand_units": Variable(("estimand",), "U", "units of each estimand"),
 }
+COORDINATES = MODEL_VARIABLES | {"depth": DEPTH} | OF_CONCEPTS
 LAYER_VARIABLES = {
     "estimate": Variable(("estimand", *CELL), "f", "estimate"),
     "standard_error": Variable(("estimand", *CELL), "f", "its standard error over items"),
     "reason": Variable(("estimand", *CELL), "i", "why it is NaN", flags=REASONS, dtype="int8"),
-    "mean": Variable((*CELL, "strength"), "f", "mean logit difference", "nat"),
-    "sd": Variable((*CELL, "strength"), "f", "sd of the logit differences", "nat"),
+    "mean": Variable((*CELL, "strength"), "f", "mean over items", "nat"),
+    "sd": Variable((*CELL, "strength"), "f", "standard deviation over items", "nat"),
     "correlation": Variable(
         (*CELL, "strength", "strength_other"), "f", "correlation over items", "1", dtype="float32"
     ),
     "quantiles": Variable(
         (*CELL, "strength", "quantile"),
         "f",
-        "quantiles of the logit differences",
+        "quantiles over items",
         "nat",
         dtype="float32",
     ),
@@ -163,6 +174,12 @@ SELECTED_VARIABLES = {
         ("model", "concept"), "f", "the same of a shift the other way", "1", required=False
     ),
 }
+RATE_VARIABLES = {
+    "generation_rate": Variable(
+        (*CELL, "strength"), "f", GENERATION_RATE.words, "1", required=False
+    ),
+    **GENERATION_RATE.columns,
+}
 GENERATION_VARIABLES = RATE_VARIABLES | {
     "response_match_rate": Variable(
         (*CELL, "strength"), "f", "share of matching among valid responses", "1", required=False
@@ -211,7 +228,7 @@ CURVE_VARIABLES = {
     }.items()
 }
 DISTINCT_RESPONSES = "n_distinct_responses"
-READINGS = PUBLISHED, READ_ANEW = "published", "read anew"
+READINGS = PUBLISHED, READ
 LETTERS_READ = ("A", "B", "none")
 _OF_READING = ("model", "concept", "reading")
 READING_VARIABLES = {
@@ -242,12 +259,18 @@ READING_VARIABLES = {
 }
 """The study's own readings of its responses compared with `steercube.answers`; computed in
 `steercube.analysis.per_cell.readings`."""
-CONTROL_VARIABLES = {
-    "estimate_random": Variable(
-        ("estimand", *CELL), "f", "estimate for a random direction of equal norm", required=False
+DIRECTION_VARIABLES = {
+    "other_estimate": Variable(
+        ("direction", "estimand", *CELL),
+        "f",
+        "estimate for a direction that is not the concept's",
+        required=False,
     ),
-    "estimate_shuffled": Variable(
-        ("estimand", *CELL), "f", "estimate for the shuffled pairs' vector", required=False
+    "other_standard_error": Variable(
+        ("direction", "estimand", *CELL),
+        "f",
+        "its standard error over items",
+        required=False,
     ),
 }
 ITEM_FITS = (
@@ -280,7 +303,8 @@ OF_OPTIMISERS = 5e-3
 """Relative tolerance for results of an optimiser or a sampler."""
 
 OF_THE_VECTOR = VECTOR_VARIABLES | {
-    name: RECEIPT_VARIABLES[name] for name in ("added_over_residual", "generation_logit_apart")
+    "added_over_residual": RECEIPTS["added_over_residual"],
+    "generation_logit_apart": GENERATION_MATCH.columns["generation_logit_apart"],
 }
 """Variables copied unchanged from the cube."""
 VARIABLES = (
@@ -290,7 +314,7 @@ VARIABLES = (
     | GENERATION_VARIABLES
     | CURVE_VARIABLES
     | READING_VARIABLES
-    | CONTROL_VARIABLES
+    | DIRECTION_VARIABLES
     | ITEM_FIT_VARIABLES
     | OF_THE_VECTOR
 )
@@ -308,21 +332,220 @@ PROVENANCE = ("history", "layer_convention", "positions_steered", "read_token", 
 """Attributes copied from the cube, where it has them."""
 
 
-def check_cells(cells: xr.Dataset, *, what: str = "the cells") -> None:
-    """Raise one ValueError that lists every rule of the contract that `cells` breaks."""
+GENERATION, ITEM_FITTED = "generation", "item_fits"
+TABLES: dict[str, Mapping[str, Variable]] = {
+    GENERATION: GENERATION_VARIABLES | CURVE_VARIABLES | READING_VARIABLES,
+    VECTORS: OF_THE_VECTOR,
+    ITEM_FITTED: ITEM_FIT_VARIABLES,
+}
+"""The tables beside the grids, and the variables of each."""
+OF_A_MEASURE = OF_CONCEPTS | LAYER_VARIABLES | SELECTED_VARIABLES
+"""The variables of the grid of a measure."""
+SELECTED_OVER_ITEMS = (
+    *("selected_layer", "selected_estimate", "selected_optimism", "selected_covariance"),
+    "estimate",
+)
+LABELLED = {
+    "items": ({"all": "", "valid": "valid_"}, SELECTED_OVER_ITEMS),
+    "reading": ({READ: "", PUBLISHED: "published_"}, ("response_match_rate",)),
+}
+"""Dimensions of the file that a view lacks: it has a variable for each label instead, named with
+the beginning given here. By dimension: the beginnings by label, and the variables."""
+
+
+class Cells(Grids):
+    """Statistics by path: a measure, measure/family for other directions, or one of TABLES."""
+
+    def __repr__(self) -> str:
+        return summarise_cells(self)
+
+    @property
+    def measures(self) -> list[str]:
+        """Names of the measures with cells of the concepts' own vectors, `logit_diff` first."""
+        names = [path for path in self if path not in TABLES and "/" not in path]
+        return sorted(names, key=lambda name: (name != LOGIT_DIFF.name, name))
+
+    @cached_property
+    def facts(self) -> xr.Dataset:
+        """Facts of the models, in the order of their size where the tables differ in them."""
+        parts = [ds for ds in self.values() if "model" in ds.indexes]
+        frames = [ds[list(MODEL_VARIABLES)].to_dataframe()[list(MODEL_VARIABLES)] for ds in parts]
+        whole = xr.Dataset.from_dataframe(
+            pd.concat(frames).loc[lambda frame: ~frame.index.duplicated()]
+        )
+        if any(not ds.indexes["model"].equals(parts[0].indexes["model"]) for ds in parts):
+            whole = whole.sortby("n_params")
+        return whole.assign(
+            {name: whole[name].assign_attrs(v.attrs) for name, v in MODEL_VARIABLES.items()}
+        )
+
+    def view(self, measure: str = LOGIT_DIFF.name) -> xr.Dataset:
+        """One dataset of a measure's cells, those of its other directions, and all tables.
+
+        Its labels are those of all of them; values that one lacks are NaN, with a `reason`.
+        Raises KeyError if the cells lack the measure.
+        """
+        tables = [_side_by_side(self[path]) for path in (measure, *TABLES) if path in self]
+        others = [self[path] for path in self if path.startswith(f"{measure}/")]
+        labels = {
+            dim: _ordered(dim, [ds.indexes[dim] for ds in tables if dim in ds.indexes])
+            for dim in dict.fromkeys(str(d) for ds in tables for d in ds.indexes)
+        }
+        labels["model"] = [m for m in self.facts["model"].values if m in set(labels["model"])]
+        if "model_other" in labels:
+            labels["model_other"] = labels["model"]
+        if others:
+            labels["direction"] = [d for ds in others for d in ds["direction"].values]
+        whole = xr.Dataset(coords=labels).assign_attrs(self.attrs)
+        for name, variable in VARIABLES.items():
+            if name in DIRECTION_VARIABLES and all(name in ds for ds in others) and others:
+                whole[name] = spread(
+                    xr.concat(others, "direction", join="outer"), name, variable, whole
+                )
+            for ds in tables:
+                if name in ds:
+                    whole[name] = spread(ds, name, variable, whole).assign_attrs(variable.attrs)
+        whole["estimate"].attrs = self[measure]["estimate"].attrs
+        for name in ("mean", "sd", "quantiles"):
+            if name in whole:
+                whole[name].attrs["units"] = whole["estimate"].attrs.get("units", "nat")
+        facts = self.facts.sel(model=labels["model"])
+        whole = whole.assign_coords({name: facts[name].variable for name in MODEL_VARIABLES})
+        return _explained(with_depth(whole).set_coords([n for n in OF_CONCEPTS if n in whole]))
+
+
+def compared_strengths(view: xr.Dataset) -> tuple[float, float]:
+    """The strengths, low and high, that the effects of a view of one measure compare."""
+    measure = measure_of("estimate", view["estimate"].attrs)
+    return measure.ends(view["strength"].values.tolist())
+
+
+def _ordered(dim: str, labels: list[pd.Index]) -> list[Any]:
+    """All labels of some tables: in their order where they agree, else sorted."""
+    if all(index.equals(labels[0]) for index in labels):
+        return list(labels[0])
+    return sorted(set().union(*map(set, labels)))
+
+
+def _side_by_side(table: xr.Dataset) -> xr.Dataset:
+    """The table with a variable for each label of a dimension in LABELLED."""
+    for dim, (beginnings, names) in LABELLED.items():
+        for name in names if dim in table.dims else ():
+            if name in table and dim in table[name].dims:
+                parts = {
+                    f"{beginning}{name}": table[name].sel({dim: label}, drop=True)
+                    for label, beginning in beginnings.items()
+                    if label in table[dim].values
+                }
+                table = table.drop_vars(name).assign(parts)
+    return table.drop_vars("items", errors="ignore")
+
+
+def _explained(view: xr.Dataset) -> xr.Dataset:
+    """The view with `reason` not_applicable, and selection_frequency 0, where there is no cell."""
+    if "reason" not in view:
+        return view
+    reason, frequency = view["reason"], view["selection_frequency"]
+    lacking = (view["layer"] >= view["n_layers"]) & (reason == REASONS["not_run"])
+    explained = reason.where(~lacking, REASONS["not_applicable"]).transpose(*reason.dims)
+    return view.assign(
+        reason=explained.astype("int8").assign_attrs(reason.attrs),
+        selection_frequency=frequency.fillna(0.0).assign_attrs(frequency.attrs),
+    )
+
+
+def cells_of(flat: xr.Dataset, measure: str = LOGIT_DIFF.name) -> Cells:
+    """The cells in a view of `measure`; each table keeps only the labels at which it has values."""
+    tables = {}
+    for path, variables in {measure: OF_A_MEASURE, **TABLES}.items():
+        held = [name for name in variables if name in flat.variables]
+        if not set(held) - OF_CONCEPTS.keys():
+            continue
+        table = flat[held].reset_coords()
+        table = _stacked(_own_labels(table[held], path))
+        tables[path] = _with_facts(table, flat[list(MODEL_VARIABLES)])
+    return Cells(tables, flat.attrs)
+
+
+def _own_labels(table: xr.Dataset, path: str) -> xr.Dataset:
+    """The table without the models, concepts and layers at which it has no value."""
+    needed = [d for d in table.indexes if any(d in table[n].dims for n in table.data_vars)]
+    table = table.drop_vars([d for d in table.indexes if d not in needed])
+    if path == ITEM_FITTED:
+        return table
+    masks = [table[n].notnull() for n in table.data_vars if table[n].dtype.kind == "f"]
+    if "reason" in table:
+        unrun = table["reason"].isin([REASONS["not_run"], REASONS["not_applicable"]])
+        masks = [~unrun.all("estimand")]
+    for dim in ("model", "concept", "layer"):
+        if dim in table.dims:
+            held = [m.any([d for d in m.dims if d != dim]) for m in masks if dim in m.dims]
+            where = np.flatnonzero(np.any(held, axis=0))
+            table = table.isel({dim: where}) if len(where) else table
+    if "model_other" in table.dims:
+        table = table.sel(model_other=table["model"].values)
+    return table
+
+
+def _stacked(table: xr.Dataset) -> xr.Dataset:
+    """The table with the dimensions in LABELLED; the inverse of `_side_by_side`."""
+    for dim, (beginnings, names) in LABELLED.items():
+        for name in names:
+            parts = [f"{beginning}{name}" for beginning in beginnings.values()]
+            if all(part in table for part in parts):
+                joint = xr.concat([table[part] for part in parts], dim=dim)
+                joint = joint.assign_coords({dim: list(beginnings)}).assign_attrs(table[name].attrs)
+                table = table.drop_vars(parts).assign({name: joint})
+    return table
+
+
+def as_cells(given: Cells | xr.Dataset) -> Cells:
+    """Cells unchanged; a view of one measure as the cells that it was made from."""
+    if isinstance(given, Cells):
+        return given
+    return cells_of(given, str(given["estimate"].attrs.get("measure", LOGIT_DIFF.name)))
+
+
+def check_cells(cells: Cells | xr.Dataset, *, what: str = "the cells") -> None:
+    """Raise one ValueError that lists every rule of the contract that `cells` breaks, if any.
+
+    `cells` may be a view of one measure; `what` names them in the message.
+    """
     require_version(
         cells,
         "cells_version",
         SCHEMA_VERSION,
         what=what,
-        remedy="make it again from its cube with `steercube analyze`",
+        remedy=REMEDY,
     )
     problems = attribute_violations(cells.attrs, ATTRIBUTES)
-    problems += structure_violations(cells, VARIABLES, index_dims=LABEL_KINDS)
-    problems += [f"dimension {dim!r} is empty" for dim in CELL if cells.sizes.get(dim) == 0]
-    if not problems:
-        problems = _value_problems(cells)
+    if isinstance(cells, xr.Dataset):
+        problems += _view_problems(cells)
+    else:
+        if not set(cells) - {VECTORS, ITEM_FITTED}:
+            problems.append("they hold no measure")
+        unlike = [f"{path}: {line}" for path in cells for line in _table_problems(path, cells)]
+        problems += unlike
+        for measure in cells.measures if not unlike else ():
+            problems += [f"{measure}: {line}" for line in _view_problems(cells.view(measure))]
     raise_if_any(problems, what=what)
+
+
+def _table_problems(path: str, cells: Cells) -> list[str]:
+    """Violations of one table that would keep `view` from working: names, dims and kinds."""
+    table = _side_by_side(cells[path])
+    held = {name: replace(v, required=False) for name, v in VARIABLES.items() if name in table}
+    if path in cells.measures:
+        held |= {"estimate": VARIABLES["estimate"]}
+    kinds = {dim: LABEL_KINDS[dim] for dim in CELL if dim in table.dims}
+    return structure_violations(table, held, index_dims=kinds)
+
+
+def _view_problems(view: xr.Dataset) -> list[str]:
+    problems = structure_violations(view, VARIABLES, index_dims=LABEL_KINDS)
+    problems += [f"dimension {dim!r} is empty" for dim in CELL if view.sizes.get(dim) == 0]
+    settings = {"confidence_level", "seed", "n_resamples"} <= set(view.attrs)
+    return problems or (_value_problems(view) if settings else [])
 
 
 def _value_problems(cells: xr.Dataset) -> list[str]:
@@ -361,7 +584,7 @@ def _value_problems(cells: xr.Dataset) -> list[str]:
 
 
 SHARES = (
-    *("selection_frequency", "response_match_rate", "response_valid_rate"),
+    *("selection_frequency", "generation_rate", "response_match_rate", "response_valid_rate"),
     *("published_response_match_rate", "responses_read_alike"),
     *("best_response_p",),
 )
@@ -373,16 +596,18 @@ CELL_BOUNDS = (
 )
 """Bounds of each statistic (low, high), widened for rounding where it can matter."""
 
-NEEDED = {"estimand": ("cohens_d", "delta"), "strength": (-1, 1), "quantile": (0.5,)}
+NEEDED = {"estimand": NEEDED_ESTIMANDS, "quantile": (0.5,)}
 """Labels that the conclusions need."""
 SAME_LABELS = {"model_other": "model", "strength_other": "strength"}
 
 
 def _unmet_needs(cells: xr.Dataset) -> list[str]:
     """Missing labels that conclusions need, and values from which none can be drawn."""
+    compare = measure_of("estimate", cells["estimate"].attrs).compare
+    needed = NEEDED | ({} if isinstance(compare, str) else {"strength": compare})
     problems = [
         f"dimension {dim!r} has no label {label!r}"
-        for dim, labels in NEEDED.items()
+        for dim, labels in needed.items()
         for label in labels
         if label not in cells[dim].values
     ]
@@ -409,20 +634,51 @@ def _unmet_needs(cells: xr.Dataset) -> list[str]:
     return problems + name_violations("training", sorted(set(map(str, cells["training"].values))))
 
 
-def save_cells(cells: xr.Dataset, path: str | Path) -> str:
+def save_cells(cells: Cells | xr.Dataset, path: str | Path) -> str:
     """Check the cells, write them whole or not at all, and return the SHA-256 of the content."""
     check_cells(cells)
-    return netcdf.save(cells, path)
+    return netcdf.save(groups_of(as_cells(cells)), path)
 
 
-def open_cells(path: str | Path) -> xr.Dataset:
-    """The cells in `path`, checked; an estimand they lack is added as NaN with `not_recorded`.
+def groups_of(cells: Cells) -> dict[str, xr.Dataset]:
+    """The groups of a file of cells: facts and attributes in the root, and one for each table."""
+    facts = [*MODEL_VARIABLES, "depth"]
+    tables = {
+        path: table.drop_vars(facts, errors="ignore").drop_attrs(deep=False)
+        for path, table in cells.items()
+    }
+    return {netcdf.ROOT: cells.facts.assign_attrs(cells.attrs), **tables}
 
-    Raises ValueError with every violation, FileNotFoundError.
+
+def open_cells(path: str | Path) -> Cells:
+    """The cells in `path`, in memory, verified and checked.
+
+    A file of version 1 is read as the same cells in version 2. Raises FileNotFoundError, and
+    ValueError that lists every rule of the contract that the cells break.
     """
-    cells = netcdf.load(path)
+    groups = netcdf.load_groups(path)
+    root = groups.pop(netcdf.ROOT)
+    if has_version(root, "cells_version", 1):
+        from steercube.version_1 import cells_of_version_1
+
+        cells = cells_of_version_1(root, what=str(path))
+    else:
+        require_version(root, "cells_version", SCHEMA_VERSION, what=str(path), remedy=REMEDY)
+        problems = group_violations(root, groups, MODEL_VARIABLES, label_kinds=LABEL_KINDS)
+        raise_if_any(problems, what=str(path))
+        cells = Cells({name: _with_facts(ds, root) for name, ds in groups.items()}, root.attrs)
     check_cells(cells, what=str(path))
-    return with_every_estimand(cells)
+    return cells
+
+
+def _with_facts(table: xr.Dataset, facts: xr.Dataset) -> xr.Dataset:
+    """The table with the facts of its models and concepts, and the depth of its layers."""
+    if "model" not in table.indexes:
+        return table
+    facts = facts.sel(model=table.indexes["model"])
+    table = table.assign_coords({name: facts[name].variable for name in MODEL_VARIABLES})
+    table = with_depth(table)
+    return table.set_coords([name for name in OF_CONCEPTS if name in table])
 
 
 def with_every_estimand(cells: xr.Dataset) -> xr.Dataset:
@@ -452,13 +708,32 @@ def unrecorded_estimands(cells: xr.Dataset) -> list[str]:
 
 
 def compare_cells(
-    new: xr.Dataset, old: xr.Dataset, *, rtol: float = 1e-6, atol: float = 1e-9
+    new: Cells | xr.Dataset,
+    old: Cells | xr.Dataset,
+    *,
+    rtol: float = 1e-6,
+    atol: float = 1e-9,
 ) -> list[str]:
-    """Variables in which two sets of cells differ beyond rounding, one line each.
+    """Variables in which two sets of cells, or views, differ beyond rounding, one line each.
 
     The tolerance only allows for another processor's order of summation. Fits of single items may
     differ by OF_OPTIMISERS, because an optimiser or a sampler made them; their reports are ignored.
     """
+    if isinstance(new, xr.Dataset) and isinstance(old, xr.Dataset):
+        return _compare_views(new, old, rtol=rtol, atol=atol)
+    new, old = as_cells(new), as_cells(old)
+    lines = [
+        f"{measure}: only in the {'new' if measure in new else 'old'} cells"
+        for measure in sorted(set(new.measures) ^ set(old.measures))
+    ]
+    for measure in new.measures:
+        if measure in old:
+            found = _compare_views(new.view(measure), old.view(measure), rtol=rtol, atol=atol)
+            lines += [f"{measure}: {line}" if len(new.measures) > 1 else line for line in found]
+    return lines
+
+
+def _compare_views(new: xr.Dataset, old: xr.Dataset, *, rtol: float, atol: float) -> list[str]:
     names = (set(new.variables) | set(old.variables)) - set(_REPORTS)
     lines = []
     for name in sorted(map(str, names)):
@@ -479,12 +754,30 @@ def compare_cells(
     return lines
 
 
-def summarise_cells(cells: xr.Dataset) -> str:
-    """Readable summary: Cohen's d at the best layer of every model and concept."""
-    table = cells["selected_estimate"].sel(estimand="cohens_d").to_pandas().round(2)
-    return (
-        f"{cells.attrs.get('title', 'Cells')}\n"
+def summarise_cells(cells: Cells | xr.Dataset) -> str:
+    """Readable summary: the effect at the best layer of every model and concept, by measure."""
+    cells = as_cells(cells)
+    lines = [
+        f"{cells.attrs.get('title', 'Cells')}",
         f"  {cells.attrs['n_resamples']} resamples, seed {cells.attrs['seed']}, "
-        f"{cells.attrs['confidence_level']:.0%} intervals, {cells.sizes['estimand']} estimands\n\n"
-        "  Cohen's d at the best layer\n\n" + table.T.to_string(na_rep="-")
-    )
+        f"{cells.attrs['confidence_level']:.0%} intervals",
+    ]
+    for measure in cells.measures:
+        table = cells.view(measure)["selected_estimate"].sel(estimand="cohens_d").to_pandas()
+        lines += [
+            "",
+            f"  {measure}: Cohen's d at the best layer",
+            "",
+            table.round(2).T.to_string(na_rep="-"),
+        ]
+    families = [path for path in cells if "/" in path]
+    lines += [""] if families else []
+    for path in families:
+        lines.append(f"  {path}: {len(directions_of(cells[path], path))} direction(s)")
+    return "\n".join(lines)
+
+
+def directions_of(table: xr.Dataset, path: str) -> list[str]:
+    """Names of the directions in the cells of a family, without the concept's own vector."""
+    own = own_name(path.partition("/")[2])
+    return [d for d in map(str, table["direction"].values) if d != own]

@@ -168,6 +168,16 @@ def _parsers() -> tuple[argparse.ArgumentParser, Mapping[str, argparse.ArgumentP
     analyze.add_argument("--paper", default="paper", help="folder of results and claims.toml")
     _add_contrast(analyze)
     analyze.add_argument(
+        "--measure", help="the measure that conclusions are about (default: logit_diff)"
+    )
+    analyze.add_argument(
+        "--compare",
+        type=_strengths,
+        metavar="LOW:HIGH",
+        help="strengths whose difference is the effect, such as -4:4, or slope for the slope over "
+        "all strengths (default: those in the measure's record, -1:1)",
+    )
+    analyze.add_argument(
         "--full",
         action="store_true",
         help="also the slow fits of single items, from the cube (about 15 minutes)",
@@ -228,6 +238,7 @@ def _parsers() -> tuple[argparse.ArgumentParser, Mapping[str, argparse.ArgumentP
     imported.set_defaults(run=_import_study)
 
     _add_collect(commands)
+    _add_add_measure(commands)
 
     consolidated = commands.add_parser(
         "consolidate", help="write the cube of all finished shards, if no collector is running"
@@ -274,6 +285,8 @@ GENERATION_OPTIONS = (
     *("max_new_tokens", "temperature", "repeats"),
 )
 """Options that have no effect without generation."""
+CONTROL_OPTIONS = ("control_layers", "control_items")
+"""Options that have no effect without other directions."""
 
 
 def _add_contrast(command: argparse.ArgumentParser) -> None:
@@ -283,6 +296,19 @@ def _add_contrast(command: argparse.ArgumentParser) -> None:
         help="models to compare, HIGH minus LOW: a variable of the models and two of its labels, "
         "such as training:base:instruct (default: the contrast in the study's ledger)",
     )
+
+
+def _strengths(text: str) -> tuple[float, float] | str:
+    """Two strengths, low and high, or slope."""
+    if text == "slope":
+        return text
+    try:
+        low, high = map(float, text.split(":"))
+    except ValueError:
+        raise argparse.ArgumentTypeError(
+            f"{text!r}: write two strengths, low and high, as -4:4, or slope"
+        ) from None
+    return low, high
 
 
 def _add_collect(commands: Any) -> None:
@@ -311,7 +337,10 @@ def _add_collect(commands: Any) -> None:
     add("--layers", help="all, 12,18,24, 12:24, or depths (default: 0.33:1.0)")
     add("--positions", help="all (default), or answer: only those after the user's turn")
     add("--convention", help="same (default), or study: read at a block's input")
-    add("--controls", type=_names, help="random,shuffled: swept beside the vectors")
+    add("--controls", type=_names, help="random:19,shuffled:19,letter: directions to compare with")
+    add("--control-layers", help="layers to sweep these at (default: those of --layers)")
+    add("--control-items", type=int, help="sweep these on the first N items only")
+    add("--directions", help="your own, to sweep beside: .npz, .safetensors, or a .vectors.nc")
     add("--pairs", dest="n_pairs", type=int, help="use only the first N training pairs")
     add("--items", dest="n_items", type=int, help="use only the first N evaluation items")
     add(
@@ -331,6 +360,29 @@ def _add_collect(commands: Any) -> None:
     add("--resume", action="store_true", help="continue from the existing shards")
     add("--quick", action="store_true", help="a first small cube, <out>-quick.nc")
     collect.set_defaults(run=_collect)
+
+
+def _add_add_measure(commands: Any) -> None:
+    command = commands.add_parser(
+        "add-measure", help="make a measure of a cube from a table of values (CSV or JSONL)"
+    )
+    add = command.add_argument
+    add(
+        "table",
+        help="columns model, concept, item, strength, value; optional: layer, direction, repeat, "
+        "letter",
+    )
+    add("--name", required=True, help="the measure, such as judge_score")
+    add("--to", metavar="CUBE", help="the cube that has the models and items (default: none)")
+    add("--out", required=True, help="the cube to write")
+    add("--models", default=MODELS, help="facts of the models, where there is no --to")
+    add("--kind", help="continuous (default), or binary: 0 or 1, or a share of repeats")
+    add("--units", help="of the values (default: 1)")
+    add("--words", help="what is measured, for a sentence")
+    add("--toward", help="what a larger value means")
+    add("--layer-by", help="the measure whose effect selects the layer (default: its own)")
+    add("--compare", type=_strengths, metavar="LOW:HIGH", help="as of analyze (default: -1:1)")
+    command.set_defaults(run=_add_measure)
 
 
 def _numbers(text: str) -> tuple[float, ...]:
@@ -358,6 +410,8 @@ def _analyze(options: argparse.Namespace) -> None:
         options.paper,
         study=options.study,
         contrast=_contrast(options),
+        measure=options.measure,
+        compare=options.compare,
         full=options.full,
         nuts=options.nuts,
     )
@@ -409,7 +463,7 @@ def _import_study(options: argparse.Namespace) -> None:
     cube = study_cube(paths, models)
     require_no_loss(Path(options.out), cube)
     save_cube(cube, options.out)
-    print(f"wrote {options.out}\n\n{cube.steercube}")
+    print(f"wrote {options.out}\n\n{cube}")
 
 
 def _collect(options: argparse.Namespace) -> None:
@@ -428,7 +482,7 @@ def _collect(options: argparse.Namespace) -> None:
         ) from error
     plan = _plan(options)
     if entry.facts:  # before minutes of loading
-        for selection in filter(None, (plan.layers, plan.generation_layers)):
+        for selection in filter(None, (plan.layers, plan.generation_layers, plan.control_layers)):
             layers_of(selection, entry.facts.n_layers)
     leads = Rank.of_environment().leads
     if leads:
@@ -440,7 +494,7 @@ def _collect(options: argparse.Namespace) -> None:
     out = Path(options.out)
     if options.quick:
         out = out.with_name(f"{out.name.removesuffix('.nc')}-quick.nc")
-    collect(decoder, concepts, plan, out, resume=options.resume)
+    collect(decoder, concepts, plan, out, directions=options.directions, resume=options.resume)
 
 
 def _chosen_model(options: argparse.Namespace) -> "Entry":
@@ -474,6 +528,12 @@ def _plan(options: argparse.Namespace) -> "Plan":
             f"{', '.join(ignored)} without generation: add --outcomes logit,generation, or leave "
             "them out"
         )
+    for_controls = [f"--{n.replace('_', '-')}" for n in CONTROL_OPTIONS if n in given]
+    if for_controls and not plan.controls and not options.directions:
+        raise ValueError(
+            f"{', '.join(for_controls)} without --controls or --directions: add one of these, or "
+            "leave them out"
+        )
     return plan
 
 
@@ -484,7 +544,7 @@ def _warnings(
 
     `n_answered` is the number of items to generate answers for, if it was given.
     """
-    from steercube.analysis.per_cell.estimands import NEGATIVE, POSITIVE
+    from steercube.measures import Measure
 
     swept = {"--strengths": plan.strengths}
     if "generation" in plan.outcomes:
@@ -495,10 +555,11 @@ def _warnings(
             "layers from logits, so it will report no effects for this cube"
         )
     for option, strengths in swept.items():
-        if lacking := [f"{s:+g}" for s in (NEGATIVE, POSITIVE) if s not in strengths]:
+        if lacking := [f"{s:+g}" for s in Measure.compare if s not in strengths]:
+            low, high = min(strengths), max(strengths)
             yield (
                 f"warning: {option} without {' and '.join(lacking)}: `steercube analyze` compares "
-                "+1 with -1, so it will report no effects for this cube"
+                f"+1 with -1 unless told to compare others, such as --compare {low:g}:{high:g}"
             )
     for concept in concepts.values():
         yield from _concept_warnings(concept, plan, n_answered)
@@ -578,6 +639,28 @@ def _require_folder_of(out: str) -> None:
         )
 
 
+def _add_measure(options: argparse.Namespace) -> None:
+    from steercube.cube import open_cube, save_cube
+    from steercube.from_table import measure_cube, read_rows
+    from steercube.measures import Measure
+    from steercube.models import read_facts
+    from steercube.replacing import require_no_loss
+    from steercube.schema import name_violations, raise_if_any
+
+    _require_folder_of(options.out)
+    raise_if_any(name_violations("measure", [options.name]), what="--name")
+    record = ("kind", "units", "words", "toward", "layer_by", "compare")
+    given = {name: getattr(options, name) for name in record}
+    measure = Measure(options.name, **{k: v for k, v in given.items() if v is not None})
+    beside = open_cube(options.to) if options.to else None
+    models = {} if beside else read_facts(options.models)
+    rows = read_rows(options.table)
+    cube = measure_cube(rows, measure, beside=beside, models=models, source=options.table)
+    require_no_loss(Path(options.out), cube)
+    save_cube(cube, options.out)
+    print(f"wrote {options.out}\n\n{cube}")
+
+
 def _consolidate(options: argparse.Namespace) -> None:
     from steercube.collect.run import write_cube
 
@@ -600,9 +683,9 @@ def _check_concepts(options: argparse.Namespace) -> None:
 
 
 def _show(options: argparse.Namespace) -> None:
-    from steercube.cells import check_cells, summarise_cells
-    from steercube.cube import check_cube, summarise_cube
-    from steercube.netcdf import load
+    from steercube.cells import open_cells, summarise_cells
+    from steercube.cube import open_cube
+    from steercube.netcdf import ROOT, load_groups
 
     file = Path(options.file)
     if not file.exists():
@@ -611,10 +694,7 @@ def _show(options: argparse.Namespace) -> None:
             f"{file}: no such file ({file.absolute().parent} has {', '.join(beside) or 'no .nc'})"
             f"{did_you_mean(file.name, beside)}"
         )
-    ds = load(file)
-    if "estimand" in ds.dims:
-        check_cells(ds, what=options.file)
-        print(summarise_cells(ds))
+    if "cells_version" in load_groups(file)[ROOT].attrs:
+        print(summarise_cells(open_cells(file)))
     else:
-        check_cube(ds, what=options.file)
-        print(summarise_cube(ds))
+        print(open_cube(file))

@@ -20,15 +20,15 @@ from itertools import combinations
 from pathlib import Path
 from typing import Any
 
-from steercube.cube import SCORED_LETTERS, Item
+from steercube.contract import SCORED_LETTERS, Item
 from steercube.schema import name_violations, raise_if_any, read_text
 
 FIELDS = {"id": str, "split": str, "question": str, "choices": dict, "matching": str}
 SPLITS = ("train", "eval")
 FEWEST = 2
 """Fewest questions in a split: one pair cannot be halved, and one item has no variance."""
-RESERVED = ("study",)
-"""Names that `collect --concepts` uses for the published study's own concepts."""
+RESERVED = ("study", "own", "random", "shuffled", "letter")
+"""What `collect --concepts` calls the published study's concepts, and names of directions."""
 UNWRITABLE = re.compile(r"[\0\ud800-\udfff]")
 NEAR_DUPLICATE = 0.3
 """Jaccard similarity of two questions' word trigrams from which they count as the same."""

@@ -6,7 +6,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from steercube.cube import ARCHITECTURES, Model
+from steercube.contract import ARCHITECTURES, Model
 from steercube.schema import name_violations, raise_if_any, read_toml
 from steercube.words import did_you_mean
 

@@ -1,4 +1,6 @@
-"""Save and load one dataset per NetCDF4 file: atomic writes, and no reading of altered files.
+"""Save and load labelled NetCDF4 files: atomic writes, and no reading of altered files.
+
+A file holds one dataset, or several in groups, with their shared labels and attributes in its root.
 
 A file is written to a temporary name, flushed, read back and renamed, so that a killed process
 leaves the earlier file or the new one. Variables are compressed, with Fletcher-32 checksums; text
@@ -10,7 +12,7 @@ last line is the SHA-256 of its other bytes (the seal), which other NetCDF reade
 import hashlib
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from glob import escape
 from pathlib import Path
@@ -29,19 +31,31 @@ class Remains(ValueError):
     """Error for a damaged NetCDF4 file that cannot be read at all, or an empty file."""
 
 
-def save(ds: xr.Dataset, path: str | Path) -> str:
-    """Write `ds` to `path` and return the SHA-256 of its content.
+Groups = Mapping[str, xr.Dataset]
+"""The datasets of a file by the path of their group; the root's path is empty."""
+ROOT = ""
+
+
+def save(content: xr.Dataset | Groups, path: str | Path) -> str:
+    """Write a dataset, or groups, to `path` and return the SHA-256 of the content.
 
     Raises OSError with `path` and the reason; an earlier file there is then intact.
     """
-    stamped = ds.drop_encoding().assign_attrs({DIGEST: digest(ds)})
+    groups = _groups(content)
+    sha = digest(groups)
+    stamped = {**groups, ROOT: groups[ROOT].assign_attrs({DIGEST: sha})}
     with aside(path) as part:
-        _write(stamped, part)
+        for group in sorted(stamped):
+            _write(stamped[group].drop_encoding(), part, group)
         seal = _seal(part.read_bytes())
         with part.open("ab") as file:
             file.write(seal)
-        load(part)
-    return str(stamped.attrs[DIGEST])
+        load_groups(part)
+    return sha
+
+
+def _groups(content: xr.Dataset | Groups) -> dict[str, xr.Dataset]:
+    return {ROOT: content} if isinstance(content, xr.Dataset) else dict(content)
 
 
 @contextmanager
@@ -68,7 +82,15 @@ def aside(path: str | Path) -> Iterator[Path]:
 
 
 def load(path: str | Path) -> xr.Dataset:
-    """The dataset in `path`, in memory, its content verified against its SHA-256.
+    """The dataset in `path`, in memory; raises as `load_groups` does, and ValueError for groups."""
+    groups = load_groups(path)
+    if len(groups) > 1:
+        raise ValueError(f"{path}: holds the groups {', '.join(sorted(groups)[1:])}, not one table")
+    return groups[ROOT]
+
+
+def load_groups(path: str | Path) -> dict[str, xr.Dataset]:
+    """Every group of `path`, in memory, their content verified against its SHA-256.
 
     Raises FileNotFoundError, or ValueError for a file that steercube did not write or that was
     altered; Remains, a ValueError, if it is so damaged or truncated that it cannot be read.
@@ -82,18 +104,15 @@ def load(path: str | Path) -> xr.Dataset:
     try:
         # HDF5 keeps a file open that it could not read; reading from memory avoids that.
         with netcdf4.Dataset(str(path), memory=content) as opened:
-            store = xr.backends.NetCDF4DataStore(opened)  # type: ignore[no-untyped-call]
-            ds = xr.open_dataset(store).load().drop_encoding()
-        # NetCDF returns numbers as numpy scalars; the saved attributes were plain Python numbers.
-        ds.attrs = {k: v.item() if isinstance(v, np.generic) else v for k, v in ds.attrs.items()}
-        actual = digest(ds)
+            groups = dict(_read(opened))
+        actual = digest(groups)
     except UNREADABLE as error:
         is_damaged = content.startswith(MAGIC) or not content.strip(b"\0")
         raise (Remains if is_damaged else ValueError)(
             f"{path}: cannot be read as NetCDF4 ({error}). The file is of another kind, "
             "truncated or damaged: restore it from a copy or make it again."
         ) from error
-    recorded = ds.attrs.get(DIGEST)
+    recorded = groups[ROOT].attrs.get(DIGEST)
     if recorded is None:
         raise ValueError(
             f"{path}: has no attribute {DIGEST!r}, so it was not written by steercube. "
@@ -101,7 +120,35 @@ def load(path: str | Path) -> xr.Dataset:
         )
     if recorded != actual:
         raise ValueError(_altered(path, actual, str(recorded), what="its content"))
-    return ds
+    return groups
+
+
+def load_attrs(path: str | Path) -> dict[str, Any]:
+    """The attributes in the root of a sealed file, whose bytes are verified, without its values.
+
+    Raises ValueError for a file that is damaged or was altered.
+    """
+    path = Path(path)
+    content = _unsealed(path.read_bytes(), path)
+    try:
+        with _netcdf4().Dataset(str(path), memory=content) as opened:
+            return {name: opened.getncattr(name) for name in opened.ncattrs()}
+    except UNREADABLE as error:
+        raise Remains(f"{path}: cannot be read as NetCDF4 ({error})") from error
+
+
+def _read(opened: Any, path: str = ROOT) -> Iterator[tuple[str, xr.Dataset]]:
+    """Every group in an open file, itself first; an intermediate one without variables is none."""
+    if not path or opened.variables:
+        store = xr.backends.NetCDF4DataStore(opened)  # type: ignore[no-untyped-call]
+        ds = xr.open_dataset(store).load().drop_encoding()
+        # NetCDF returns numbers as numpy scalars; the saved attributes were plain Python numbers.
+        for attrs in (ds.attrs, *(variable.attrs for variable in ds.variables.values())):
+            numbers = {k: v.item() for k, v in attrs.items() if isinstance(v, np.generic)}
+            attrs.update(numbers)
+        yield path, ds
+    for name, group in opened.groups.items():
+        yield from _read(group, f"{path}/{name}".lstrip("/"))
 
 
 def _netcdf4() -> Any:
@@ -143,10 +190,11 @@ def _altered(path: Path, actual: str, recorded: str, *, what: str) -> str:
     )
 
 
-def _write(ds: xr.Dataset, part: Path) -> None:
+def _write(ds: xr.Dataset, part: Path, group: str) -> None:
     _netcdf4()
+    where: dict[str, Any] = {"group": group, "mode": "a"} if group else {"mode": "w"}
     try:
-        ds.to_netcdf(part, engine="netcdf4", format="NETCDF4", encoding=_encoding(ds))
+        ds.to_netcdf(part, engine="netcdf4", format="NETCDF4", encoding=_encoding(ds), **where)
     except (OSError, RuntimeError) as error:
         # HDF5 gives no reason; writing plain bytes raises an OSError that does (a full disk).
         with part.open("ab") as file:
@@ -167,8 +215,20 @@ def is_running(pid: str) -> bool:
     return True
 
 
-def digest(ds: xr.Dataset) -> str:
-    """SHA-256 of the names, dims, values and attributes of `ds`, independent of any file."""
+def digest(content: xr.Dataset | Groups) -> str:
+    """SHA-256 of the names, dims, values and attributes of a dataset, or of a file's groups.
+
+    It is independent of any file, and of the order of groups and variables.
+    """
+    groups = _groups(content)
+    own = _digest(groups.pop(ROOT))
+    if not groups:
+        return own
+    of_groups = {name: _digest(ds) for name, ds in groups.items()}
+    return hashlib.sha256(_json([own, of_groups])).hexdigest()
+
+
+def _digest(ds: xr.Dataset) -> str:
     sha = hashlib.sha256(_json({k: v for k, v in ds.attrs.items() if k != DIGEST}))
     for name in sorted(map(str, ds.variables)):
         variable = ds.variables[name]

@@ -7,10 +7,10 @@ TOML and JSON are here too, so that every error names the file and line.
 import json
 import re
 import tomllib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import xarray as xr
@@ -57,6 +57,55 @@ class Variable:
         )
 
 
+class Grids(Mapping[str, xr.Dataset]):
+    """Datasets by their path in one file; each carries the attributes of the file."""
+
+    def __init__(
+        self, tables: Mapping[str, xr.Dataset], attrs: Mapping[str, Any] | None = None
+    ) -> None:
+        self.attrs = dict(
+            next((ds.attrs for ds in tables.values()), {}) if attrs is None else attrs
+        )
+        self._tables = {
+            path: table.drop_attrs(deep=False).assign_attrs(self.attrs)
+            for path, table in tables.items()
+        }
+
+    def __getitem__(self, path: str) -> xr.Dataset:
+        return self._tables[path]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._tables)
+
+    def __len__(self) -> int:
+        return len(self._tables)
+
+    def with_tables(self, tables: Mapping[str, xr.Dataset]) -> Self:
+        """The same with more tables, or with others in the place of its own."""
+        return type(self)({**self, **tables}, self.attrs)
+
+    def with_attrs(self, attrs: Mapping[str, Any]) -> Self:
+        """The same tables with more attributes, or other values of theirs."""
+        return type(self)(self._tables, {**self.attrs, **attrs})
+
+    def identical(self, other: "Grids") -> bool:
+        """Whether the other has the same attributes and tables, these with the same attributes."""
+        same = self.attrs == other.attrs and self.keys() == other.keys()
+        return same and all(table.identical(other[path]) for path, table in self.items())
+
+    def sel(self, **labels: Any) -> Self:
+        """What has any of these labels (`model=["8B"]`) of every table that has such labels."""
+        parts = {path: _with_labels(table, labels) for path, table in self.items()}
+        return type(self)({p: ds for p, ds in parts.items() if all(ds.sizes.values())}, self.attrs)
+
+
+def _with_labels(table: xr.Dataset, labels: Mapping[str, Any]) -> xr.Dataset:
+    for name in labels.keys() & set(table.variables):
+        (dim,) = table[name].dims
+        table = table.isel({dim: np.flatnonzero(np.isin(table[name].values, labels[name]))})
+    return table
+
+
 def structure_violations(
     ds: xr.Dataset, variables: Mapping[str, Variable], *, index_dims: Mapping[str, str]
 ) -> list[str]:
@@ -90,6 +139,33 @@ def structure_violations(
     return problems
 
 
+def group_violations(
+    root: xr.Dataset,
+    groups: Mapping[str, xr.Dataset],
+    facts: Mapping[str, Variable],
+    *,
+    label_kinds: Mapping[str, str],
+) -> list[str]:
+    """A line for every rule that a file breaks whose groups share the facts in its root."""
+    of_facts = dict.fromkeys(dim for fact in facts.values() for dim in fact.dims)
+    problems = [f"dimension {dim!r} is empty" for dim in of_facts if root.sizes.get(dim) == 0]
+    problems = problems or structure_violations(
+        root, facts, index_dims={dim: label_kinds[dim] for dim in of_facts}
+    )
+    for path, table in groups.items():
+        kinds = {dim: kind for dim, kind in label_kinds.items() if dim in table.dims}
+        problems += [
+            f"{path}: {line}" for line in structure_violations(table, {}, index_dims=kinds)
+        ]
+    return problems or [
+        f"{path}: the file's root has no {dim} {label!r}"
+        for path, table in groups.items()
+        for dim in of_facts
+        if dim in table.indexes
+        for label in table.indexes[dim].difference(root.indexes[dim])
+    ]
+
+
 def attribute_violations(attrs: Mapping[str, Any], meanings: Mapping[str, str]) -> list[str]:
     """A line for every missing attribute, with its meaning."""
     return [
@@ -99,10 +175,18 @@ def attribute_violations(attrs: Mapping[str, Any], meanings: Mapping[str, str]) 
     ]
 
 
-def require_version(ds: xr.Dataset, name: str, version: int, *, what: str, remedy: str) -> None:
+def has_version(ds: "xr.Dataset | Grids", name: str, version: int) -> bool:
+    """Whether it says that it is of this version of its contract."""
+    actual = ds.attrs.get(name)
+    return isinstance(actual, int) and actual == version
+
+
+def require_version(
+    ds: "xr.Dataset | Grids", name: str, version: int, *, what: str, remedy: str
+) -> None:
     """Raise ValueError for a file of another version of the contract."""
     actual = ds.attrs.get(name, version)
-    if not isinstance(actual, int) or actual != version:
+    if name in ds.attrs and not has_version(ds, name, version):
         raise ValueError(
             f"{what} has {name} {actual}; this steercube reads {version}. To go on, {remedy}."
         )

@@ -20,17 +20,10 @@ import xarray as xr
 from steercube import __version__
 from steercube.answers import answer_of
 from steercube.concepts import Concept, Question
-from steercube.cube import (
-    ANSWER_VARIABLES,
-    RATE_VARIABLES,
-    RESPONSE_VARIABLES,
-    SAMPLE_VARIABLES,
-    SCORED_LETTERS,
-    STATUS,
-    Item,
-    Model,
-    blank_cube,
-)
+from steercube.contract import CONTRACT, RESPONSE_VARIABLES, RESPONSES, SCORED_LETTERS, Item, Model
+from steercube.cube import Cube, grid_of
+from steercube.labels import facts_of
+from steercube.measures import GENERATION_MATCH, GENERATION_RATE, LOGIT_DIFF, PUBLISHED, READ
 from steercube.schema import raise_if_any
 
 COMMIT = "a01cacb5d9637f1718c55053efce1cf9b29c5238"
@@ -135,7 +128,7 @@ def _files_in(folder: Path, wanted: Sequence[str]) -> dict[str, Path]:
     return {path: folder / path for path in wanted}
 
 
-def study_cube(paths: Mapping[str, Path], models: Mapping[str, Model]) -> xr.Dataset:
+def study_cube(paths: Mapping[str, Path], models: Mapping[str, Model]) -> Cube:
     """The study's logit sweep, generation rates and responses as one cube.
 
     Raises ValueError that lists the problems of the first file that has any.
@@ -151,29 +144,35 @@ def study_cube(paths: Mapping[str, Path], models: Mapping[str, Model]) -> xr.Dat
     names = {model for model, _ in sweeps} | {model for model, _ in rates}
     unknown = sorted(names - set(models))
     raise_if_any([f"model {name!r} has no entry" for name in unknown], what="the list of models")
-    ordered = sorted((models[name] for name in names), key=lambda m: m.n_params)
-
-    swept = {key: read_sweep(paths[path], models[key[0]], items[key[1]])
-             for key, path in sweeps.items()}  # fmt: skip
-    rated = {key: read_rates(paths[path], models[key[0]]) for key, path in rates.items()}
-    layers = set().union(
-        *(f["layer"] for f in swept.values()), *(f["layer"] for f in rated.values())
-    )
-    cube = blank_cube(
-        ordered, items, layers=list(layers), strengths=STRENGTHS, attrs=_provenance(paths)
-    )
-    for (model, concept), frame in swept.items():
-        _fill_sweep(cube, frame, model=model, concept=concept)
-    for name, variable in RATE_VARIABLES.items():
-        cube[name] = variable.full(cube.sizes)
-    for (model, concept), frame in rated.items():
-        _fill_rates(cube, frame, model=model, concept=CONCEPT_OF_GENERATION_FOLDER[concept])
+    facts = facts_of(sorted((models[name] for name in names), key=lambda m: m.n_params), items)
     prompts = _read_json(paths, CONCEPT_OF_RESPONSES, "eval_prompts")
-    read = {
-        model: read_responses(paths[path], models[model], prompts)
+    swept = [
+        _sweep_rows(read_sweep(paths[path], models[model], items[concept]), model, concept)
+        for (model, concept), path in sweeps.items()
+    ]
+    rated = [
+        _rate_rows(read_rates(paths[path], models[model]), model, folder)
+        for (model, folder), path in rates.items()
+    ]
+    read = [
+        read_responses(paths[path], models[model], prompts).assign(model=model)
         for model, path in sorted(responses.items())
+    ]
+    every = pd.concat(read).assign(concept=CONCEPT_OF_RESPONSES)
+    every = every.rename(columns={"prompt_idx": "sample", "generation": "text"})
+    tables = {
+        LOGIT_DIFF.name: grid_of(pd.concat(swept), LOGIT_DIFF, facts=facts),
+        GENERATION_MATCH.name: grid_of(_both_readings(every), GENERATION_MATCH, facts=facts),
+        GENERATION_RATE.name: grid_of(pd.concat(rated), GENERATION_RATE, facts=facts),
+        RESPONSES: xr.Dataset(
+            {
+                name: ("response", every[name].to_numpy(), variable.attrs)
+                for name, variable in RESPONSE_VARIABLES.items()
+                if name in every
+            }
+        ),
     }
-    return _fill_responses(cube, read)
+    return Cube(tables, CONTRACT | _provenance(paths))
 
 
 def _by_model_and_concept(paths: Mapping[str, Path], pattern: str) -> dict[tuple[str, str], str]:
@@ -364,51 +363,45 @@ def _rows(wrong: pd.Series, rule: str, *, at_most: int = 3) -> list[str]:
     return [f"{rule}: row {', '.join(map(str, lines[:at_most]))}{more}"]
 
 
-def _fill_sweep(cube: xr.Dataset, frame: pd.DataFrame, *, model: str, concept: str) -> None:
+def _sweep_rows(frame: pd.DataFrame, model: str, concept: str) -> pd.DataFrame:
+    """Rows of the logits' grid, by model, concept, layer, strength and sample."""
     letter_is_a = frame["matching_answer"] == "(A)"
-    values = frame.assign(
-        sample=frame["prompt_idx"],
-        logprob_matching=np.where(letter_is_a, frame["logprob_A"], frame["logprob_B"]),
-        logprob_other=np.where(letter_is_a, frame["logprob_B"], frame["logprob_A"]),
-        logit_diff=frame["logit_diff_matching"],
-    )
-    names = ["logprob_matching", "logprob_other", "logit_diff"]
-    _put(cube, values, names, model=model, concept=concept)
-    swept = {"model": model, "concept": concept, "layer": frame["layer"].unique()}
-    cube["cell_status"].loc[swept] = STATUS["complete"]
-
-
-def _put(cube: xr.Dataset, rows: pd.DataFrame, names: list[str], **cell: str) -> None:
-    grid = rows.set_index(["layer", "strength", "sample"])[names].to_xarray()
-    for name in names:
-        labels = cell | {dim: grid[dim].values for dim in grid.dims}
-        cube[name].loc[labels] = grid[name].values
-
-
-def _fill_rates(cube: xr.Dataset, frame: pd.DataFrame, *, model: str, concept: str) -> None:
-    layers = frame["layer"].to_numpy()
-    where = {"model": model, "concept": concept, "layer": layers}
-    for strength, column in {-1.0: "negative", 0.0: "baseline", 1.0: "positive"}.items():
-        rate = frame[f"{column}_rate"].to_numpy()
-        cube["generation_rate"].loc[{**where, "strength": strength}] = rate
-    cube["generation_valid_rate"].loc[where] = frame["valid_rate"].to_numpy()
-    cube["generation_n_prompts"].loc[{"model": model, "concept": concept}] = PROMPTS_PER_RATE
-
-
-def _fill_responses(cube: xr.Dataset, read: Mapping[str, pd.DataFrame]) -> xr.Dataset:
-    for name in ANSWER_VARIABLES:
-        cube[name] = SAMPLE_VARIABLES[name].full(cube.sizes)
-    tables = []
-    for model, frame in read.items():
-        rows = frame.assign(sample=frame["prompt_idx"])
-        _put(cube, rows, list(ANSWER_VARIABLES), model=model, concept=CONCEPT_OF_RESPONSES)
-        tables.append(rows.assign(model=model, concept=CONCEPT_OF_RESPONSES))
-    table = pd.concat(tables).rename(columns={"generation": "text"})
-    columns = {f"response_{column}": table[column].to_numpy() for column in table}
-    return cube.assign(
+    return pd.DataFrame(
         {
-            name: ("response", columns[name], variable.attrs)
-            for name, variable in RESPONSE_VARIABLES.items()
-            if name in columns
+            **{"model": model, "concept": concept, "sample": frame["prompt_idx"]},
+            **{dim: frame[dim] for dim in ("layer", "strength")},
+            "logprob_matching": np.where(letter_is_a, frame["logprob_A"], frame["logprob_B"]),
+            "logprob_other": np.where(letter_is_a, frame["logprob_B"], frame["logprob_A"]),
+            "logit_diff": frame["logit_diff_matching"],
         }
+    )
+
+
+def _rate_rows(frame: pd.DataFrame, model: str, folder: str) -> pd.DataFrame:
+    """Rows of the published rates' grid, by model, concept, layer and strength."""
+    columns = {-1.0: "negative", 0.0: "baseline", 1.0: "positive"}
+    return pd.concat(
+        pd.DataFrame(
+            {
+                **{"model": model, "concept": CONCEPT_OF_GENERATION_FOLDER[folder]},
+                **{"layer": frame["layer"], "strength": strength},
+                "generation_rate": frame[f"{column}_rate"],
+                "generation_valid_rate": frame["valid_rate"],
+                "generation_n_prompts": float(PROMPTS_PER_RATE),
+            }
+        )
+        for strength, column in columns.items()
+    )
+
+
+def _both_readings(rows: pd.DataFrame) -> pd.DataFrame:
+    """Rows of the answers' grid: each response as read anew, and as the study read it."""
+    place = ["model", "concept", "layer", "strength", "sample"]
+    return pd.concat(
+        rows[place].assign(
+            reading=reading,
+            generation_match=rows[f"{prefix}_match"],
+            generation_valid=rows[f"{prefix}_valid"],
+        )
+        for reading, prefix in {READ: "generation", PUBLISHED: "published"}.items()
     )

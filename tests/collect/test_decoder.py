@@ -15,8 +15,9 @@ from transformers import AutoModelForCausalLM
 from steercube.collect import decoder as decoder_module
 from steercube.collect.decoder import Decoder, _Files, decoder_of, find_blocks, load
 from steercube.collect.hooks import Cell
+from steercube.collect.plan import POSITIONS
 from steercube.collect.readout import readout_of
-from steercube.collect.sweep import POSITIONS, sweep
+from steercube.collect.sweep import sweep
 from steercube.concepts import read_concepts
 from steercube.models import Entry, Weights, read_models
 

@@ -20,8 +20,9 @@ from steercube.collect.generate import (
     generate,
 )
 from steercube.collect.hooks import Cell, RowSteering
+from steercube.collect.plan import POSITIONS
 from steercube.collect.readout import Prompt
-from steercube.collect.sweep import POSITIONS, Run, sweep
+from steercube.collect.sweep import Run, sweep
 
 QUICK = ("llama", "qwen3", "qwen3_moe", "gemma3", "gpt2", "gptj")
 KINDS = (

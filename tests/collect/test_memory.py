@@ -14,8 +14,9 @@ from steercube.collect.decoder import Decoder, decoder_of
 from steercube.collect.generate import Decoding, generate
 from steercube.collect.hooks import Cell
 from steercube.collect.memory import SHARE, bytes_of_row, free_bytes, rows_that_fit
+from steercube.collect.plan import POSITIONS
 from steercube.collect.readout import Prompt
-from steercube.collect.sweep import POSITIONS, sweep
+from steercube.collect.sweep import sweep
 
 SHAPE: dict[str, Any] = {
     "vocab_size": 300,

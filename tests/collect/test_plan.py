@@ -59,6 +59,34 @@ def test_every_problem_of_a_plan_is_listed() -> None:
         assert part in str(error.value)
 
 
+def test_controls_are_families_and_how_many_of_each() -> None:
+    plan = Plan(controls=("random:3", "letter", "shuffled"))
+    assert plan.directions == ["random/0", "random/1", "random/2", "letter", "shuffled/0"]
+    assert Plan().directions == []
+
+
+@pytest.mark.parametrize(
+    ("controls", "said"),
+    [
+        (("random:0",), "controls = 'random:0': write a family and how many"),
+        (("random:-1",), "controls = 'random:-1': write"),
+        (("random:many",), "controls = 'random:many': write"),
+        (("letter:2",), "controls = 'letter:2': write .* letter has one"),
+        (("random", "random:3"), "no control twice"),
+        (("radnom:3",), "controls = 'radnom' is none of random, shuffled, letter"),
+    ],
+    ids=lambda value: str(value)[:30],
+)
+def test_controls_that_cannot_be_are_refused(controls: tuple[str, ...], said: str) -> None:
+    with pytest.raises(ValueError, match=said):
+        Plan(controls=controls)
+
+
+def test_controls_of_one_item_are_refused() -> None:
+    with pytest.raises(ValueError, match="control_items = 1: at least 2"):
+        Plan(controls=("random",), control_items=1)
+
+
 def test_generation_takes_the_sweeps_strengths_or_some_of_them() -> None:
     assert Plan(strengths=(-2.0, 1.0)).generated == (-2.0, 1.0)
     some = Plan(strengths=(-2.0, -1.0, 1.0), generation_strengths=(1.0, -1.0))

@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 import xarray as xr
 
-from steercube.collect.shards import consolidate, find_shard, held, save_shard
+from steercube.collect.consolidate import consolidate
+from steercube.collect.shards import find_shard, held, save_shard
 
 
 @pytest.fixture

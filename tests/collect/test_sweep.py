@@ -11,9 +11,9 @@ from transformers import AutoModelForCausalLM, GPTBigCodeConfig
 from steercube.collect import hooks
 from steercube.collect.decoder import Decoder, decoder_of
 from steercube.collect.hooks import Cell, FanOut, steering
+from steercube.collect.plan import POSITIONS
 from steercube.collect.readout import Prompt
 from steercube.collect.sweep import (
-    POSITIONS,
     as_large_as_the_residual,
     check_against_plain_loop,
     lacks_memory,

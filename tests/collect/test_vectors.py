@@ -11,6 +11,7 @@ import xarray as xr
 from steercube.collect.decoder import Decoder
 from steercube.collect.readout import readout_of
 from steercube.collect.vectors import (
+    OWN,
     letter_residuals,
     pairwise_cosine,
     split_half_cosine,
@@ -21,8 +22,13 @@ from steercube.concepts import Question
 PAIRS = tiny.concept(n_pairs=10).train
 
 
+def stream(name: str) -> np.random.Generator:
+    """The random stream of a name."""
+    return np.random.default_rng(list(name.encode()))
+
+
 def extract(decoder: Decoder, pairs: tuple[Question, ...] = PAIRS, **options: object) -> xr.Dataset:
-    given = {"convention": "same", "rng": np.random.default_rng(0), **options}
+    given = {"convention": "same", "stream": stream, **options}
     return vectors(decoder, readout_of(decoder.tokenizer), pairs, **given)
 
 
@@ -48,7 +54,7 @@ def published_method(decoder: Decoder, read: Callable[[int, tuple], torch.Tensor
 @pytest.mark.parametrize("kind", ["llama", "gemma3", *tiny.OLDER])
 def test_vectors_are_those_of_the_published_method(kind: str, letters_joined: bool) -> None:
     decoder = tiny.decoder(kind, letters_joined=letters_joined)
-    found = extract(decoder)["vector"].sel(direction="concept").values
+    found = extract(decoder)["vector"].sel(direction=OWN).values
     published = published_method(decoder, lambda layer, states: states[layer + 1])
     np.testing.assert_allclose(found[:-1], published[:-1], atol=1e-4)
     # The published reading of the last layer is taken after the final norm; ours is not.
@@ -57,10 +63,10 @@ def test_vectors_are_those_of_the_published_method(kind: str, letters_joined: bo
 
 def test_the_studys_convention_reads_what_enters_a_block() -> None:
     decoder = tiny.decoder("qwen3")
-    found = extract(decoder, convention="study")["vector"].sel(direction="concept").values
+    found = extract(decoder, convention="study")["vector"].sel(direction=OWN).values
     published = published_method(decoder, lambda layer, states: states[layer])
     np.testing.assert_allclose(found, published, atol=1e-4)
-    ours = extract(decoder)["vector"].sel(direction="concept").values
+    ours = extract(decoder)["vector"].sel(direction=OWN).values
     np.testing.assert_allclose(ours[:-1], found[1:], atol=1e-4)
 
 
@@ -68,8 +74,8 @@ def test_swapping_the_pairs_flips_the_vector() -> None:
     decoder = tiny.decoder("qwen3_moe")
     swapped = tuple(replace(p, matching=p.other, other=p.matching) for p in PAIRS)
     one, two = (extract(decoder, pairs) for pairs in (PAIRS, swapped))
-    concept = {"direction": "concept"}
-    np.testing.assert_allclose(one["vector"].sel(concept), -two["vector"].sel(concept), atol=1e-5)
+    own = {"direction": OWN}
+    np.testing.assert_allclose(one["vector"].sel(own), -two["vector"].sel(own), atol=1e-5)
     for name in ("vector_norm", "residual_norm", "pairwise_cosine"):
         np.testing.assert_allclose(one[name], two[name], rtol=1e-4, atol=1e-6)
 
@@ -113,15 +119,51 @@ def test_without_memory_batches_halve(lack: Exception, monkeypatch: pytest.Monke
         letter_residuals(decoder, readout, PAIRS)
 
 
-def test_controls_have_the_vectors_norm_and_other_directions() -> None:
-    found = extract(tiny.decoder("llama"))
+def test_drawn_directions_have_the_vectors_norm_and_are_others() -> None:
+    names = ["random/0", "random/1", "shuffled/0", "shuffled/1"]
+    found = extract(tiny.decoder("llama"), directions=names)
+    assert found["direction"].values.tolist() == [OWN, *names]
     norms = np.linalg.norm(found["vector"].values, axis=-1)
-    np.testing.assert_allclose(norms, np.tile(norms[0], (3, 1)), rtol=1e-5)
+    np.testing.assert_allclose(norms, np.tile(norms[0], (5, 1)), rtol=1e-5)
     np.testing.assert_allclose(norms[0], found["vector_norm"], rtol=1e-5)
-    unit = found["vector"] / found["vector_norm"]
-    for control in ("random", "shuffled"):
-        cosine = (unit.sel(direction="concept") * unit.sel(direction=control)).sum("hidden")
-        assert (abs(cosine) < 0.95).all()
+    unit = (found["vector"] / found["vector_norm"]).transpose("layer", "direction", "hidden").values
+    cosines = unit @ unit.transpose(0, 2, 1)
+    apart = cosines[:, ~np.eye(5, dtype=bool)]
+    assert (abs(apart) < 0.95).all()
+
+
+def test_a_direction_does_not_depend_on_which_others_are_drawn() -> None:
+    """Neither do the split halves, so that directions can be added in a later collection."""
+    decoder = tiny.decoder("llama")
+    alone = extract(decoder)
+    for names in (["random/0"], ["shuffled/0", "random/2"], ["letter", "random/0", "random/2"]):
+        found = extract(decoder, directions=names)
+        np.testing.assert_array_equal(found["split_half_cosine"], alone["split_half_cosine"])
+        every = extract(decoder, directions=["random/0", "random/2", "shuffled/0", "letter"])
+        for name in (OWN, *names):
+            np.testing.assert_array_equal(
+                *(ds["vector"].sel(direction=name) for ds in (found, every))
+            )
+
+
+def test_the_letters_direction_is_the_difference_of_the_letters() -> None:
+    """(A) minus (B), whichever of them matches; of its own norm."""
+    decoder = tiny.decoder("llama")
+    matching, other = letter_residuals(decoder, readout_of(decoder.tokenizer), PAIRS)
+    first = np.array([pair.matching == "A" for pair in PAIRS])[:, None, None]
+    difference = np.where(first, matching - other, other - matching).mean(axis=0)
+    found = extract(decoder, directions=["letter"])
+    np.testing.assert_allclose(found["vector"].sel(direction="letter"), difference, atol=1e-5)
+    own = found["vector"].sel(direction=OWN).values
+    cosine = (own * difference).sum(-1) / np.linalg.norm(own, axis=-1)
+    cosine /= np.linalg.norm(difference, axis=-1)
+    np.testing.assert_allclose(found["letter_cosine"], cosine, atol=1e-5)
+
+
+def test_pairs_that_all_match_in_a_letter_have_its_direction() -> None:
+    pairs = tuple(replace(pair, matching="A", other="B") for pair in PAIRS)
+    found = extract(tiny.decoder("llama"), pairs)
+    np.testing.assert_allclose(found["letter_cosine"], 1, atol=1e-6)
 
 
 def test_shuffled_sides_leave_neither_concept_nor_letter() -> None:

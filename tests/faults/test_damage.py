@@ -12,15 +12,15 @@ import children
 import numpy as np
 import pytest
 import xarray as xr
-from builders import make_cube
+from builders import make_cube, reduce_to_cells
 from children import CONCEPTS, SHARDS, Faults, collected
 
 from steercube import netcdf
-from steercube.analysis.per_cell.reduce import cells as reduce_to_cells
-from steercube.cells import open_cells, save_cells
+from steercube.cells import Cells, open_cells, save_cells
+from steercube.collect.consolidate import consolidate
 from steercube.collect.run import shards_of, write_cube
-from steercube.collect.shards import consolidate, find_shard, save_shard, settings_of
-from steercube.cube import open_cube, save_cube
+from steercube.collect.shards import find_shard, save_shard, settings_of
+from steercube.cube import Cube, open_cube, save_cube
 
 RNG = np.random.default_rng(77)
 QUIET = {"report": lambda line: None}
@@ -58,19 +58,24 @@ def files(whole: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Pa
     }
 
 
-OPENERS: dict[str, Callable[[Path], xr.Dataset]] = {"cube": open_cube, "cells": open_cells}
+Content = Cube | Cells | xr.Dataset
+OPENERS: dict[str, Callable[[Path], Content]] = {"cube": open_cube, "cells": open_cells}
 
 
-def outcome(kind: str, path: Path, sound: xr.Dataset) -> str:
+def opened(kind: str, path: Path) -> Content:
+    return OPENERS.get(kind, netcdf.load)(path)
+
+
+def outcome(kind: str, path: Path, sound: Content) -> str:
     """`refused` by name, `same` data, or else what is wrong."""
     try:
-        found = OPENERS.get(kind, netcdf.load)(path)
+        found = opened(kind, path)
     except ValueError as error:
         return "refused" if str(path) in str(error) else f"refused without its name: {error}"
     return "same" if found.identical(sound) else "other data"
 
 
-def as_shard(kind: str, path: Path, sound: xr.Dataset) -> str:
+def as_shard(path: Path, sound: xr.Dataset) -> str:
     """What `find_shard` makes of it."""
     found = find_shard(path, settings_of(sound))
     if found is None:
@@ -78,10 +83,10 @@ def as_shard(kind: str, path: Path, sound: xr.Dataset) -> str:
     return "same" if found.identical(sound) else "other data"
 
 
-def tried(line: Any, kind: str, path: Path, sound: xr.Dataset, what: str) -> str:
+def tried(line: Any, kind: str, path: Path, sound: Content, what: str) -> str:
     became = {outcome(kind, path, sound)}
-    if "settings" in sound.attrs:
-        became.add(as_shard(kind, path, sound))
+    if isinstance(sound, xr.Dataset) and "settings" in sound.attrs:
+        became.add(as_shard(path, sound))
     line.tried(f"{kind}, {what}: {became}", silently_wrong=not became <= {"refused", "same"})
     return became.pop()
 
@@ -93,7 +98,7 @@ def test_a_file_that_was_cut_off(
     kind: str, files: dict[str, Path], tmp_path: Path, fault: Faults
 ) -> None:
     line = fault("truncated")
-    content, sound = files[kind].read_bytes(), netcdf.load(files[kind])
+    content, sound = files[kind].read_bytes(), opened(kind, files[kind])
     lengths = [0, 1, 8, 100, *RNG.integers(101, len(content) - 1, 16)]
     lengths += [len(content) - k for k in (1, 2, 40, 66, 70, 83, 84, 200)]
     path = tmp_path / files[kind].name
@@ -137,7 +142,7 @@ def classes(content: bytes) -> dict[str, np.ndarray]:
 )
 def test_a_flipped_bit(kind: str, files: dict[str, Path], tmp_path: Path, fault: Faults) -> None:
     line = fault("flipped bit")
-    content, sound = files[kind].read_bytes(), netcdf.load(files[kind])
+    content, sound = files[kind].read_bytes(), opened(kind, files[kind])
     path = tmp_path / files[kind].name
     for name, positions in classes(content).items():
         for at in RNG.choice(positions, 12):
@@ -153,7 +158,7 @@ def test_a_flipped_bit_in_a_file_of_before_the_last_line(
 ) -> None:
     """Its data are guarded by checksums and the content's SHA-256, as they were then."""
     line = fault("flipped bit")
-    content, sound = files["cube"].read_bytes(), netcdf.load(files["cube"])
+    content, sound = files["cube"].read_bytes(), open_cube(files["cube"])
     old = content[: content.rfind(netcdf.SEAL)]
     path = tmp_path / "cube.nc"
     path.write_bytes(old)
@@ -330,7 +335,7 @@ STALE: dict[str, Any] = {
     "chat_template_sha256": "0" * 64,
     "n_items": 99,
     "layers": [1, 2],
-    "controls": [],
+    "directions": ["own", "random/0"],
 }
 
 

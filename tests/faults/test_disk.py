@@ -10,12 +10,11 @@ from pathlib import Path
 import children
 import numpy as np
 import pytest
-from builders import ROOT, make_cube
+from builders import ROOT, make_cube, open_view, reduce_to_cells
 from children import CommandLine, Faults, finish
 
 from steercube import netcdf
-from steercube.analysis.per_cell.reduce import cells as reduce_to_cells
-from steercube.cells import open_cells, save_cells
+from steercube.cells import save_cells
 from steercube.cli import main
 from steercube.collect.run import shards_of
 from steercube.cube import open_cube
@@ -200,7 +199,7 @@ def test_cells_with_a_limit_on_files(cells: Path, tmp_path: Path, fault: Faults)
         wrong = problems(code, said.read_text(), cause=LIMIT, within=data)
         lost = contents(tmp_path) != before
         line.tried(f"analyze, {limit}: {wrong}", lost=lost, silently_wrong=bool(wrong))
-    open_cells(data / "mine.cells.nc")
+    open_view(data / "mine.cells.nc")
 
 
 def commands(setup: CommandLine, cells: Path, folder: Path) -> dict[str, list[str]]:

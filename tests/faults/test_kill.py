@@ -10,13 +10,12 @@ from typing import NamedTuple
 import children
 import numpy as np
 import pytest
-import xarray as xr
 from children import SHARDS, Faults, Passes, collected, finish, start
 
 from steercube import netcdf
 from steercube.analyze import studies
 from steercube.collect.run import shards_of
-from steercube.cube import open_cube
+from steercube.cube import Cube, as_cube, open_cube
 
 RNG = np.random.default_rng(20250704)
 
@@ -38,7 +37,9 @@ def results(out: Path) -> list[object]:
     """The cube, the vectors and the manifest."""
     manifest = json.loads(out.with_name("mine.manifest.json").read_text())
     vectors = netcdf.load(out.with_name("mine.vectors.nc"))
-    return [open_cube(out).to_dict(), vectors.to_dict(), manifest]
+    cube = open_cube(out)
+    tables = {path: table.to_dict() for path, table in cube.items()}
+    return [cube.attrs, tables, vectors.to_dict(), manifest]
 
 
 def as_text(results: list[object]) -> str:
@@ -57,7 +58,7 @@ def left_in(folder: Path) -> Left:
     for path in sorted(folder.rglob("*.nc")):
         made[path] = path.stat().st_mtime_ns
         try:
-            netcdf.load(path)
+            netcdf.load_groups(path)
         except ValueError as error:
             broken.append(str(error))
     return Left(made, broken)
@@ -93,7 +94,8 @@ def test_a_whole_run_takes_as_many_passes_as_its_parts(whole: Whole, fault: Faul
 STEPS = {
     "extraction": (["vectors.nc"], 3),
     "sweep": (["samples", *SHARDS[1:4]], 4),
-    "generation": (["generations", *SHARDS[4:]], 4),
+    "sweep of controls": (SHARDS[4:7], 2),
+    "generation": (["generations", *SHARDS[7:]], 4),
 }
 
 
@@ -103,9 +105,8 @@ def test_killed_while_the_model_runs(
 ) -> None:
     line = fault("SIGKILL")
     steps, n = STEPS[stage]
-    before = {"extraction": 0, "sweep": 1, "generation": 5}[stage]
-    taken = list(whole.passes.steps.values())
-    first = sum(taken[:before])
+    before = list(whole.passes.steps).index(steps[0])
+    first = sum(list(whole.passes.steps.values())[:before])
     last = first + sum(whole.passes.steps[step] for step in steps)
     for i, k in enumerate(RNG.choice(np.arange(first + 1, last + 1), n, replace=False)):
         folder = tmp_path / str(i)
@@ -116,17 +117,21 @@ def test_killed_while_the_model_runs(
 
 
 WRITING = [
-    *(("amid writing", k) for k in (1, 3, 6)),
+    *(("amid writing", k) for k in (1, 3, 6, 9)),
     *(("before flushing", k) for k in (2, 7)),
     ("after flushing", 6),
     *(("before renaming", k) for k in (1, 5)),
     ("after renaming", 4),
 ]
 """A shard is flushed and its folder too; the note of who holds the folder is the first of all."""
+N_SHARDS, N_GROUPS = len(SHARDS), 6
 CONSOLIDATING = [
-    *(("before a unit", 1), ("before filling", 1), ("before saving", 1)),
-    *(("amid writing", 7), ("amid writing", 8), ("after renaming", 9)),
+    *(("before a unit", 1), ("before merging", 1), ("before saving", 1)),
+    *(("amid writing", N_SHARDS + 1), ("amid writing", N_SHARDS + N_GROUPS)),
+    *(("amid writing", N_SHARDS + N_GROUPS + 1), ("after renaming", N_SHARDS + 3)),
 ]
+"""A cube is written group by group, and then its vectors. What is renamed before it are the notes
+of who holds the folder, and who holds all of them, and the shards."""
 
 
 @pytest.mark.parametrize("stage", ["writing a shard", "consolidating"])
@@ -137,7 +142,7 @@ def test_killed_while_files_are_written(
     for i, (at, k) in enumerate(WRITING if stage == "writing a shard" else CONSOLIDATING):
         folder = tmp_path / str(i)
         folder.mkdir()
-        if stage == "consolidating" and k < 7:
+        if stage == "consolidating" and k == 1:
             # All shards are there; a cube of an earlier time is not.
             shutil.copytree(shards_of(whole.out), shards_of(folder / "mine.nc"))
         ended = finish(children.signalled, collected, signal.SIGKILL, at, k, folder)
@@ -164,9 +169,10 @@ def test_killed_at_any_moment(whole: Whole, tmp_path: Path, fault: Faults) -> No
             shutil.rmtree(folder)
 
 
-def is_one_of(path: Path, cubes: list[xr.Dataset]) -> bool:
-    found = open_cube(path)
-    return any(found.drop_attrs(deep=False).identical(c.drop_attrs(deep=False)) for c in cubes)
+def is_one_of(path: Path, cubes: list[Cube]) -> bool:
+    """Attributes apart, of which a file has one more."""
+    found = Cube(open_cube(path), {})
+    return any(found.identical(Cube(cube, {})) for cube in cubes)
 
 
 SAVING = [("before writing", 1), ("amid writing", 1), ("after flushing", 2), ("before renaming", 1)]
@@ -174,7 +180,8 @@ SAVING = [("before writing", 1), ("amid writing", 1), ("after flushing", 2), ("b
 
 def test_killed_while_a_cube_is_saved(tmp_path: Path, fault: Faults) -> None:
     line = fault("SIGKILL")
-    path, old, new = tmp_path / "mine.nc", children.cube_of(1), children.cube_of(2)
+    path = tmp_path / "mine.nc"
+    old, new = (as_cube(children.cube_of(seed)) for seed in (1, 2))
     children.saved(path, 1)
     for at, k in SAVING:
         ended = finish(children.signalled, children.saved, signal.SIGKILL, at, k, path, 2)

@@ -15,11 +15,18 @@ import xarray as xr
 from builders import ROOT, TRAINING, make_cube
 
 from steercube import netcdf
+from steercube.cells import as_cells, save_cells
+from steercube.cells import groups_of as cell_groups
 from steercube.cli import main
-from steercube.cube import save_cube
+from steercube.contract import MODEL_VARIABLES, RESPONSES
+from steercube.cube import as_cube, save_cube
+from steercube.cube import groups_of as cube_groups
+from steercube.measures import LOGIT_DIFF
 from steercube.report.post import PACKAGED
 from steercube.report.write import OF_A_CALIBRATION
 
+TEXTS = ("model", *(name for name, v in MODEL_VARIABLES.items() if v.kind == "U"))
+"""What xarray cannot write of no model."""
 Prepare = Callable[["Made"], None]
 Content = str | bytes
 
@@ -102,20 +109,31 @@ def claim(**changes: str) -> str:
     return "\n".join(['study = "mine"', "[[claim]]", *lines, ""])
 
 
-def of_cube(change: Callable[[xr.Dataset], xr.Dataset]) -> Prepare:
-    """A file with the right digest that breaks the contract, as xarray alone would write it."""
+def of_cube(
+    change: Callable[[xr.Dataset], xr.Dataset], *groups: str, table: xr.Dataset | None = None
+) -> Prepare:
+    """A file with the right digest that breaks the contract, as xarray alone would write it.
+
+    In `groups` of it, by default that of the logits, or with a table of responses beside them.
+    """
 
     def prepare(made: Made) -> None:
         (made.folder / "data").mkdir()
-        netcdf.save(change(made.cube), made.folder / "data" / "mine.nc")
+        held = cube_groups(as_cube(made.cube)) | ({} if table is None else {RESPONSES: table})
+        changed = {name: change(held[name]) for name in groups or (LOGIT_DIFF.name,)}
+        netcdf.save(held | changed, made.folder / "data" / "mine.nc")
 
     return prepare
 
 
-def of_cells(change: Callable[[xr.Dataset], xr.Dataset]) -> Prepare:
+def of_cells(change: Callable[[xr.Dataset], xr.Dataset], *groups: str) -> Prepare:
+    """The same of cells, by default in the root, which holds their attributes."""
+
     def prepare(made: Made) -> None:
         (made.folder / "data").mkdir()
-        netcdf.save(change(made.cells), made.folder / "data" / "mine.cells.nc")
+        held = cell_groups(as_cells(made.cells))
+        changed = {name: change(held[name]) for name in groups or (netcdf.ROOT,)}
+        netcdf.save(held | changed, made.folder / "data" / "mine.cells.nc")
 
     return prepare
 
@@ -563,7 +581,7 @@ CASES = (
     Case("cube: a folder", folder("data/mine.nc"), "analyze", ("data/mine.nc", "folder, not")),
     Case(
         "cube: an attribute that is a list",
-        of_cube(lambda c: c.assign_attrs(schema_version=[1, 2])),
+        of_cube(lambda c: c.assign_attrs(schema_version=[1, 2]), netcdf.ROOT),
         "show data/mine.nc",
         ("data/mine.nc", "schema_version"),
     ),
@@ -571,7 +589,7 @@ CASES = (
         "cube: wrong dims",
         of_cube(lambda c: c.assign(cell_status=c["cell_status"].isel(layer=0, drop=True))),
         "analyze",
-        ("data/mine.nc", "'cell_status' has dimensions"),
+        ("data/mine.nc", "logit_diff: 'cell_status' has dimensions"),
     ),
     Case(
         "cube: wrong dtype",
@@ -587,7 +605,7 @@ CASES = (
     ),
     Case(
         "cube: models that are numbers",
-        of_cube(lambda c: c.assign_coords(model=[1, 2, 3])),
+        of_cube(lambda c: c.assign_coords(model=[1, 2, 3]), netcdf.ROOT, "logit_diff"),
         "show data/mine.nc",
         ("data/mine.nc", "dimension 'model' has labels"),
     ),
@@ -599,19 +617,45 @@ CASES = (
     ),
     Case(
         "cube: no model",
-        of_cube(lambda c: c.isel(model=slice(0))),
+        of_cube(
+            lambda c: c.isel(model=slice(0)).drop_vars(TEXTS, errors="ignore"),
+            *(netcdf.ROOT, "logit_diff"),
+        ),
         "show data/mine.nc",
         ("data/mine.nc", "'model' is empty"),
     ),
     Case(
-        "cube: a newer contract",
-        of_cube(lambda c: c.assign_attrs(schema_version=99)),
+        "cube: a model without facts",
+        of_cube(lambda c: c.isel(model=slice(2)), netcdf.ROOT),
         "analyze",
-        ("data/mine.nc", "schema_version 99", "this steercube reads 1"),
+        ("data/mine.nc", "logit_diff: the file's root has no model 'large'"),
+    ),
+    Case(
+        "cube: a grid without its measure",
+        of_cube(lambda c: c.drop_vars("logit_diff")),
+        "analyze",
+        ("data/mine.nc", "logit_diff: variable 'logit_diff' is missing"),
+    ),
+    Case(
+        "cube: a measure of no kind",
+        of_cube(
+            lambda c: c.assign(logit_diff=c["logit_diff"].assign_attrs(kind="odd", compare="x"))
+        ),
+        "show data/mine.nc",
+        ("data/mine.nc", "'kind' of 'logit_diff' is 'odd'", "'compare' of 'logit_diff' is 'x'"),
+    ),
+    Case(
+        "cube: a newer contract",
+        of_cube(lambda c: c.assign_attrs(schema_version=99), netcdf.ROOT),
+        "analyze",
+        ("data/mine.nc", "schema_version 99", "this steercube reads 2"),
     ),
     Case(
         "cube: a model that leads out",
-        of_cube(lambda c: c.assign_coords(model=["../evil", "middle", "large"])),
+        of_cube(
+            lambda c: c.assign_coords(model=["../evil", "middle", "large"]),
+            *(netcdf.ROOT, "logit_diff"),
+        ),
         "analyze",
         ("data/mine.nc", "model '../evil' cannot be a name"),
     ),
@@ -623,9 +667,9 @@ CASES = (
     ),
     Case(
         "cube: a text without its model",
-        of_cube(lambda c: c.assign(response_text=("response", ["(A)"]))),
+        of_cube(lambda c: c, table=xr.Dataset({"text": ("response", ["(A)"])})),
         "show data/mine.nc",
-        ("data/mine.nc", "'response_model' is missing"),
+        ("data/mine.nc", "responses: variable 'model' is missing"),
     ),
     Case(
         "cells: another contract",
@@ -637,7 +681,7 @@ CASES = (
         "cells: as a cube",
         lambda made: (
             (made.folder / "data").mkdir()
-            or netcdf.save(made.cells, made.folder / "data" / "mine.nc")
+            or save_cells(made.cells, made.folder / "data" / "mine.nc")
         ),
         "analyze",
         ("data/mine.nc", "holds cells", ".cells.nc"),
@@ -650,7 +694,7 @@ CASES = (
     ),
     Case(
         "cells: a concept that leads out",
-        of_cells(lambda c: c.assign_coords(concept=["..", "humour"])),
+        of_cells(lambda c: c.assign_coords(concept=["..", "humour"]), "logit_diff"),
         "analyze",
         ("data/mine.cells.nc", "concept '..' cannot be a name"),
     ),

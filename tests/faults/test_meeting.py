@@ -9,12 +9,11 @@ from pathlib import Path
 
 import children
 import pytest
-import xarray as xr
 from children import CONCEPTS, FORK, HANGS, Faults, collected, finish, start
 
 from steercube.collect.run import shards_of
 from steercube.collect.shards import held
-from steercube.cube import open_cube
+from steercube.cube import Cube, open_cube
 
 
 @pytest.fixture(scope="module")
@@ -76,11 +75,11 @@ def test_a_stale_lock_does_not_block(tmp_path: Path, fault: Faults) -> None:
     assert finish(children.signalled, collected, signal.SIGKILL, "pass", 8, folder) < 0
     assert list(folder.rglob("holder.json"))
     out = collected(folder)
-    line.tried("of a collector that was killed", lost=open_cube(out).sizes["concept"] != 1)
+    line.tried("of a collector that was killed", lost=open_cube(out).labels.sizes["concept"] != 1)
     assert not list(folder.rglob("holder.json"))
 
 
-def seen_while(process, path: Path, expected: list[xr.Dataset]) -> list[int | None]:
+def seen_while(process, path: Path, expected: list[Cube]) -> list[int | None]:
     """Which of the cubes each reading gave, None for another, until the process ends."""
     seen: list[int | None] = []
     while process.is_alive():

@@ -10,15 +10,15 @@ import pytest
 import tiny
 import torch
 import xarray as xr
-from builders import fill, make_cube, study_of
+from builders import fill, make_cube, reduce_to_cells, study_of
 
 from steercube.analysis.conclusions.tables import conclude
-from steercube.analysis.per_cell.reduce import cells as reduce_to_cells
 from steercube.cells import REASONS
 from steercube.collect.decoder import Decoder, decoder_of
 from steercube.collect.hooks import Cell
 from steercube.collect.sweep import sweep
-from steercube.cube import STATUS, open_cube
+from steercube.contract import STATUS
+from steercube.cube import open_cube
 
 pytestmark = pytest.mark.usefixtures("few_priors")
 
@@ -30,7 +30,11 @@ PLAN = replace(
 
 @pytest.fixture(scope="module")
 def sound(tmp_path_factory: pytest.TempPathFactory) -> xr.Dataset:
-    return open_cube(tiny.collected(tmp_path_factory.mktemp("sound"), plan=PLAN))
+    return logits(tiny.collected(tmp_path_factory.mktemp("sound"), plan=PLAN))
+
+
+def logits(path: Path) -> xr.Dataset:
+    return open_cube(path)["logit_diff"]
 
 
 class Spoiled:
@@ -63,7 +67,7 @@ def test_cells_whose_logits_are_no_numbers_are_marked(
         folder = tmp_path / str(call)
         folder.mkdir()
         with np.errstate(all="ignore"):
-            cube = open_cube(tiny.collected(folder, Spoiled(call, value).of, PLAN))
+            cube = logits(tiny.collected(folder, Spoiled(call, value).of, PLAN))
         whole = np.isfinite(cube["logit_diff"]).where(cube["item_id"] != "", True)
         whole = whole.all(("strength", "sample"))
         swept = sound["cell_status"] == STATUS["complete"]
@@ -135,7 +139,7 @@ def test_results_are_equal_at_every_bound_of_the_rows(
         of = tiny.decoder()
         limited(of, n_rows)
         (tmp_path / str(n_rows)).mkdir()
-        cube = open_cube(tiny.collected(tmp_path / str(n_rows), of, PLAN))
+        cube = logits(tiny.collected(tmp_path / str(n_rows), of, PLAN))
         apart = float(abs(cube["logit_diff"] - sound["logit_diff"]).max())
         same_cells = (cube["cell_status"] == sound["cell_status"]).all()
         line.tried(f"{n_rows} rows", silently_wrong=not apart < 1e-4, lost=not same_cells)
@@ -151,7 +155,7 @@ def test_too_little_memory_for_one_row_is_a_clear_error(
         tiny.collected(tmp_path, of, PLAN)
     line.tried("no row", silently_wrong=(tmp_path / "mine.nc").exists())
     resumed = tiny.collected(tmp_path, tiny.decoder(), PLAN, resume=True)
-    assert (open_cube(resumed)["cell_status"] == STATUS["complete"]).any()
+    assert (logits(resumed)["cell_status"] == STATUS["complete"]).any()
 
 
 def hooks_on(of: Decoder) -> int:

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 import xarray as xr
-from builders import ATTRIBUTES
+from builders import ATTRIBUTES, grid_beside
 from hypothesis import HealthCheck, Phase, assume, example, given, settings
 from hypothesis import strategies as st
 
@@ -24,22 +24,25 @@ from steercube.answers import answer_of
 from steercube.cli import _names, _numbers, main, parser
 from steercube.collect.plan import layers_of
 from steercube.concepts import check_concepts, read_concepts
-from steercube.contrast import read_attributes
-from steercube.cube import (
+from steercube.contract import (
     ARCHITECTURES,
+    DIMS,
+    PLACE,
+    RESPONSES,
     STATUS,
+    VECTORS,
     Item,
     Model,
-    blank_cube,
-    check_cube,
-    merge_cubes,
-    open_cube,
-    save_cube,
+    family_of,
 )
+from steercube.contrast import read_attributes
+from steercube.cube import Cube, blank_grid, check_cube, groups_of, open_cube, save_cube
+from steercube.labels import with_facts
+from steercube.measures import CELL, GENERATION_MATCH, GENERATION_RATE, LOGIT_DIFF
+from steercube.merging import merge_cubes
 from steercube.models import read_models
 
 Tried = Callable[[str], None]
-Cube = xr.Dataset
 
 examples = partial(
     settings,
@@ -65,7 +68,7 @@ NAME = st.text(string.ascii_letters + "äß漢 -_.", min_size=1, max_size=8).fil
     lambda name: name.strip() and not name.startswith(".")
 )
 SAMPLED = ("logprob_matching", "logprob_other", "logit_diff")
-OPTIONAL = ("generation_rate", "generation_match", "vector_norm", "logit_diff_random")
+DIRECTIONS = ("random/0", "random/12", "letter", "another concept")
 
 
 @st.composite
@@ -101,8 +104,8 @@ def items(draw: st.DrawFn) -> dict[str, list[Item]]:
 
 @st.composite
 def cubes(draw: st.DrawFn, *, responses: bool = True) -> Cube:
-    """A sound cube: cells of every status, optional variables, responses of every text."""
-    cube = blank_cube(
+    """A sound cube: cells of every status, other grids and tables, responses of every text."""
+    grid = blank_grid(
         draw(models()),
         draw(items()),
         layers=draw(st.lists(st.integers(0, 7), min_size=1, max_size=3, unique=True)),
@@ -118,21 +121,73 @@ def cubes(draw: st.DrawFn, *, responses: bool = True) -> Cube:
     )
     rng = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
     statuses = draw(st.lists(st.sampled_from(sorted(STATUS)), min_size=1, max_size=9))
-    fill(cube, rng, statuses)
-    for name in draw(st.sets(st.sampled_from(OPTIONAL))):
-        dims = cube["logit_diff"].dims[: {"generation_rate": 4, "vector_norm": 3}.get(name, 5)]
-        shape = [cube.sizes[dim] for dim in dims]
-        values = np.where(rng.random(shape) < 0.3, np.nan, rng.random(shape))
-        cube[name] = (dims, values)
-        if len(dims) == 5:
-            cube[name] = cube[name].where(cube["item_id"] != "").transpose(*dims).astype("float32")
-        if name == "logit_diff_random":
-            cube[name] = cube[name].where(cube["strength"] != 0, cube["logit_diff"])
-        cube[name] = cube[name].where(cube["layer"] < cube["n_layers"]).transpose(*dims)
+    fill(grid, rng, statuses)
+    tables = {LOGIT_DIFF.name: grid}
+    if draw(st.booleans()):
+        cut = draw(parts_of(grid))
+        tables[GENERATION_MATCH.name] = grid_beside(
+            cut, GENERATION_MATCH, generation_match=shares(cut, cut["logit_diff"].dims, rng)
+        )
+    if draw(st.booleans()):
+        cut = draw(parts_of(grid)).drop_dims("sample")
+        rate = shares(cut, (*CELL, "strength"), rng)
+        tables[GENERATION_RATE.name] = grid_beside(cut, GENERATION_RATE, generation_rate=rate)
+    if draw(st.booleans()):
+        cut = draw(parts_of(grid)).drop_dims(["sample", "strength"])
+        known = xr.Dataset({"vector_norm": shares(cut, CELL, rng)}, coords=cut.coords)
+        tables[VECTORS] = with_facts(known.drop_vars(["depth"]), cut.reset_coords())
+    if draw(st.booleans()):
+        direction = draw(st.sampled_from(DIRECTIONS))
+        path = f"{LOGIT_DIFF.name}/{family_of(direction)}"
+        tables[path] = steered_otherwise(draw(parts_of(grid)), direction, rng)
+    cube = Cube(tables, grid.attrs)
     return with_responses(draw, cube) if responses and draw(st.booleans()) else cube
 
 
-def fill(cube: Cube, rng: np.random.Generator, statuses: Sequence[str]) -> None:
+@st.composite
+def parts_of(draw: st.DrawFn, grid: xr.Dataset) -> xr.Dataset:
+    """Some of a grid's models, concepts, layers and strengths."""
+    for dim in ("model", "concept", "layer", "strength"):
+        labels = grid[dim].values.tolist()
+        kept = draw(st.sets(st.sampled_from(labels), min_size=1))
+        grid = grid.sel({dim: [label for label in labels if label in kept]})
+    return without_padding(grid)
+
+
+def without_padding(grid: xr.Dataset) -> xr.Dataset:
+    """The grid without the samples that none of its concepts has."""
+    return grid.isel(sample=np.flatnonzero((grid["item_id"] != "").any("concept")))
+
+
+def shares(grid: xr.Dataset, dims: tuple[Any, ...], rng: np.random.Generator) -> xr.DataArray:
+    """Shares at layers and of items that there are, some of them missing."""
+    shape = [grid.sizes[dim] for dim in dims]
+    values = xr.DataArray(rng.random(shape), {dim: grid[dim].values for dim in dims}, dims)
+    values = values.where(rng.random(shape) > 0.3)
+    values = values.where((grid["layer"] < grid["n_layers"]).reset_coords(drop=True))
+    if "sample" in dims:
+        values = values.where((grid["item_id"] != "").reset_coords(drop=True)).astype("float32")
+    return values.transpose(*dims)
+
+
+def steered_otherwise(grid: xr.Dataset, direction: str, rng: np.random.Generator) -> xr.Dataset:
+    """The grid of another direction, which does nothing at strength 0 either."""
+    own = grid["logit_diff"].where(np.isfinite(grid["logit_diff"]))
+    values = shares(grid, own.dims, rng)
+    values = values.where(grid["strength"] != 0, own).transpose(*own.dims)
+    other = grid_beside(grid, LOGIT_DIFF, logit_diff=values)
+    other["cell_status"] = (
+        xr.where(grid["layer"] < grid["n_layers"], STATUS["failed"], STATUS["not_applicable"])
+        .broadcast_like(grid["cell_status"])
+        .transpose(*CELL)
+        .astype("int8")
+        .reset_coords(drop=True)
+    )
+    facts = {name: grid[name] for name in grid.coords if name not in grid.dims}
+    return other.expand_dims(direction=[direction]).assign_coords(facts)
+
+
+def fill(cube: xr.Dataset, rng: np.random.Generator, statuses: Sequence[str]) -> None:
     """Give the cells of a blank cube these statuses in turn, and values that fit."""
     present = (cube["item_id"] != "").values
     unsteered = cube["strength"].values == 0
@@ -163,14 +218,14 @@ def place_of(row: tuple[tuple[Any, ...], int, str]) -> tuple[Any, ...]:
 
 
 def with_responses(draw: st.DrawFn, cube: Cube) -> Cube:
-    dims = ("model", "concept", "layer", "strength", "sample")
-    place = st.tuples(*(st.sampled_from(cube[dim].values.tolist()) for dim in dims)).filter(
+    grid = cube[LOGIT_DIFF.name]
+    place = st.tuples(*(st.sampled_from(grid[dim].values.tolist()) for dim in PLACE)).filter(
         lambda at: (
-            at[2] < cube["n_layers"].sel(model=at[0])
-            and cube["item_id"].sel(concept=at[1], sample=at[4]) != ""
+            at[2] < grid["n_layers"].sel(model=at[0])
+            and grid["item_id"].sel(concept=at[1], sample=at[4]) != ""
         )
     )
-    if not (cube["layer"] < cube["n_layers"]).any():
+    if not (grid["layer"] < grid["n_layers"]).any():
         return cube
     rows = draw(
         st.lists(
@@ -180,21 +235,27 @@ def with_responses(draw: st.DrawFn, cube: Cube) -> Cube:
         )
     )
     told: dict[str, Any] = {
-        f"response_{dim}": np.array([row[0][i] for row in rows], dtype=cube[dim].dtype)
-        for i, dim in enumerate(dims)
+        dim: np.array([row[0][i] for row in rows], dtype=grid[dim].dtype)
+        for i, dim in enumerate(PLACE)
     }
-    told["response_text"] = np.array([row[2] for row in rows], dtype=str)
+    told["text"] = np.array([row[2] for row in rows], dtype=str)
     if draw(st.booleans()):
-        told["response_repeat"] = np.array([row[1] for row in rows], dtype=int)
-    return cube.assign({name: ("response", values) for name, values in told.items()})
+        told["repeat"] = np.array([row[1] for row in rows], dtype=int)
+    table = xr.Dataset({name: ("response", values) for name, values in told.items()})
+    return cube.with_tables({RESPONSES: table})
 
 
 @examples(max_examples=50)
-@given(cube=cubes(), order=st.permutations(range(5)))
-def accepts_sound_cubes(tried: Tried, cube: Cube, order: list[int]) -> None:
+@given(cube=cubes(), order=st.permutations(DIMS))
+def accepts_sound_cubes(tried: Tried, cube: Cube, order: list[str]) -> None:
     check_cube(cube)
-    dims = ("model", "concept", "layer", "strength", "sample")
-    check_cube(cube.transpose(*(dims[i] for i in order), ...))
+    turned = {p: ds.transpose(*order, ..., missing_dims="ignore") for p, ds in cube.items()}
+    check_cube(Cube(turned, cube.attrs))
+    for path, grid in cube.grids.items():
+        check_cube(grid)
+        selected = [dim for dim in order[:4] if dim in ("direction", *CELL) and dim in grid.dims]
+        check_cube(grid.sel({dim: grid[dim].values[0] for dim in selected}))
+        tried(f"a sound grid of {path}")
     tried("a sound cube")
 
 
@@ -202,28 +263,31 @@ def test_every_sound_cube_is_accepted(tried: Tried) -> None:
     accepts_sound_cubes(tried)
 
 
-def changed(cube: Cube, name: str, value: Any) -> Cube:
+Grid = xr.Dataset
+
+
+def changed(grid: Grid, name: str, value: Any) -> Grid:
     """The first value of a variable replaced, its dtype wide enough for that."""
-    values = cube[name].values.astype(np.result_type(cube[name].values, np.asarray(value)))
+    values = grid[name].values.astype(np.result_type(grid[name].values, np.asarray(value)))
     values.flat[0] = value
-    variable = (cube[name].dims, values)
+    variable = (grid[name].dims, values)
     return (
-        cube.assign_coords({name: variable})
-        if name in cube.coords
-        else cube.assign({name: variable})
+        grid.assign_coords({name: variable})
+        if name in grid.coords
+        else grid.assign({name: variable})
     )
 
 
-def without_attribute(cube: Cube, name: str) -> Cube:
-    cube = cube.copy()
-    del cube.attrs[name]
-    return cube
+def without_attribute(grid: Grid, name: str) -> Grid:
+    grid = grid.copy()
+    del grid.attrs[name]
+    return grid
 
 
-STRUCTURE: dict[str, tuple[Callable[[Cube], Cube], str]] = {
+STRUCTURE: dict[str, tuple[Callable[[Grid], Grid], str]] = {
     **{
         f"without {name}": (lambda c, n=name: c.drop_vars(n), f"variable {name!r} is missing")
-        for name in (*SAMPLED, "cell_status", "item_id", "letter", "training", "depth", "n_layers")
+        for name in (*SAMPLED, "cell_status", "item_id", "training", "depth", "n_layers")
     },
     **{
         f"without the attribute {name}": (
@@ -245,18 +309,22 @@ STRUCTURE: dict[str, tuple[Callable[[Cube], Cube], str]] = {
         "dimension 'layer' has labels",
     ),
 }
-VALUES: dict[str, tuple[Callable[[Cube], Cube], str]] = {
+VALUES: dict[str, tuple[Callable[[Grid], Grid], str]] = {
     "a training that is no name": (
         lambda c: changed(c, "training", "../x"),
         "training '../x' cannot be a name",
     ),
     "an unknown architecture": (lambda c: changed(c, "architecture", "x"), "'architecture' of"),
     "an empty letter": (lambda c: changed(c, "letter", ""), "'letter' is empty"),
-    "a rate above 1": (
+    "fewer than no rows": (
         lambda c: c.assign(
-            generation_valid_rate=(c["cell_status"].dims, np.full(c["cell_status"].shape, 2.0))
+            rows_touched=(c["cell_status"].dims, np.full(c["cell_status"].shape, -2.0))
         ),
-        "'generation_valid_rate' must be in [0, 1]",
+        "'rows_touched' must be in [0, inf]",
+    ),
+    "another depth": (
+        lambda c: c.assign_coords(depth=c["depth"].fillna(0) + 1),
+        "'depth' is not layer / n_layers",
     ),
     "an unknown status": (lambda c: changed(c, "cell_status", 9), "'cell_status' holds [9]"),
     "a way out": (
@@ -284,13 +352,18 @@ def names_violations(tried: Tried, cube: Cube, structural: bool, data: st.DataOb
     )
     if structural and "layers as text" in chosen:
         chosen = ["layers as text"]
-    complete = (cube["cell_status"] == STATUS["complete"]).any()
+    grid = cube[LOGIT_DIFF.name]
+    complete = (grid["cell_status"] == STATUS["complete"]).any()
     assume(complete or "another difference" not in chosen)
-    broken = cube
+    # A concept may lack letters, but not that of some of its items.
+    several = (grid["item_id"][0] != "").sum() > 1
+    assume(several or "an empty letter" not in chosen)
+    assume(not {"no blocks", "another depth"} <= set(chosen))
+    broken = grid
     for name in chosen:
         broken = table[name][0](broken)
     with pytest.raises(ValueError, match="breaks") as refused:
-        check_cube(broken)
+        check_cube(Cube({LOGIT_DIFF.name: broken}, broken.attrs))
     assert all(table[name][1] in str(refused.value) for name in chosen)
     tried(f"violations {chosen}")
 
@@ -299,7 +372,7 @@ def test_every_violation_is_named(tried: Tried) -> None:
     names_violations(tried)
 
 
-def same(one: Cube, two: Cube) -> bool:
+def same(one: xr.Dataset, two: xr.Dataset) -> bool:
     return one.drop_attrs(deep=False).identical(two.drop_attrs(deep=False))
 
 
@@ -309,11 +382,11 @@ def round_trip(tried: Tried, folder: Path, cube: Cube) -> None:
     path = folder / "cube.nc"
     sha = save_cube(cube, path)
     opened = open_cube(path)
-    if cube.sizes.get("response") == 0:
-        cube = cube.drop_dims("response")
-    assert same(opened, cube)
+    written = [name for name in cube if all(cube[name].sizes.values())]
+    assert list(opened) == written
+    assert all(same(opened[name], cube[name]) for name in written)
     assert {k: v for k, v in opened.attrs.items() if k != netcdf.DIGEST} == cube.attrs
-    assert netcdf.digest(opened) == sha
+    assert netcdf.digest(groups_of(opened)) == sha
     assert save_cube(opened, path) == sha
     tried("a round trip")
 
@@ -368,16 +441,17 @@ def test_any_file_is_read_as_it_was_written(tried: Tried, tmp_path: Path) -> Non
 
 
 def rows(cube: Cube) -> list[tuple[Any, ...]]:
-    names = sorted(str(name) for name in cube if str(name).startswith("response_"))
-    values = [cube[name].values.tolist() for name in names]
-    return [(*names,), *sorted(zip(*values, strict=True))] if names else []
+    if RESPONSES not in cube or not cube[RESPONSES].sizes["response"]:
+        return []
+    names = sorted(map(str, cube[RESPONSES]))
+    values = [cube[RESPONSES][name].values.tolist() for name in names]
+    return [(*names,), *sorted(zip(*values, strict=True))]
 
 
-def ordered(cube: Cube) -> Cube:
-    """In one order of models and concepts, without responses, whose order is not told."""
-    named = [name for name in cube if str(name).startswith("response_")]
-    cube = cube.drop_vars(named).drop_attrs()
-    return cube.sel({dim: sorted(cube[dim].values.tolist()) for dim in ("model", "concept")})
+def ordered(table: xr.Dataset) -> xr.Dataset:
+    """In one order of models and concepts."""
+    order = {dim: sorted(table[dim].values.tolist()) for dim in ("model", "concept")}
+    return table.drop_attrs().sel(order)
 
 
 def alike(one: Cube, two: Cube) -> bool:
@@ -385,7 +459,14 @@ def alike(one: Cube, two: Cube) -> bool:
         {name: set(str(value).split("\n")) for name, value in cube.attrs.items()}
         for cube in (one, two)
     ]
-    return ordered(one).identical(ordered(two)) and rows(one) == rows(two) and lines[0] == lines[1]
+    # The order of responses is not told.
+    paths, others = ([path for path in cube if path != RESPONSES] for cube in (one, two))
+    return (
+        paths == others
+        and all(ordered(one[path]).identical(ordered(two[path])) for path in paths)
+        and rows(one) == rows(two)
+        and lines[0] == lines[1]
+    )
 
 
 @st.composite
@@ -393,7 +474,7 @@ def whole_and_parts(draw: st.DrawFn) -> tuple[Cube, list[Cube]]:
     """A cube and parts of it, cut along a dimension, which may overlap."""
     cube = draw(cubes())
     dim = draw(st.sampled_from(["model", "concept", "layer"]))
-    labels = cube[dim].values.tolist()
+    labels = cube[LOGIT_DIFF.name][dim].values.tolist()
     n_parts = draw(st.integers(1, 3))
     chosen = [draw(st.sets(st.sampled_from(labels), min_size=1)) for _ in range(n_parts)]
     chosen.append(set(labels) - set().union(*chosen))
@@ -406,20 +487,23 @@ def whole_and_parts(draw: st.DrawFn) -> tuple[Cube, list[Cube]]:
 
 def part(cube: Cube, dim: str, labels: list[Any]) -> Cube:
     """What a run of these labels alone would have written, narrow texts included."""
-    cut = cube.sel({dim: labels})
-    items_left = (cut["item_id"] != "").any("concept")
-    cut = cut.sel(sample=cut["sample"][items_left.values])
-    if "response_text" in cut:
-        kept = np.isin(cut[f"response_{dim}"].values, labels)
-        cut = cut.isel(response=np.flatnonzero(kept))
+    return Cube(
+        {
+            path: narrow(without_padding(table) if "sample" in table.dims else table)
+            for path, table in cube.sel(**{dim: labels}).items()
+        },
+        cube.attrs,
+    )
+
+
+def narrow(table: xr.Dataset) -> xr.Dataset:
     texts = {
         name: (variable.dims, np.array(variable.values.tolist(), dtype=str).reshape(variable.shape))
-        for name, variable in cut.variables.items()
-        if variable.dtype.kind == "U" and name not in cut.dims
+        for name, variable in table.variables.items()
+        if variable.dtype.kind == "U" and name not in table.dims
     }
-    return cut.assign_coords({name: of for name, of in texts.items() if name in cut.coords}).assign(
-        {name: of for name, of in texts.items() if name not in cut.coords}
-    )
+    table = table.assign_coords({name: of for name, of in texts.items() if name in table.coords})
+    return table.assign({name: of for name, of in texts.items() if name not in table.coords})
 
 
 @examples(max_examples=25)
@@ -450,22 +534,49 @@ def test_merging_is_associative_and_idempotent(tried: Tried) -> None:
     associates(tried)
 
 
+def lowered(grid: xr.Dataset, at: dict[str, list[Any]]) -> xr.Dataset:
+    """The grid with lower log-probabilities of the matching answer at one item, at all layers."""
+    grid = grid.copy(deep=True)
+    here = {
+        dim: np.flatnonzero(grid[dim].isin(at[dim]) if dim in at else grid[dim].notnull())
+        for dim in map(str, grid["logit_diff"].dims)
+    }
+    for name in {"logit_diff", "logprob_matching"} & set(grid):
+        grid[name][here] -= np.float32(64)
+    return grid
+
+
 @examples(max_examples=20)
 @given(cube=cubes(), data=st.data())
 def detects_conflicts(tried: Tried, cube: Cube, data: st.DataObject) -> None:
-    other = cube.copy(deep=True)
-    if "response_text" in cube and cube.sizes["response"] and data.draw(st.booleans()):
-        texts = [f"{cube['response_text'].values[0]}!", *cube["response_text"].values[1:]]
-        other["response_text"] = ("response", texts)
-        name = "response_text"
-    elif (cube["cell_status"] == STATUS["complete"]).any():
-        m, c, _ = np.argwhere((cube["cell_status"] == STATUS["complete"]).values)[0]
-        for of in {"logit_diff", "logprob_matching", "logit_diff_random"} & set(other):
-            other[of].values[m, c, :, 0, 0] -= np.float32(64)
+    grid = cube[LOGIT_DIFF.name]
+    complete = grid["cell_status"] == STATUS["complete"]
+    if RESPONSES in cube and cube[RESPONSES].sizes["response"] and data.draw(st.booleans()):
+        table = cube[RESPONSES].copy(deep=True)
+        texts = [f"{table['text'].values[0]}!", *table["text"].values[1:]]
+        other = cube.with_tables({RESPONSES: table.assign(text=("response", texts))})
+        name = "text"
+    elif complete.any():
+        m, c, _ = np.argwhere(complete.values)[0]
+        at = {
+            dim: [grid[dim].values[i]]
+            for dim, i in {"model": m, "concept": c, "strength": 0, "sample": 0}.items()
+        }
+        other = cube.with_tables(
+            {path: lowered(cube[path], at) for path in cube if path.startswith(LOGIT_DIFF.name)}
+        )
         name = "logit_diff"
     else:
-        other = cube.assign_coords(item_id=cube["item_id"].astype("<U99"))
-        other["item_id"].values[0, 0] += "!"
+        first = grid["item_id"].values[0, 0]
+        other = cube.with_tables(
+            {
+                path: table.assign_coords(
+                    item_id=table["item_id"].astype("<U99").where(table["item_id"] != first, "new")
+                )
+                for path, table in cube.items()
+                if "item_id" in table.coords
+            }
+        )
         name = "item_id"
     both = data.draw(st.permutations([cube, other]))
     with pytest.raises(ValueError, match=f"(?s)merging these cubes.*'{name}' differs"):

@@ -12,12 +12,19 @@ import numpy as np
 import pytest
 import tiny
 import torch
-from builders import ROOT, TRAINING, make_cube, make_model, study_of
+from builders import (
+    ROOT,
+    TRAINING,
+    make_cube,
+    make_model,
+    reduce_to_cells,
+    study_of,
+    with_responses,
+)
 from children import collected
 from huggingface_hub import constants
 
 from steercube.analysis.conclusions.tables import conclude
-from steercube.analysis.per_cell.reduce import cells as reduce_to_cells
 from steercube.collect.decoder import load
 from steercube.cube import check_cube, open_cube
 from steercube.models import Entry, Weights
@@ -118,7 +125,7 @@ def test_a_branch_that_moves_is_another_model(
     hub(first)
     out = collected(tmp_path, load(Entry("mine", of_branch)))
     before = out.read_bytes()
-    recorded = open_cube(out)["revision"].item()
+    recorded = open_cube(out).labels["revision"].item()
     line.tried("recorded", silently_wrong=recorded != first)
 
     hub(second)
@@ -131,7 +138,7 @@ def test_a_branch_that_moves_is_another_model(
         collected(tmp_path, moved)
     line.tried("gone on with", lost=out.read_bytes() != before)
     collected(tmp_path, pinned)
-    line.tried("pinned", lost=open_cube(out)["revision"].item() != first)
+    line.tried("pinned", lost=open_cube(out).labels["revision"].item() != first)
 
 
 def test_a_commit_that_is_not_known_is_refused(hub: Callable[[str], None]) -> None:
@@ -148,14 +155,10 @@ def test_texts_of_a_cube_stay_text_on_the_page(tmp_path: Path, fault: Callable[[
     image = "![](https://example.org/a.png) [b](https://example.org) <https://example.org> a|b"
     models = (make_model("a", family=f"f{SCRIPT}{image}"), make_model("b", n_params=2e9))
     cube = make_cube(np.random.default_rng(1), models=models, n_items={"c": 24})
-    n = len(cube["sample"])
-    said = {"text": f"(A) {SCRIPT}</script>", "model": "b", "concept": "c", "layer": 3}
-    cube = cube.assign(
-        {f"response_{name}": ("response", [value] * n) for name, value in said.items()}
-        | {"response_strength": ("response", np.ones(n)), "response_sample": ("response", range(n))}
-    )
     cube.attrs |= {"title": SCRIPT, "source": f"https://example.org/{SCRIPT} x"}
-    study = study_of(reduce_to_cells(cube, n_resamples=50))
+    said = {"text": f"(A) {SCRIPT}</script>", "model": "b", "concept": "c", "layer": 3}
+    told = with_responses(cube, strength=1.0, sample=cube["sample"].values, **said)
+    study = study_of(reduce_to_cells(told, n_resamples=50))
     tables = conclude(study)
     settings = {"source": study.cells.attrs["source"], "confidence_level": "0.95"}
     settings |= TRAINING.attributes

@@ -2,11 +2,10 @@ import numpy as np
 import pandas as pd
 import pytest
 import xarray as xr
-from builders import make_cube, make_model, study_of
+from builders import make_cube, make_model, reduce_to_cells, study_of
 from matplotlib.figure import Figure
 
 from steercube.analysis.conclusions.tables import Tables, conclude
-from steercube.analysis.per_cell.reduce import cells as reduce_to_cells
 from steercube.contrast import Contrast
 from steercube.report.figures import _best_quantiles, _curves, _model_labels, _readable_on, draw
 from steercube.report.style import HIGH_COLOUR, LOW_COLOUR, OTHER_COLOUR

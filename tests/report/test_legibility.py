@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import xarray as xr
-from builders import TRAINING, make_cube, make_model, study_of
+from builders import TRAINING, make_cube, make_model, reduce_to_cells, study_of
 from matplotlib.axis import Axis
 from matplotlib.figure import Figure
 from matplotlib.text import Text
@@ -17,7 +17,6 @@ from matplotlib.text import Text
 from steercube.analysis.agreement.agreement import MEAN_R, R_EVERY_RESPONSE, R_OVER_LAYERS
 from steercube.analysis.conclusions import tables
 from steercube.analysis.over_models import leave_one_out
-from steercube.analysis.per_cell.reduce import cells as reduce_to_cells
 from steercube.analysis.simulated.calibration import SCENARIOS
 from steercube.report.figures import draw
 from steercube.report.model_figures import calibration

@@ -9,10 +9,9 @@ import numpy as np
 import pandas as pd
 import pytest
 import xarray as xr
-from builders import ROOT, TRAINING, make_cube, make_model, study_of
+from builders import ROOT, TRAINING, make_cube, make_model, reduce_to_cells, study_of
 
 from steercube.analysis.conclusions.tables import conclude
-from steercube.analysis.per_cell.reduce import cells as reduce_to_cells
 from steercube.report.figures import ModelLabel, draw, effect_size_heatmap
 from steercube.report.methods import methods
 from steercube.report.page import _heat_cell, page

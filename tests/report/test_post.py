@@ -8,12 +8,11 @@ import numpy as np
 import pandas as pd
 import pytest
 import xarray as xr
-from builders import ROOT, TRAINING, fill, make_cube, make_model, study_of
+from builders import ROOT, TRAINING, fill, make_cube, make_model, reduce_to_cells, study_of
 
 from steercube.analysis.agreement.generation import UPPER_BOUND
 from steercube.analysis.conclusions.tables import conclude
 from steercube.analysis.over_models.contrast_effect import MODELS
-from steercube.analysis.per_cell.reduce import cells as reduce_to_cells
 from steercube.analyze import write_conclusions
 from steercube.cli import main
 from steercube.contrast import Contrast

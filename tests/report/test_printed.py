@@ -114,10 +114,10 @@ def test_a_heading_names_the_contrast(small_tables: dict[str, pd.DataFrame]) -> 
     assert header[2:4] == ["held fixed beside family", "new minus old, d"]
 
 
-def test_every_form_is_printed_under_its_own_name(study_tables: dict[str, pd.DataFrame]) -> None:
+def test_every_form_is_printed_under_its_own_name(every_table: dict[str, pd.DataFrame]) -> None:
     """But for what the study has no row of: properties of its vectors."""
     names = {form.name or table.name for table in TABLES for form in table.printed}
-    assert set(printed_tables(study_tables, TRAINING)) == names - {"extraction"}
+    assert set(printed_tables(every_table, TRAINING)) == names - {"extraction"}
 
 
 def test_texts_of_a_table_are_no_markdown() -> None:

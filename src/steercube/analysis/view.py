@@ -4,7 +4,7 @@ Functions of the analysis take a `Study` as first argument. Those decorated with
 once for each set of arguments; so are the parts of a study that leave out a model or a concept.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property, wraps
 from typing import Any, Concatenate, ParamSpec, TypeVar
@@ -12,15 +12,17 @@ from typing import Any, Concatenate, ParamSpec, TypeVar
 import numpy as np
 import xarray as xr
 
-from steercube.cells import REASONS
+from steercube.cells import DIRECTION_VARIABLES, REASONS, Cells, groups_of
 from steercube.contrast import Contrast
 from steercube.estimate import Estimate
+from steercube.measures import LOGIT_DIFF, Measure, measure_of
+from steercube.netcdf import digest
 from steercube.streams import stream
 
 P = ParamSpec("P")
 T = TypeVar("T")
 
-LARGE = ("mean", "sd", "correlation", "quantiles")
+LARGE = ("mean", "sd", "correlation", "quantiles", *DIRECTION_VARIABLES)
 """Variables that describe the items of single layers; `Study.among` drops them."""
 
 
@@ -30,11 +32,29 @@ class Study:
 
     cells: xr.Dataset
     contrast: Contrast | None = None
+    others: Mapping[str, xr.Dataset] = field(default_factory=dict, repr=False)
+    """The cells of every measure beside the one that is studied, by its name."""
+    sha256: str = ""
+    """SHA-256 of the content of the file of these cells, where they are all of it."""
     _kept: dict[Any, Any] = field(default_factory=dict, init=False, repr=False)
+
+    @classmethod
+    def of(
+        cls, cells: Cells, contrast: Contrast | None = None, *, measure: str = LOGIT_DIFF.name
+    ) -> "Study":
+        """The study of one measure of the cells, with the others beside it."""
+        others = {name: cells.view(name) for name in cells.measures if name != measure}
+        return cls(cells.view(measure), contrast, others, digest(groups_of(cells)))
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Pickle without the kept results: another process computes its own."""
-        return Study, (self.cells, self.contrast)
+        return Study, (self.cells, self.contrast, self.others, self.sha256)
+
+    @cached_property
+    def measure(self) -> Measure:
+        """The record of the measure whose cells these are."""
+        attrs = dict(self.cells["estimate"].attrs)
+        return measure_of(str(attrs.get("measure", LOGIT_DIFF.name)), attrs)
 
     @cached_property
     def level(self) -> float:
@@ -168,7 +188,7 @@ class Study:
             return self
         key = ("comparing", contrast.by, contrast.low, contrast.high, contrast.holding)
         if key not in self._kept:
-            self._kept[key] = Study(self.cells, contrast)
+            self._kept[key] = Study(self.cells, contrast, self.others, self.sha256)
         return self._kept[key]
 
     @cached_property

@@ -24,7 +24,7 @@ from transformers.cache_utils import DynamicCache, DynamicLayer, DynamicSlidingW
 from transformers.utils import cached_file
 
 from steercube.collect.rank import Rank
-from steercube.cube import Model
+from steercube.contract import Model
 from steercube.models import Entry, Weights
 from steercube.schema import read_json
 
@@ -61,6 +61,11 @@ class Decoder:
     def n_layers(self) -> int:
         """Number of decoder blocks."""
         return len(self.blocks)
+
+    @property
+    def hidden_size(self) -> int:
+        """Width of the residual stream."""
+        return int(self.model.config.get_text_config().hidden_size)
 
     @property
     def device(self) -> torch.device:

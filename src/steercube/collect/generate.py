@@ -25,6 +25,7 @@ from steercube.collect.caches import Rows, SharedPrefix
 from steercube.collect.decoder import Decoder
 from steercube.collect.hooks import Cell, FanOut, RowSteering, Touched
 from steercube.collect.memory import rows_that_fit
+from steercube.collect.next_token import logprobs_of
 from steercube.collect.readout import Prompt
 from steercube.collect.sweep import (
     FROM_INSIDE,
@@ -38,7 +39,6 @@ from steercube.collect.sweep import (
     forward,
     groups,
     in_batches,
-    logprobs_of,
     plain_loop,
     prepare,
     probes_of,

@@ -1,32 +1,43 @@
-"""The plan of a collection: which layers, strengths, positions, items and outcomes."""
+"""The plan of a collection: layers, strengths, positions, items, outcomes, directions."""
 
 from dataclasses import dataclass
 from itertools import pairwise
 
 import numpy as np
 
-from steercube.collect.sweep import POSITIONS
-from steercube.collect.vectors import CONVENTIONS, DIRECTIONS
+from steercube.contract import LETTER, MIN_STRENGTH_GAP
 from steercube.schema import raise_if_any
 from steercube.streams import SEED
 from steercube.words import did_you_mean
 
-CONTROLS = DIRECTIONS[1:]
-MIN_STRENGTH_GAP = 1e-4
-"""Strengths that are closer are taken for one strength written twice."""
+POSITIONS = {"all": "every position", "answer": "the positions after the user's turn"}
+"""Where vectors are added."""
+CONVENTIONS = {
+    "same": "vector read at the output of block L, added at its output",
+    "study": "vector read at the input of block L, added at its output",
+}
+"""Where a vector is read and added; the study's is off by one block."""
+RANDOM, SHUFFLED = "random", "shuffled"
+DRAWN = (RANDOM, SHUFFLED)
+CONTROLS = (*DRAWN, LETTER)
+"""Families of directions to compare a concept's vector with; those in DRAWN may have several."""
 MIN_TEMPERATURE = 1e-3
-"""A smaller temperature is greedy decoding, up to rounding."""
+"""Temperatures between 0 and this are refused: they would be greedy decoding, up to rounding."""
 OUTCOMES = ("logit", "generation")
 """What can be measured: log-probabilities of the two answers, and generated answers."""
 
 
 @dataclass(frozen=True)
 class Plan:
-    """What to sweep. `layers` is a selection (see `layers_of`).
+    """What to sweep. `layers`, here and of controls and generation, is as in `layers_of`.
 
-    `chunk` is items per shard; with weights on disk each chunk reads them all, so make it large.
-    `max_rows` bounds the rows in one pass; 0 chooses by device. The result does not depend on it.
-    Generation uses the same layers, strengths and items unless its own are given.
+    `strengths` multiply the vector; 0 is always among them. `controls` are families of CONTROLS,
+    with a number for those in DRAWN: `random:19`. Controls and generation use the same layers,
+    strengths and items as the sweep unless their own are given. `n_pairs`, `n_items`,
+    `control_items` and `generation_samples` keep the first few; None keeps all. `chunk` is the
+    number of items in a shard; where weights are on disk each chunk reads them all, so make it
+    large. `max_rows` bounds the rows in one forward pass, and does not change the result; 0
+    chooses by device.
     """
 
     strengths: tuple[float, ...] = (-1.0, 0.0, 1.0)
@@ -34,6 +45,8 @@ class Plan:
     positions: str = "all"
     convention: str = "same"
     controls: tuple[str, ...] = ()
+    control_layers: str = ""
+    control_items: int | None = None
     n_pairs: int | None = None
     n_items: int | None = None
     chunk: int = 20
@@ -55,7 +68,7 @@ class Plan:
             for name, value, allowed in (
                 ("positions", self.positions, tuple(POSITIONS)),
                 ("convention", self.convention, tuple(CONVENTIONS)),
-                *(("controls", control, CONTROLS) for control in self.controls),
+                *(("controls", family_of(control), CONTROLS) for control in self.controls),
                 *(("outcomes", outcome, OUTCOMES) for outcome in self.outcomes),
             )
             if value not in allowed
@@ -73,13 +86,20 @@ class Plan:
                 f"chunk = {self.chunk}, max_rows = {self.max_rows}: chunk at least 1, max_rows "
                 "0 or at least 2 (a prompt and its steered copy)"
             )
-        for name in ("n_pairs", "n_items", "generation_samples"):
+        for name in ("n_pairs", "n_items", "generation_samples", "control_items"):
             if (value := getattr(self, name)) is not None and value < 2:
                 problems.append(f"{name} = {value}: at least 2")
-        if len(set(self.controls)) < len(self.controls) or self.seed < 0:
+        families = [family_of(control) for control in self.controls]
+        if len(set(families)) < len(families) or self.seed < 0:
             problems.append(
                 f"controls = {self.controls}, seed = {self.seed}: no control twice, seed at least 0"
             )
+        problems += [
+            f"controls = {control!r}: write a family and how many of it, such as random:19; "
+            f"{LETTER} has one"
+            for control in self.controls
+            if not _number_of(control)
+        ]
         raise_if_any([*problems, *self._generation_problems()], what="the plan")
 
     def _generation_problems(self) -> list[str]:
@@ -110,8 +130,17 @@ class Plan:
         return problems
 
     @property
+    def directions(self) -> list[str]:
+        """Names of the controls' directions, such as random/0, random/1, letter."""
+        return [
+            f"{family_of(control)}/{i}" if family_of(control) in DRAWN else control
+            for control in self.controls
+            for i in range(_number_of(control))
+        ]
+
+    @property
     def generated(self) -> tuple[float, ...]:
-        """The strengths of generation, without 0."""
+        """The strengths at which answers are generated, without 0."""
         return tuple(sorted(set(self.generation_strengths) - {0.0})) or self.steered
 
     @property
@@ -125,11 +154,28 @@ class Plan:
         return max(self.strengths, key=abs)
 
 
+def family_of(control: str) -> str:
+    """The family of a control as the plan writes it, without its number.
+
+    >>> family_of("random:19")
+    'random'
+    """
+    return control.partition(":")[0]
+
+
+def _number_of(control: str) -> int:
+    """How many directions a control asks for; 0 if its number is malformed."""
+    family, _, number = control.partition(":")
+    if family == LETTER:
+        return 0 if number else 1
+    return int(number or 1) if (number or "1").isdecimal() else 0
+
+
 def layers_of(selection: str, n_layers: int) -> list[int]:
-    """The layers that a selection names; a range includes both ends.
+    """The layers that a selection names, increasing; a range includes both ends.
 
     `all`; `12,18,24`; `12:24` (layers); `0.33:1.0` (depths, layer / n_layers); `0.33:1.0:3` (every
-    third of them).
+    third of them). Raises ValueError for a selection that is malformed or not within the model.
 
     >>> layers_of("0.33:1.0", 12), layers_of("2:4", 12), layers_of("0,11", 12)
     ([4, 5, 6, 7, 8, 9, 10, 11], [2, 3, 4], [0, 11])

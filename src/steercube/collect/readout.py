@@ -16,7 +16,7 @@ from typing import Any
 
 from jinja2 import TemplateError
 
-from steercube.cube import SCORED_LETTERS
+from steercube.contract import SCORED_LETTERS
 
 _NOW = datetime(2025, 5, 12)
 DATE = _NOW.strftime("%d %b %Y")

@@ -2,39 +2,44 @@
 
 import json
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import xarray as xr
 
 from steercube import netcdf
+from steercube.collect.answers import Answers
+from steercube.collect.consolidate import (
+    complete_units,
+    consolidate,
+    identities,
+    identity,
+    why_apart,
+)
 from steercube.collect.decoder import Decoder
+from steercube.collect.directions import read_directions
 from steercube.collect.generate import require_own_keys
-from steercube.collect.outcomes import Outcome, chunks, outcomes_of, pending, save_chunk
+from steercube.collect.logits import Controls, Logits
+from steercube.collect.next_token import collected
+from steercube.collect.outcomes import Outcome, chunks, pending, save_chunk
 from steercube.collect.plan import Plan
 from steercube.collect.prompt_checks import check_prompts
 from steercube.collect.rank import Rank
 from steercube.collect.readout import readout_of
-from steercube.collect.shards import (
-    consolidate,
-    differences,
-    held,
-    other_settings,
-    told_apart,
-    told_in,
-    whole_outcomes,
-)
+from steercube.collect.shards import held
 from steercube.collect.unit import Unit
 from steercube.concepts import Concept
 from steercube.cube import open_cube, save_cube
 from steercube.progress import Report, Stage, stage
 from steercube.replacing import (
     earlier_file,
-    held_outcomes,
+    extents_of,
+    lost_cells,
     lost_names,
-    lost_outcomes,
     names_in,
     names_of_the_contract,
     replacing,
@@ -44,12 +49,13 @@ from steercube.schema import raise_if_any
 
 ROWS_AT_ONCE = {
     "samples": {"cpu": 96, "cuda": 1024},
+    "controls": {"cpu": 96, "cuda": 1024},
     "generations": {"cpu": 256, "cuda": 1024},
 }
-"""Default limit on the rows in a pass, by outcome and device: what its caches, or its memory, take
-well. Generation reads all weights for each token of a row, so more rows at once are better."""
+"""Default limit on the rows in a pass, by kind of shard and device: as many as caches (CPU) and
+memory hold. Generation reads all weights for every token, so it gains from more rows."""
 ROWS_A_PAIR = 12
-"""How many rows of a sweep a training pair counts as: it is run once, at its full length."""
+"""Rows of a sweep that take about as long as one training pair, which is run at full length."""
 PATIENCE = 24 * 3600.0
 """Seconds that a process waits for another to finish."""
 
@@ -60,11 +66,15 @@ def collect(
     plan: Plan,
     out: str | Path,
     *,
+    directions: str | Path | None = None,
     resume: bool = False,
     rank: Rank | None = None,
     report: Report = print,
 ) -> None:
     """Sweep `concepts` on one model and write the cube `out`, its vectors and its manifest.
+
+    `directions` is a file of the user's own directions (`steercube.collect.directions`), which are
+    swept like the plan's controls.
 
     Finished chunks are saved in `<out>.shards/<model>/<concept>/`, and the cube is made from all
     shards there, also of other runs' models and concepts. With `resume`, finished chunks are kept.
@@ -74,7 +84,9 @@ def collect(
     """
     rank = rank or Rank.of_environment()
     out = Path(out)
-    units = _units(decoder, concepts, plan, shards_of(out))
+    shape = (decoder.n_layers, decoder.hidden_size)
+    given = read_directions(directions, model=decoder.name, shape=shape) if directions else {}
+    units = _units(decoder, concepts, plan, shards_of(out), given)
     if "generation" in plan.outcomes:
         require_own_keys(decoder)
     n_new_tokens = plan.max_new_tokens if "generation" in plan.outcomes else 0
@@ -88,9 +100,11 @@ def collect(
     if rank.leads and not resume:
         _require_new(units)
     start = time.monotonic()
-    total = sum(o.n_cells * len(o.items) for unit in units for o in outcomes_of(unit))
+    total = sum(o.n_rows * len(o.items) for unit in units for o in outcomes_of(unit))
     if rank.leads:
         report(f"{decoder.name}: {total} rows of {', '.join(unit.concept.name for unit in units)}")
+        for line in _costs(units):
+            report(line)
     with stage(decoder.name, total=total // rank.count, unit="row", shown=rank.leads) as under_way:
         progress = Progress(
             under_way, {name: _rows_at_once(decoder, plan, name) for name in ROWS_AT_ONCE}
@@ -101,6 +115,15 @@ def collect(
     if rank.leads:
         write_cube(out, report=report)
         report(f"{decoder.name}: {total} rows in {time.monotonic() - start:.0f} s")
+
+
+def _costs(units: Sequence[Unit]) -> Iterator[str]:
+    """A line on the number and share of rows of each kind of outcome, if there are several."""
+    rows: dict[str, int] = {}
+    for outcome in (one for unit in units for one in outcomes_of(unit)):
+        rows[outcome.kind] = rows.get(outcome.kind, 0) + outcome.n_rows * len(outcome.items)
+    for kind, n in rows.items() if len(rows) > 1 else ():
+        yield f"  {kind}: {n} rows ({n / sum(rows.values()):.0%})"
 
 
 def _rows_at_once(decoder: Decoder, plan: Plan, outcome: str) -> int:
@@ -148,32 +171,37 @@ def write_cube(out: Path, *, report: Report = print) -> None:
         }
         with netcdf.aside(out.with_name(f"{stem}.manifest.json")) as part:
             part.write_text(json.dumps(manifest, indent=1, sort_keys=True) + "\n")
-    report(f"wrote {out}\n\n{cube.steercube}")
+    report(f"wrote {out}\n\n{cube}")
 
 
 def _units(
-    decoder: Decoder, concepts: Mapping[str, Concept], plan: Plan, folder: Path
+    decoder: Decoder,
+    concepts: Mapping[str, Concept],
+    plan: Plan,
+    folder: Path,
+    given: Mapping[str, np.ndarray],
 ) -> list[Unit]:
     readout = readout_of(decoder.tokenizer)
     cut = [c.cut_to(n_pairs=plan.n_pairs, n_items=plan.n_items) for c in concepts.values()]
     return [
-        Unit(decoder, readout, concept, plan, folder / decoder.name / concept.name)
+        Unit(decoder, readout, concept, plan, folder / decoder.name / concept.name, given)
         for concept in cut
     ]
 
 
 def _require_one_cube(folder: Path, units: Sequence[Unit]) -> None:
     """Raise ValueError where these units and other shards in `folder` could not share a cube."""
-    others = other_settings(folder, [unit.folder for unit in units])
-    problems = {
-        line
+    attrs = {
+        unit.folder: {name: json.dumps(value) for name, value in unit.described.items()}
         for unit in units
-        for outcome in outcomes_of(unit)
-        for other in others
-        for line in differences(outcome.shared_settings, other)
     }
-    problems |= told_apart([*told_in(folder), *(unit.told for unit in units)])
-    raise_if_any(sorted(problems), what=f"one cube with the shards in {folder} (or change --out)")
+    planned = [identity(attrs[unit.folder], _grids(unit)) for unit in units]
+    problems = why_apart([*identities(folder, attrs), *planned])
+    raise_if_any(problems, what=f"one cube with the shards in {folder} (or change --out)")
+
+
+def _grids(unit: Unit) -> dict[str, dict[str, Any]]:
+    return {path: shared for one in outcomes_of(unit) for path, shared in one.grids.items()}
 
 
 def _require_nothing_lost(out: Path, units: Iterable[Unit]) -> None:
@@ -181,22 +209,32 @@ def _require_nothing_lost(out: Path, units: Iterable[Unit]) -> None:
     earlier = earlier_file(out, open_cube, report=lambda line: None)
     if earlier is None:
         return
-    existing = held_outcomes(earlier)
+    existing = extents_of(earlier)
+    complete = complete_units(shards_of(out))
     kept = {
-        label: existing[label]
-        for path, kind in whole_outcomes(shards_of(out))
-        if (label := (path.parent.name, path.name, kind)) in existing
+        (model, concept, path): existing[model, concept, path]
+        for (model, concept), paths in complete.items()
+        for path in paths
+        if (model, concept, path) in existing
     }
     attributes: set[str] = set()
     for unit in units:
         attributes |= set(unit.described["of_cube"])
         for outcome in outcomes_of(unit):
-            label = (unit.decoder.name, unit.concept.name, outcome.name)
             # Shards of another extent are refused later, with a message about their settings.
-            has_shards = any(unit.folder.glob(f"{outcome.name}-*.nc"))
-            kept[label] = existing.get(label, outcome.extent) if has_shards else outcome.extent
-    names = lost_names(earlier, names_of_the_contract(attributes))
-    raise_if_any([*names, *lost_outcomes(existing, kept)], what=replacing(out))
+            has_shards = any(unit.folder.glob(f"{outcome.kind}-*.nc"))
+            for path, extent in outcome.extents.items():
+                label = (unit.decoder.name, unit.concept.name, path)
+                kept[label] = existing.get(label, extent) if has_shards else extent
+    names = lost_names(earlier, names_of_the_contract(collected().values(), attributes))
+    raise_if_any([*names, *lost_cells(existing, kept)], what=replacing(out))
+
+
+def outcomes_of(unit: Unit) -> list[Outcome]:
+    """The outcomes that the unit's plan asks for."""
+    of_logits: list[Outcome] = [Logits(unit), *([Controls(unit)] if unit.directions else [])]
+    by_name: dict[str, list[Outcome]] = {"logit": of_logits, "generation": [Answers(unit)]}
+    return [outcome for name in unit.plan.outcomes for outcome in by_name[name]]
 
 
 def _require_own_vectors(path: Path, vectors: xr.Dataset, *, report: Report) -> None:
@@ -215,7 +253,7 @@ def _require_new(units: Iterable[Unit]) -> None:
 
 
 def _collect_unit(unit: Unit, rank: Rank, progress: Progress) -> None:
-    """Make those of this process's shards of the unit that are missing."""
+    """Make the missing ones among the shards of a unit that are this process's task."""
     stage = progress.stage
     if rank.count == 1:
         _clear(unit.folder)
@@ -253,38 +291,39 @@ def _clear(folder: Path) -> None:
 
 
 def _collect_outcome(outcome: Outcome, vectors: xr.Dataset, rank: Rank, progress: Progress) -> None:
-    """Make those of this process's chunks of the outcome that are missing."""
+    """Make the missing ones among the chunks of an outcome that are this process's task."""
     every, stage = chunks(outcome), progress.stage
     concept = outcome.unit.concept.name
     own = list(every)[rank.index :: rank.count]
     wanted = pending(outcome, own, vectors)
-    if wanted and outcome.name not in progress.checked:
-        stage.at(f"{concept}, checking {outcome.name} against the plain loop")
+    check = outcome.check.__qualname__
+    if wanted and check not in progress.checked:
+        stage.at(f"{concept}, checking {outcome.kind} against the plain loop")
         result = outcome.check(vectors)
-        progress.checked.add(outcome.name)
+        progress.checked.add(check)
         if rank.leads:
             stage.write(result)
-    stage.at(f"{concept}, {outcome.name}")
-    stage.skip(outcome.n_cells * sum(len(chunk) for chunk in own if chunk not in wanted))
+    stage.at(f"{concept}, {outcome.kind}")
+    stage.skip(outcome.n_rows * sum(len(chunk) for chunk in own if chunk not in wanted))
     for chunk in wanted:
         if every[chunk].exists():
             stage.write(f"{every[chunk]} is damaged, and is made again")
-        progress.max_rows[outcome.name] = save_chunk(
+        progress.max_rows[outcome.kind] = save_chunk(
             outcome,
             chunk,
             vectors,
-            max_rows=progress.max_rows[outcome.name],
+            max_rows=progress.max_rows[outcome.kind],
             progress=stage.advance,
         )
     if rank.leads:
         _wait_until(
             lambda: not pending(outcome, list(every), vectors),
-            what=f"{outcome.name} in {outcome.unit.folder}",
+            what=f"{outcome.kind} in {outcome.unit.folder}",
         )
 
 
 def _wait_until(is_made: Callable[[], bool], *, what: str) -> None:
-    """Wait until another process of the launch has made it; the launcher stops all if one fails."""
+    """Wait for another process to make `what`; if one fails, the launcher stops all of them."""
     until = time.monotonic() + PATIENCE
     while not is_made():
         if time.monotonic() > until:

@@ -24,13 +24,13 @@ from steercube.collect.caches import SharedPrefix
 from steercube.collect.decoder import Decoder
 from steercube.collect.hooks import Cell, FanOut, Touched, reading_out, record, steering
 from steercube.collect.memory import rows_that_fit
+from steercube.collect.next_token import NextToken, logprobs_of, read
 from steercube.collect.readout import Prompt
 
 N_PROBES = 64
 ALLOWED, FLOOR, CEILING, LEAST = 3.0, 12.0, 20.0, 1e-3
 """Tolerance of a check, see `require_alike`. In units in the last place of the logits' standard
 deviation, correct bfloat16 models of 5 to 30 blocks differed by up to 5; half a vector makes 30."""
-POSITIONS = {"all": "every position", "answer": "the positions after the user's turn"}
 OUT_OF_MEMORY = re.compile(
     r"out.of.(device.|host.)?memory|allocate memory|not enough memory|ALLOC(ATION)?_FAILED",
     re.IGNORECASE,
@@ -65,9 +65,13 @@ class Run:
 
 @dataclass(frozen=True)
 class Swept:
-    """Log-probabilities in nats, float32: (1 + cells, prompt, answer); receipts by layer."""
+    """Log-probabilities in nats, float32: (1 + cells, prompt, answer); receipts by layer.
+
+    `values` (1 + cells, prompt, measure) are of the measures that were asked for.
+    """
 
     logprobs: np.ndarray
+    values: np.ndarray
     touched: dict[int, Touched]
     max_rows: int
 
@@ -80,31 +84,36 @@ def sweep(
     *,
     positions: str,
     max_rows: int,
+    measured: Sequence[NextToken] = (),
     progress: Progress = lambda n: None,
 ) -> Swept:
     """Log-probability of each answer of each prompt, unsteered (first) and for each of `cells`.
 
-    `answers` holds token ids (prompt, answer). At most `max_rows` rows are in a pass, fewer of long
+    `answers` holds token ids (prompt, answer), `measured` further measures of the same
+    distributions. At most `max_rows` rows are in a pass, fewer of long
     prompts if a GPU's memory is estimated to take fewer (`memory`); where even these do not fit,
     half as many, down to two. The result depends on neither, nor on the order of the prompts.
     `progress` is called with the number of rows just finished.
 
     Raises ValueError for `max_rows` below two, MemoryError where two rows do not fit.
     """
-    out = np.full((1 + len(cells), *answers.shape), np.nan, dtype="float32")
+    shape = (1 + len(cells), len(prompts))
+    logprobs = np.full((*shape, answers.shape[1]), np.nan, dtype="float32")
+    values = np.full((*shape, len(measured)), np.nan, dtype="float32")
     touched: dict[int, Touched] = {}
 
     def sweep_batch(batch: list[int], max_rows: int) -> None:
         run = prepare(decoder, [prompts[i] for i in batch], positions=positions)
-        out[:, batch], receipts = _every_cell(
-            decoder, run, cells, answers[batch], max_rows=max_rows
+        part = _every_cell(
+            decoder, run, cells, answers[batch], max_rows=max_rows, measured=measured
         )
+        logprobs[:, batch], values[:, batch], receipts = part
         add_prompts(touched, receipts)
         progress((1 + len(cells)) * len(batch))
 
     fitting = rows_that_fit(decoder, prompts, shared=shared_starts(decoder, prompts, positions))
     max_rows = in_batches(prompts, 1 + len(cells), sweep_batch, max_rows=max_rows, fitting=fitting)
-    return Swept(out, touched, max_rows)
+    return Swept(logprobs, values, touched, max_rows)
 
 
 def in_batches(
@@ -146,20 +155,25 @@ def add_prompts(touched: dict[int, Touched], receipts: Mapping[int, Touched]) ->
 
 
 def _every_cell(
-    decoder: Decoder, run: Run, cells: Sequence[Cell], answers: np.ndarray, *, max_rows: int
-) -> tuple[np.ndarray, dict[int, Touched]]:
-    """A batch's log-probabilities for all cells, in as many passes as needed; receipts by layer."""
-    out = np.empty((1 + len(cells), *answers.shape), dtype="float32")
+    decoder: Decoder,
+    run: Run,
+    cells: Sequence[Cell],
+    answers: np.ndarray,
+    *,
+    max_rows: int,
+    measured: Sequence[NextToken],
+) -> tuple[np.ndarray, np.ndarray, dict[int, Touched]]:
+    """A batch's log-probabilities and measures for all cells, in passes; receipts by layer."""
+    shape = (1 + len(cells), len(answers))
+    logprobs = np.empty((*shape, answers.shape[1]), dtype="float32")
+    values = np.empty((*shape, len(measured)), dtype="float32")
     touched: dict[int, Touched] = {}
     for group in groups(len(cells), max_rows // len(answers) - 1):
         pass_ = FanOut([cells[i] for i in group], run.steer)
-        unsteered, *steered = logprobs_of(fan_out(decoder, run, pass_), answers)
-        if 0 in group or not group:
-            out[0] = unsteered
-        for i, logprobs in zip(pass_.ordered, steered, strict=True):
-            out[1 + group[i]] = logprobs
+        rows = [0, *(1 + group[i] for i in pass_.ordered)]
+        logprobs[rows], values[rows] = read(fan_out(decoder, run, pass_), answers, measured)
         add_cells(touched, pass_.touched)
-    return out, touched
+    return logprobs, values, touched
 
 
 def add_cells(touched: dict[int, Touched], receipts: Mapping[int, Touched]) -> None:
@@ -296,18 +310,6 @@ def fan_out(decoder: Decoder, run: Run, pass_: FanOut) -> Tensor:
     at = run.last.repeat(1 + len(pass_.cells))[:, None]
     with pass_.on(decoder.blocks):
         return forward(decoder, run, at=at)[:, 0]
-
-
-def logprobs_of(logits: Tensor, answers: np.ndarray) -> np.ndarray:
-    """Log-probabilities (1 + cells, row, answer) over the whole vocabulary, float32."""
-    copies = len(logits) // len(answers)
-    tokens = torch.as_tensor(answers, device=logits.device).repeat(copies, 1)
-    # A few rows at a time: float32 logits of every row and word would be the largest array of all.
-    parts = [
-        few.float().log_softmax(-1).gather(-1, wanted)
-        for few, wanted in zip(logits.split(64), tokens.split(64), strict=True)
-    ]
-    return torch.cat(parts).view(copies, *answers.shape).cpu().numpy()
 
 
 def largest_gap(one: np.ndarray, two: np.ndarray) -> float:

@@ -3,8 +3,8 @@
 import hashlib
 import json
 import platform
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -16,11 +16,11 @@ import xarray as xr
 from steercube import __version__, netcdf
 from steercube.collect.decoder import Decoder
 from steercube.collect.hooks import Cell
-from steercube.collect.plan import Plan
+from steercube.collect.plan import CONVENTIONS, POSITIONS, Plan
 from steercube.collect.readout import Prompt, Readout
-from steercube.collect.shards import Told, find_shard, save_shard, told_of
-from steercube.collect.sweep import POSITIONS, Progress
-from steercube.collect.vectors import CONVENTIONS, vectors
+from steercube.collect.shards import find_shard, save_shard
+from steercube.collect.sweep import Progress
+from steercube.collect.vectors import OWN, vectors
 from steercube.concepts import Concept, Question
 from steercube.streams import stream
 
@@ -36,6 +36,13 @@ class Unit:
     concept: Concept
     plan: Plan
     folder: Path
+    given: Mapping[str, np.ndarray] = field(default_factory=dict)
+    """A user's own directions (layer, hidden) by name."""
+
+    @property
+    def directions(self) -> list[str]:
+        """Every direction but the concept's own: those of the plan, then the user's."""
+        return [*self.plan.directions, *(name for name in self.given if name != self.concept.name)]
 
     @property
     def vectors_path(self) -> Path:
@@ -46,19 +53,25 @@ class Unit:
         """The vectors, from their shard; computed and saved first where there is none."""
         saved = self.found_vectors()
         if saved is None:
-            rng = stream(f"{self.decoder.name}/{self.concept.name}", seed=self.plan.seed)
             computed = vectors(
                 self.decoder,
                 self.readout,
                 self.concept.train,
                 convention=self.plan.convention,
-                rng=rng,
+                directions=self.directions,
+                given=self.given,
+                stream=self._stream,
                 batch_size=batch_size,
                 progress=progress,
             )
             save_shard(computed, self.vectors_path, self._vector_settings, **self.described)
             saved = netcdf.load(self.vectors_path)
         return saved
+
+    def _stream(self, name: str) -> np.random.Generator:
+        """The random stream of one direction; that of the empty name is for all other draws."""
+        path = "/".join(filter(None, [self.decoder.name, self.concept.name, name]))
+        return stream(path, seed=self.plan.seed)
 
     def found_vectors(self) -> xr.Dataset | None:
         """The vectors' shard, None if missing or damaged; ValueError if of other settings."""
@@ -70,7 +83,7 @@ class Unit:
         layers: Sequence[int],
         strengths: Sequence[float],
         *,
-        directions: Sequence[str] = ("concept",),
+        directions: Sequence[str] = (OWN,),
     ) -> list[Cell]:
         """One steered copy for each direction, layer and strength, in that order."""
         table = vectors["vector"].transpose("direction", "layer", "hidden")
@@ -92,7 +105,6 @@ class Unit:
         return {
             "model": self.decoder.name,
             "concept": self.concept.name,
-            "strengths": list(self.plan.strengths),
             "positions": self.plan.positions,
             "revision": self.decoder.revision,
             "dtype": self.decoder.dtype,
@@ -105,15 +117,22 @@ class Unit:
         }
 
     @property
-    def told(self) -> Told:
-        """Its identity, as recorded in its shards."""
-        return told_of({name: json.dumps(value) for name, value in self.described.items()})
-
-    @property
     def _vector_settings(self) -> dict[str, Any]:
         pairs = self.concept.train
         prompts = [self.readout.prompt(pair.prompt) for pair in pairs]
-        return self.settings | {"pairs_sha256": sha256_of((pairs, prompts, self.answers(pairs)))}
+        return self.settings | {
+            "controls": list(self.plan.controls),
+            "directions_sha256": self._given_sha256,
+            "pairs_sha256": sha256_of((pairs, prompts, self.answers(pairs))),
+        }
+
+    @property
+    def _given_sha256(self) -> dict[str, str]:
+        return {
+            name: hashlib.sha256(self.given[name].tobytes()).hexdigest()
+            for name in self.directions
+            if name in self.given
+        }
 
     @property
     def described(self) -> dict[str, Any]:
@@ -146,6 +165,6 @@ class Unit:
 
 
 def sha256_of(inputs: tuple[Sequence[Question], Sequence[Prompt], np.ndarray]) -> str:
-    """SHA-256 of questions as text and as token ids, and of the tokens of their answers."""
+    """SHA-256 of the questions, their prompts' token ids and their answers' tokens."""
     questions, prompts, answers = inputs
     return hashlib.sha256(repr((questions, prompts, answers.tolist())).encode()).hexdigest()

@@ -3,11 +3,13 @@
     v_L = mean over pairs of (h_L at the matching letter - h_L at the other letter)
 
 h_L is the residual stream after block L, at the token of the answer letter, after the same prompt.
-Two controls of the same norm come with the vector, to compare its effect with: a random direction,
-and the vector of the same pairs with their sides shuffled.
+Other directions, to compare its effect with, come with the vector if asked for: random ones, and
+vectors of the same pairs with the matching and the other side swapped in half of them, both scaled
+to its norm; and that of the letters, the mean residual stream at (A) minus that at (B), at its own
+norm, which moves the logits of any model that reads the letters.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 import torch
@@ -18,14 +20,12 @@ from steercube.collect.hooks import record
 from steercube.collect.readout import Prompt, Readout
 from steercube.collect.sweep import Progress, Run, forward, lacks_memory, prepare
 from steercube.concepts import Question
+from steercube.contract import LETTER, SCORED_LETTERS
 
-CONVENTIONS = {
-    "same": "vector read at the output of block L, added at its output",
-    "study": "vector read at the input of block L, added at its output",
-}
-"""Where a vector is read and added; the study's is off by one block."""
-DIRECTIONS = ("concept", "random", "shuffled")
+OWN = "own"
+"""Name of the concept's own vector among the directions."""
 N_SPLITS = 100
+"""Random halvings of the pairs that `split_half_cosine` is averaged over."""
 
 
 def vectors(
@@ -34,16 +34,22 @@ def vectors(
     pairs: Sequence[Question],
     *,
     convention: str,
-    rng: np.random.Generator,
+    directions: Sequence[str] = (),
+    given: Mapping[str, np.ndarray] | None = None,
+    stream: Callable[[str], np.random.Generator],
     batch_size: int = 8,
     progress: Progress = lambda n: None,
 ) -> xr.Dataset:
-    """The vectors of every block, and how consistent their direction is over pairs.
+    """The vectors of every block, and how well the pairs agree on their direction.
 
-    `vector` (direction, layer, hidden), float32, as added at strength 1. Per layer: `vector_norm`
-    |v|; `residual_norm`, the mean of |h| over both sides; `split_half_cosine`, the mean over random
+    `vector` (direction, layer, hidden), float32, as added at strength 1: the concept's OWN, then
+    `directions` in their order: random/0, shuffled/3, letter, or names in `given`, which maps them
+    to arrays (layer, hidden). For each layer: `vector_norm` |v|;
+    `residual_norm`, the mean of |h| over both sides; `split_half_cosine`, the mean over random
     halvings of the cosine of the halves' vectors; `pairwise_cosine`, the mean cosine of two pairs'
-    differences.
+    differences; `letter_cosine`, the cosine of the vector and the direction of the letters,
+    whose square is their share of the vector. `stream(name)` is the random stream of a direction;
+    that of the empty name is for random/0, shuffled/0 and the halvings.
     """
     matching, other = letter_residuals(
         decoder,
@@ -56,12 +62,26 @@ def vectors(
     differences = matching - other
     mean = differences.mean(axis=0)
     letters = np.array([pair.matching for pair in pairs])
-    shuffled = np.tensordot(_halving_signs(letters, rng), differences, axes=1) / len(pairs)
-    random = rng.normal(size=mean.shape)
-    directions = np.stack([mean, _with_norm_of(mean, random), _with_norm_of(mean, shuffled)])
+    rng = stream("")
+    signs = np.where(letters == SCORED_LETTERS[0], 1.0, -1.0)
+    drawn = {
+        "shuffled/0": _shuffled(differences, letters, rng),
+        "random/0": _with_norm_of(mean, rng.normal(size=mean.shape)),
+        LETTER: np.tensordot(signs, differences, axes=1) / len(pairs),
+        **(given or {}),
+    }
+    for name in directions:
+        if name not in drawn:
+            own = stream(name)
+            drawn[name] = (
+                _with_norm_of(mean, own.normal(size=mean.shape))
+                if name.startswith("random/")
+                else _shuffled(differences, letters, own)
+            )
+    every = np.stack([mean, *(drawn[name] for name in directions)])
     return xr.Dataset(
         {
-            "vector": (("direction", "layer", "hidden"), directions.astype("float32")),
+            "vector": (("direction", "layer", "hidden"), every.astype("float32")),
             "vector_norm": ("layer", np.linalg.norm(mean, axis=-1)),
             "residual_norm": (
                 "layer",
@@ -69,9 +89,16 @@ def vectors(
             ),
             "split_half_cosine": ("layer", split_half_cosine(differences, letters, rng)),
             "pairwise_cosine": ("layer", pairwise_cosine(differences)),
+            "letter_cosine": ("layer", _cosine(mean, drawn[LETTER])),
         },
-        coords={"direction": list(DIRECTIONS), "layer": np.arange(decoder.n_layers)},
+        coords={"direction": [OWN, *directions], "layer": np.arange(decoder.n_layers)},
     )
+
+
+def _shuffled(differences: np.ndarray, letters: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """The vector (layer, hidden) with sides swapped in half of the pairs, scaled to its norm."""
+    shuffled = np.tensordot(_halving_signs(letters, rng), differences, axes=1) / len(letters)
+    return _with_norm_of(differences.mean(axis=0), shuffled)
 
 
 @torch.inference_mode()
@@ -122,7 +149,7 @@ def _residuals(decoder: Decoder, run: Run, *, of_input: bool) -> np.ndarray:
 
 
 def _open_ended(prompt: Prompt) -> Prompt:
-    """The prompt with one more position, for a letter, which alone counts as the answer."""
+    """The prompt and a position for a letter, which alone counts as the answer."""
     return Prompt((*prompt.ids, 0), answer_start=len(prompt.ids))
 
 

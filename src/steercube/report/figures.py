@@ -21,7 +21,9 @@ from steercube.analysis.agreement.agreement import MEAN_R, R_EVERY_RESPONSE, R_O
 from steercube.analysis.agreement.curves import scaled
 from steercube.analysis.agreement.generation import generation_delta, is_counted, layer_curves
 from steercube.analysis.view import Study
+from steercube.cells import compared_strengths
 from steercube.contrast import Contrast
+from steercube.measures import LOGIT_DIFF, Measure
 from steercube.numerals import signed
 from steercube.report.marks import FULL_COLOUR, holds_zero, marks, meanings, notes_of_heat_map
 from steercube.report.model_figures import draw_models
@@ -83,6 +85,7 @@ class Swept:
     curves: "CurvesByCell"
     agreements: "Agreements"
     contrast: Contrast | None
+    measure: Measure
 
     def pages(self, n_models: int, n_concepts: int) -> Iterator[tuple[list[str], list[str]]]:
         """Models and concepts of each page, so many at most, in parts of about equal size."""
@@ -130,6 +133,7 @@ def _swept(study: Study, tables: Mapping[str, pd.DataFrame]) -> Swept:
         curves=curves,
         agreements=_agreements(tables["agreement"]) if curves else {},
         contrast=study.contrast,
+        measure=study.measure,
     )
 
 
@@ -137,11 +141,17 @@ def _violins(of: Swept) -> Figure | None:
     if not of.quantiles:
         return None
     missing, marked = _missing(of.effects), _marks(of.effects)
-    return best_layer_violins(of.quantiles, of.models, missing, marked, meanings(of.effects))
+    return best_layer_violins(
+        of.quantiles, of.models, missing, marked, meanings(of.effects), measure=of.measure
+    )
 
 
 FIGURES: dict[str, tuple[Callable[[Swept], Figure | None], int, int]] = {
-    "effect_size_heatmap": (lambda of: effect_size_heatmap(of.effects, of.models), 8, 12),
+    "effect_size_heatmap": (
+        lambda of: effect_size_heatmap(of.effects, of.models, of.measure),
+        8,
+        12,
+    ),
     "best_layer_violins": (_violins, 16, 6),
     "depth_by_label": (
         lambda of: depth_by_label(of.effects, of.depth, of.models, of.contrast),
@@ -208,7 +218,9 @@ def _name_models(axis: Axis, models: ModelLabels, inches: float = WIDTH) -> None
         tick.set_color(label.colour)
 
 
-def effect_size_heatmap(effects: pd.DataFrame, models: ModelLabels) -> Figure:
+def effect_size_heatmap(
+    effects: pd.DataFrame, models: ModelLabels, measure: Measure = LOGIT_DIFF
+) -> Figure:
     """Cohen's d at the best layer, concept by model, with its interval in every cell."""
     concepts = list(dict.fromkeys(effects["concept"]))
     table = effects.pivot_table(
@@ -244,9 +256,17 @@ def effect_size_heatmap(effects: pd.DataFrame, models: ModelLabels) -> Figure:
     bar.set_label("Cohen's d (pooled sd)")
     bar.ax.tick_params(labelsize=SMALL)
     bar.outline.set_visible(False)
-    title = "Effect of steering from −1 to +1 at the best layer,\nwith 95% interval over items"
+    title = f"Effect of steering{_span(measure)} at the best layer,\nwith 95% interval over items"
     title_of(figure, "\n".join([title, *notes]))
     return figure
+
+
+def _span(measure: Measure) -> str:
+    """From which strength to which, in words; empty for a slope over all."""
+    if isinstance(measure.compare, str):
+        return ""
+    low, high = measure.compare
+    return signed(f" from {low:+g} to {high:+g}")
 
 
 def _hatching(x: int, y: int) -> Rectangle:
@@ -281,7 +301,7 @@ Quantiles = dict[str, dict[str, dict[float, np.ndarray]]]
 
 def _best_quantiles(study: Study) -> Quantiles:
     """Quantiles of the logit differences at the best layer, by concept, model and strength."""
-    cells = study.cells
+    cells, ends = study.cells, compared_strengths(study.cells)
     found: Quantiles = {}
     for concept in study.concepts:
         for model in study.models:
@@ -289,7 +309,7 @@ def _best_quantiles(study: Study) -> Quantiles:
             if np.isfinite(layer):
                 at = cells["quantiles"].sel(model=model, concept=concept, layer=layer)
                 found.setdefault(concept, {})[model] = {
-                    s: at.sel(strength=s).values.astype(float) for s in (-1.0, 1.0)
+                    s: at.sel(strength=s).values.astype(float) for s in ends
                 }
     return found
 
@@ -314,8 +334,10 @@ def best_layer_violins(
     missing: Mapping[tuple[str, str], str],
     marked: Mapping[tuple[str, str], str],
     notes: Sequence[str] = (),
+    *,
+    measure: Measure = LOGIT_DIFF,
 ) -> Figure:
-    """Distribution over items at strengths -1 and +1, the two halves of each violin.
+    """Distribution over items at the compared strengths, the two halves of each violin.
 
     Each half is scaled to its own largest density, so widths compare within a half alone. `marked`
     are marks at the right edge, `notes` what they mean.
@@ -342,9 +364,16 @@ def best_layer_violins(
     for ax in axes[:, 0]:
         _name_models(ax.yaxis, models)
     axes[0, 0].set_ylim(len(models) - 0.4, -0.6)
-    figure.supxlabel("logit difference, matching − other (nats)", fontsize=TEXT)
-    halves = {1.0: "strength +1 (upper half)", -1.0: "strength −1 (lower half)"}
-    patches = [mpl.patches.Patch(color=STRENGTH_COLOURS[s], label=t) for s, t in halves.items()]
+    label = "logit difference, matching − other (nats)"
+    if measure.name != LOGIT_DIFF.name:
+        label = measure.words + (f" ({measure.units})" if measure.units != "1" else "")
+    figure.supxlabel(label, fontsize=TEXT)
+    strengths = sorted({s for of in quantiles.values() for one in of.values() for s in one})
+    halves = zip(("lower", "upper"), STRENGTH_COLOURS, strengths, strict=False)
+    patches = [
+        mpl.patches.Patch(color=colour, label=signed(f"strength {strength:+g} ({half} half)"))
+        for half, colour, strength in halves
+    ][::-1]
     title = ["Items at the best layer; bars: median and quartiles", *notes]
     legend_of(figure, patches, title="\n".join(title))
     return figure
@@ -364,19 +393,18 @@ def _draw_violins(
 ) -> None:
     ax.axvline(0, color="#999999", linewidth=0.8, zorder=0)
     for y, model in enumerate(models):
-        for strength, values in by_model.get(model, {}).items():
-            _half_violin(ax, y, values, strength)
+        halves = sorted(by_model.get(model, {}).items())
+        for side, colour, (_, values) in zip((1, -1), STRENGTH_COLOURS, halves, strict=False):
+            _half_violin(ax, y, values, side, colour)
         if model not in by_model:
             ax.text(0.5, y, missing[model], ha="center", va="center", fontsize=SMALL,
                     color=OTHER_COLOUR, transform=ax.get_yaxis_transform(),
                     bbox={"color": "white", "pad": 1})  # fmt: skip
 
 
-def _half_violin(ax: Axes, y: float, quantiles: np.ndarray, strength: float) -> None:
+def _half_violin(ax: Axes, y: float, quantiles: np.ndarray, side: int, colour: str) -> None:
     """One side of a violin: a kernel density of points drawn from the quantiles."""
-    side = 1 if strength < 0 else -1
     points = np.interp(np.linspace(0, 1, 201), np.linspace(0, 1, len(quantiles)), quantiles)
-    colour = STRENGTH_COLOURS[strength]
     if np.ptp(points) > 0:
         grid = np.linspace(points.min(), points.max(), 120)
         density = stats.gaussian_kde(points)(grid)

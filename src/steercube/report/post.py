@@ -20,6 +20,7 @@ import jinja2.meta
 import pandas as pd
 
 from steercube.contrast import Contrast, read_attributes
+from steercube.measures import Measure
 from steercube.numerals import is_held, signed
 from steercube.report.bibliography import Bibliography, read_bibliography
 from steercube.report.printed import plain
@@ -565,7 +566,8 @@ CONTEXT = {
     *("study", "settings", "models", "concepts", "families", "claims", "conclusions"),
     *("conclusions_with", "conclusion", "table", "figure", "cite", "literature", "methods"),
     *("models_by", "concepts_by", "listed", "words", "flagged", "provenance", "off_nominal"),
-    *("contrast", "capital", "not_compared"),
+    *("contrast", "capital", "not_compared", "compared"),
+    *("units", "layers_by"),
 }
 """Names that every template may use, besides those in numbers.toml."""
 
@@ -582,12 +584,44 @@ def render(results: Results, assets: Assets, *, methods: str = "") -> Post:
     text = text.replace(LITERATURE, block(assets.bibliography.listed(text)))
     text = re.sub(r"\n{3,}", "\n\n", text).strip() + "\n"
     labels = [*context["models"], *context["families"], results.study, *assets.allowed]
+    labels += [context["compared"], context["units"], plain(results.settings.get("measured", ""))]
     labels += [name for concept in context["concepts"] for name in (concept, words(concept))]
     labels += [str(text) for text in (context["contrast"] or {}).values()]
     problems = [*sources.problems, *assets.bibliography.problems_of(text)]
     problems += [f"{number!r} was typed: ...{near}..." for number, near in typed(text, labels)]
     raise_if_any(problems, what=f"the post of {results.study}")
     return Post(text.replace(OPEN, "").replace(CLOSE, ""), tuple(sources.citations))
+
+
+def effect_in_words(settings: Mapping[str, Any]) -> str:
+    """The effect on an item's measure, by the strengths that were compared.
+
+    >>> effect_in_words({"compared": "+4 minus -4"}), effect_in_words({"compared": "slope"})
+    ('its mean at strength +4 minus that at −4', 'the slope of its mean over all strengths')
+    """
+    high, minus, low = signed(settings.get("compared", Measure("").compared)).partition(" minus ")
+    return (
+        f"its mean at strength {high} minus that at {low}"
+        if minus
+        else "the slope of its mean over all strengths"
+    )
+
+
+def units_in_words(settings: Mapping[str, Any]) -> str:
+    """The unit of the measure that a study is about, as a text says it.
+
+    >>> units_in_words({}), units_in_words({"units": "points"}), units_in_words({"units": "1"})
+    ('nats', 'points', "the measure's own unit")
+    """
+    units = str(settings.get("units", "nat"))
+    return {"nat": "nats", "1": "the measure's own unit"}.get(units, units)
+
+
+def _selecting(tables: Mapping[str, pd.DataFrame]) -> list[str]:
+    """The measures that select the layers of the other measures, as words."""
+    if "other_measures" not in tables:
+        return []
+    return sorted({words(str(name)) for name in tables["other_measures"]["layer_by"]})
 
 
 def _environment(assets: Assets) -> jinja2.Environment:
@@ -637,6 +671,9 @@ def _context(results: Results, assets: Assets, sources: Sources, methods: str) -
         "flagged": lambda column, flag: flagged(results.tables["effects"], column, flag),
         "off_nominal": _off_nominal(sources),
         "contrast": contrast_words(results.contrast),
+        "compared": effect_in_words(results.settings),
+        "units": units_in_words(results.settings),
+        "layers_by": _selecting(results.tables),
         "not_compared": not_compared(results.contrast, about),
         "capital": lambda text: text[:1].upper() + text[1:],
         "models_by": _order(sources, "models/{}/{}/every concept it ran"),

@@ -18,7 +18,8 @@ from matplotlib.textpath import TextPath
 LOW_COLOUR, HIGH_COLOUR = "#0072B2", "#D55E00"
 """Colours of the two labels that are compared."""
 OTHER_COLOUR = "#555555"
-STRENGTH_COLOURS = {-1.0: "#56B4E9", 1.0: "#E69F00"}
+STRENGTH_COLOURS = ("#56B4E9", "#E69F00")
+"""Colours of the low and the high one of the compared strengths."""
 INTERVAL_COLOURS = {"items": "#009E73", "models": "#999999"}
 PUBLISHED_COLOUR = "#CC79A7"
 GENERATION_COLOUR = "#CC79A7"

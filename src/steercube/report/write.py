@@ -56,7 +56,9 @@ def write_study(
     folder = Path(folder).resolve()
     with _aside(folder) as made:
         write_tables(made / "tables", tables, contrast)
-        (made / "numbers.json").write_text(_json(numbers(tables)), encoding="utf-8")
+        (made / "numbers.json").write_text(
+            _json(numbers(tables, str(settings.get("units", "nat")))), encoding="utf-8"
+        )
         write_figures(made / "figures", figures)
         outputs = {name: _sha256(made / name) for name in _files(made)}
         manifest = {
@@ -181,11 +183,12 @@ def write_figures(folder: Path, figures: Mapping[str, Figure]) -> None:
                 figure.savefig(folder / f"{name}.svg", metadata=metadata)
 
 
-def numbers(tables: Mapping[str, pd.DataFrame]) -> dict[str, dict[str, Any]]:
+def numbers(tables: Mapping[str, pd.DataFrame], units: str = "nat") -> dict[str, dict[str, Any]]:
     """Every number that a text may cite, by id: value, interval, n, table, and what else its row
     holds.
 
-    An id is the table's name and the labels of its key, those that are empty left out.
+    An id is the table's name and the labels of its key, those that are empty left out. `units` are
+    those of the measure that the tables are about.
     """
     found: dict[str, dict[str, Any]] = {}
     for entry in TABLES:
@@ -196,6 +199,8 @@ def numbers(tables: Mapping[str, pd.DataFrame]) -> dict[str, dict[str, Any]]:
             for id, number in _numbers_of_row(stem, entry, row).items():
                 # Designs that differ in items or models alone share an id; the first is the own.
                 found.setdefault(id, number)
+    for number in found.values() if units != "nat" else ():
+        number |= {"units": number.get("units", "").replace("nat", units)}
     return found
 
 

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 import xarray as xr
-from builders import MODELS, make_cube, study_of
+from builders import MODELS, make_cube, reduce_to_cells, study_of
 from scipy import stats
 from scipy.optimize import brentq
 
@@ -23,7 +23,6 @@ from steercube.analysis.agreement.agreement import (
 )
 from steercube.analysis.agreement.curves import scaled
 from steercube.analysis.agreement.generation import best_generation, layer_curves, shaped_curves
-from steercube.analysis.per_cell.reduce import cells as reduce_to_cells
 
 LAYERS = tuple(range(1, 8))
 

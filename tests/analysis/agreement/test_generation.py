@@ -2,7 +2,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import xarray as xr
-from builders import MODELS, study_of
+from builders import MODELS, reduce_to_cells, study_of
 from scipy import stats
 
 from steercube.analysis.agreement.generation import (
@@ -17,7 +17,6 @@ from steercube.analysis.agreement.generation import (
     layer_curves,
     wilson,
 )
-from steercube.analysis.per_cell.reduce import cells as reduce_to_cells
 
 
 def answered(cube: xr.Dataset, rng: np.random.Generator) -> xr.Dataset:

@@ -2,18 +2,16 @@ import numpy as np
 import pandas as pd
 import pytest
 import xarray as xr
-from builders import fill, make_cube, make_model, study_of, with_controls
+from builders import fill, make_cube, make_model, reduce_to_cells, study_of
 
 from steercube.analysis.conclusions.effects import (
     Largest,
-    controls,
     direction_flag,
     effects,
     largest_effect,
     layer_flag,
 )
-from steercube.analysis.per_cell.reduce import cells as reduce_to_cells
-from steercube.cube import STATUS
+from steercube.contract import STATUS
 
 LAYERS = tuple(range(2, 12))
 
@@ -148,20 +146,6 @@ def test_effects_hold_the_columns_a_reader_expects(
     assert row["optimism"] == float(at["selected_optimism"])
     assert row["corrected"] == pytest.approx(row["cohens_d"] - row["optimism"])
     assert row["depth"] == pytest.approx(row["layer"] / float(at["n_layers"]))
-
-
-def test_controls_stand_beside_the_vector(cube: xr.Dataset, rng: np.random.Generator) -> None:
-    cells = reduce_to_cells(with_controls(cube, rng), n_resamples=20)
-    study = study_of(cells)
-    table, of_vector = controls(study), effects(study)
-    assert set(table["direction"]) == {"concept", "random"}
-    vector = table[table["direction"] == "concept"].reset_index()
-    np.testing.assert_allclose(vector["best_delta"], of_vector["delta"])
-    np.testing.assert_allclose(vector["delta_at_vectors_layer"], of_vector["delta"])
-    assert (vector["best_layer"] == of_vector["layer"]).all()
-    control = table[table["direction"] == "random"].reset_index()
-    assert (control["best_delta"] >= control["delta_at_vectors_layer"]).all()
-    assert (control["best_delta"] < vector["best_delta"] / 3).all()
 
 
 def test_depths_have_an_interval_or_a_reason_never_no_width(

@@ -5,13 +5,12 @@ import numpy as np
 import pandas as pd
 import pytest
 import xarray as xr
-from builders import ROOT, make_cube, study_of
+from builders import ROOT, make_cube, open_view, reduce_to_cells, study_of
 
 from steercube.analysis.conclusions.effects import effects
 from steercube.analysis.conclusions.tables import TABLES, Tables, as_table, conclude, listed
 from steercube.analysis.over_models.contrast_effect import EXACT
-from steercube.analysis.per_cell.reduce import cells as reduce_to_cells
-from steercube.cells import ESTIMAND_UNITS, NEEDED, open_cells, save_cells
+from steercube.cells import ESTIMAND_UNITS, NEEDED, save_cells
 from steercube.estimate import Estimate
 from steercube.report.post import PACKAGED
 from steercube.schema import read_toml
@@ -136,7 +135,7 @@ def test_cells_that_lack_estimands_have_every_table_and_say_so(
 ) -> None:
     """Numbers of the others are as they were; what needs a lacking one says that it is lacking."""
     save_cells(cells.drop_sel(estimand=lacking), tmp_path / "old.cells.nc")
-    tables = conclude(study_of(open_cells(tmp_path / "old.cells.nc")))
+    tables = conclude(study_of(open_view(tmp_path / "old.cells.nc")))
     assert set(tables) == PLAIN
     effects, whole = tables["effects"], small_tables["effects"]
     assert (effects["reason"] == f"not recorded: {', '.join(lacking)}").all()
@@ -230,12 +229,12 @@ def test_every_table_that_a_post_shows_is_printed(path: Path) -> None:
 
 
 def test_the_columns_that_identify_and_give_a_number_are_those_of_the_table(
-    study_tables: dict[str, pd.DataFrame],
+    every_table: dict[str, pd.DataFrame],
 ) -> None:
-    """Of every table with a key; the study has all of them."""
-    assert {table.name for table in KEYED} <= set(study_tables)
+    """Of every table with a key."""
+    assert {table.name for table in KEYED} <= set(every_table)
     for entry in KEYED:
-        table = study_tables[entry.name]
+        table = every_table[entry.name]
         assert set(entry.key) <= set(table), entry.name
         ends = {entry.low, entry.high} if "interval_over" in table else set()
         given = {entry.value} if isinstance(entry.value, str) else set()
@@ -245,18 +244,18 @@ def test_the_columns_that_identify_and_give_a_number_are_those_of_the_table(
             assert entry.units in table, entry.name
 
 
-def test_a_key_names_one_row(study_tables: dict[str, pd.DataFrame]) -> None:
+def test_a_key_names_one_row(every_table: dict[str, pd.DataFrame]) -> None:
     """But of `design`, where designs of other sizes share it and the study's own comes first."""
     for entry in KEYED:
-        keys = study_tables[entry.name][list(entry.key)].fillna("")
+        keys = every_table[entry.name][list(entry.key)].fillna("")
         assert keys.duplicated().any() == (entry.name == "design"), entry.name
 
 
-def test_every_printed_form_has_its_columns(study_tables: dict[str, pd.DataFrame]) -> None:
+def test_every_printed_form_has_its_columns(every_table: dict[str, pd.DataFrame]) -> None:
     """Those of its labels may be absent, where a study says nothing of them."""
     for entry in TABLES:
         for form in entry.printed:
-            rows = form.rows(study_tables[entry.name])
+            rows = form.rows(every_table[entry.name])
             if not len(rows):
                 assert entry.name == "extraction", "the study has no properties of its vectors"
                 continue

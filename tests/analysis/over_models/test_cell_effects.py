@@ -69,6 +69,17 @@ def test_models_of_the_same_values_are_named_where_nothing_tells_them_apart(
     assert not why_not(many, ("scale",))
 
 
+def test_raw_effects_take_the_unit_and_the_rope_of_the_measures_record(
+    study_cells: xr.Dataset,
+) -> None:
+    cells = study_cells.copy()
+    cells["estimate"] = cells["estimate"].assign_attrs(prior_unit=2.0, rope=0.3)
+    raw = cell_effects(study_of(cells), "delta")
+    assert (raw.unit, raw.rope) == (2.0, 0.3)
+    standardised = cell_effects(study_of(cells), "cohens_d")
+    assert (standardised.unit, standardised.rope) == (1.0, 0.1)
+
+
 def test_raw_effects_of_any_size_have_a_unit_of_their_own(study_cells: xr.Dataset) -> None:
     """Logits twenty times as large: the same posterior, twenty times as large."""
     larger = study_cells.assign(

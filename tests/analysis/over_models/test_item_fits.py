@@ -3,7 +3,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import xarray as xr
-from builders import SIX_MODELS, make_cube, study_of
+from builders import SIX_MODELS, make_cube, open_view, reduce_to_cells, study_of
 
 from steercube.analysis.over_models.item_fits import (
     NOT_FULL,
@@ -14,9 +14,8 @@ from steercube.analysis.over_models.item_fits import (
 )
 from steercube.analysis.over_models.items import item_shifts
 from steercube.analysis.over_models.reml import reml_of_items
-from steercube.analysis.per_cell.reduce import cells as reduce_to_cells
 from steercube.analysis.view import Study
-from steercube.cells import ITEM_FITS, check_cells, compare_cells, open_cells, save_cells
+from steercube.cells import ITEM_FITS, ITEM_FITTED, as_cells, check_cells, compare_cells, save_cells
 
 
 @pytest.fixture(scope="module")
@@ -67,23 +66,24 @@ def test_fits_round_trip_with_the_cells(
     cells = sweep[1].cells.merge(fits)
     check_cells(cells)
     save_cells(cells, f"{tmp_path}/a.cells.nc")
-    assert compare_cells(cells, open_cells(f"{tmp_path}/a.cells.nc")) == []
+    assert compare_cells(cells, open_view(f"{tmp_path}/a.cells.nc")) == []
 
 
 def test_slow_fits_are_kept_for_the_same_cube_alone(
     sweep: tuple[xr.Dataset, Study], fits: xr.Dataset
 ) -> None:
-    cells = sweep[1].cells.merge(fits)
+    cells = as_cells(sweep[1].cells.merge(fits))
     slow = {"item_fit": "NUTS, items"}
-    full = cells.copy(deep=True)
-    full["item_fit_problem"].loc[slow] = ""
-    full["item_fit_value"].loc[{**slow, "item_term": "training"}] = -0.25
-    kept = keep_slow_fits(cells, full)
+    made = fits.copy(deep=True)
+    made["item_fit_problem"].loc[slow] = ""
+    made["item_fit_value"].loc[{**slow, "item_term": "training"}] = -0.25
+    full = cells.with_tables({ITEM_FITTED: made})
+    kept = keep_slow_fits(cells, full)[ITEM_FITTED]
     assert float(kept["item_fit_value"].sel({**slow, "item_term": "training"})) == -0.25
     assert kept["item_fit_problem"].sel(slow).item() == ""
-    other = full.assign_attrs(cube_sha256="another")
-    assert keep_slow_fits(cells, other)["item_fit_problem"].sel(slow).item() == NOT_FULL
-    assert keep_slow_fits(cells, sweep[1].cells) is cells
+    other = keep_slow_fits(cells, full.with_attrs({"cube_sha256": "another"}))[ITEM_FITTED]
+    assert other["item_fit_problem"].sel(slow).item() == NOT_FULL
+    assert keep_slow_fits(cells, as_cells(sweep[1].cells)) is cells
 
 
 def test_one_concept_has_no_fit_of_items(sweep: tuple[xr.Dataset, Study]) -> None:

@@ -1,10 +1,9 @@
 import numpy as np
 import pytest
 import xarray as xr
-from builders import study_of
+from builders import reduce_to_cells, study_of
 
 from steercube.analysis.over_models.items import item_shifts
-from steercube.analysis.per_cell.reduce import cells as reduce_to_cells
 
 
 def test_the_mean_of_a_cell_is_its_corrected_effect(cube: xr.Dataset) -> None:

@@ -4,9 +4,10 @@ import numpy as np
 import pandas as pd
 import pytest
 import xarray as xr
-from builders import ROOT, STUDY, make_cube, needs_study, study_of
+from builders import ROOT, STUDY, make_cube, needs_study, reduce_to_cells, study_of
 
 from steercube.analysis.conclusions.tables import conclude
+from steercube.analysis.per_cell import reduce
 from steercube.analysis.per_cell.readings import (
     by_form,
     confusion,
@@ -15,8 +16,8 @@ from steercube.analysis.per_cell.readings import (
     readings,
     results,
 )
-from steercube.analysis.per_cell.reduce import cells as reduce_to_cells
 from steercube.cells import check_cells
+from steercube.contract import RESPONSES
 from steercube.cube import open_cube
 from steercube.models import read_facts
 from steercube.study import study_cube, study_files
@@ -57,7 +58,7 @@ def of(table: pd.DataFrame, **labels: str) -> pd.Series:
 
 def test_a_reader_that_takes_b_for_a_is_found_with_what_it_did(rng: np.random.Generator) -> None:
     cube = answered_twice(rng, misread="B")
-    table = readings(reading_audit(cube, **SETTINGS))
+    table = readings(reading_audit(cube, None, **SETTINGS))
     small = cube.sel(model="small", concept="honesty")
     is_b = (small["generation_match"] == 1) == (small["letter"] == "B")
     n_b = int((is_b & small["generation_valid"].notnull()).sum())
@@ -75,7 +76,7 @@ def test_a_reader_that_takes_b_for_a_is_found_with_what_it_did(rng: np.random.Ge
 def test_readers_that_agree_have_equal_results_and_nothing_misread(
     rng: np.random.Generator,
 ) -> None:
-    table = readings(reading_audit(answered_twice(rng, misread="neither"), **SETTINGS))
+    table = readings(reading_audit(answered_twice(rng, misread="neither"), None, **SETTINGS))
     assert (table.loc[table["statistic"] == "misread", "value"] == 0).all()
     of_readings = table[table["reading"] != ""].pivot_table(
         index=["model", "statistic"], columns="reading", values=["value", "low", "high"]
@@ -93,7 +94,7 @@ def test_the_held_out_change_is_below_the_best_one_where_nothing_steers(
     match = cube["generation_match"]
     coin = match.copy(data=(rng.random(match.shape) < 0.5).astype(float)).where(match.notnull())
     table = readings(
-        reading_audit(cube.assign(generation_match=coin, published_match=coin), **SETTINGS)
+        reading_audit(cube.assign(generation_match=coin, published_match=coin), None, **SETTINGS)
     )
     best = of(table, statistic="best change", reading="published")["value"]
     held_out = of(table, statistic="best change, held out", reading="published")["value"]
@@ -107,7 +108,7 @@ def test_the_audit_reaches_the_cells_and_their_tables(rng: np.random.Generator) 
     check_cells(cells)
     table = conclude(study_of(cells), only=["readings"])["readings"]
     pd.testing.assert_series_equal(
-        table["value"], readings(reading_audit(cube, **SETTINGS))["value"], atol=0.2
+        table["value"], readings(reading_audit(cube, None, **SETTINGS))["value"], atol=0.2
     )
     assert confusion(table).loc[0, ["read anew", "published: (B)"]].tolist() == ["(A)", "0"]
     assert set(by_form(table)["form of the response"]) == {"another form"}
@@ -123,7 +124,7 @@ def test_cells_without_a_published_reading_have_no_such_table(cells: xr.Dataset)
 def test_several_answers_to_an_item_are_not_one_reading(rng: np.random.Generator) -> None:
     cube = answered_twice(rng, misread="B")
     share = cube["generation_valid"] * 0.5
-    assert not reading_audit(cube.assign(generation_valid=share), **SETTINGS)
+    assert not reading_audit(cube.assign(generation_valid=share), None, **SETTINGS)
 
 
 def test_a_response_that_stands_for_every_layer_is_read_once(rng: np.random.Generator) -> None:
@@ -141,8 +142,8 @@ def test_a_response_that_stands_for_every_layer_is_read_once(rng: np.random.Gene
         "strength": np.zeros(2 * n),
         "sample": np.tile(np.arange(n), 2),
     }
-    responses = {f"response_{name}": ("response", values) for name, values in told.items()}
-    audit = reading_audit(cube.assign(responses), **SETTINGS)
+    responses = xr.Dataset({name: ("response", values) for name, values in told.items()})
+    audit = reading_audit(cube, responses, **SETTINGS)
     of_form = audit["n_readings"].sel(answer_form="Answer: (X) ...")
     assert of_form.sum(("read_as", "published_as")).values.ravel().tolist() == [n, n]
     assert audit["n_readings"].sum() == 2 * n
@@ -151,10 +152,10 @@ def test_a_response_that_stands_for_every_layer_is_read_once(rng: np.random.Gene
 def test_an_unsteered_response_is_counted_once() -> None:
     """It stands for all 20 layers: 40 items, of 6 concepts, at 2 strengths of 20 layers and 0."""
     cube = open_cube(ROOT / "data" / "smollm2.nc")
-    found = distinct_responses(cube)["n_distinct_responses"]
+    found = distinct_responses(cube.labels, cube[RESPONSES])["n_distinct_responses"]
     assert found.values.tolist() == [[40 * (2 * 20 + 1)] * 6]
-    assert int(found.sum()) == cube.sizes["response"] == 9_840
-    assert not distinct_responses(cube.drop_dims("response"))
+    assert int(found.sum()) == cube[RESPONSES].sizes["response"] == 9_840
+    assert not distinct_responses(cube.labels, None)
 
 
 OPENING = re.compile(r"(Answer:|The correct answer is:?|The answer is:?)?\s*\(([AB])\)")
@@ -229,8 +230,8 @@ def change(rate: pd.Series) -> pd.Series:
 @needs_study
 def test_the_audit_of_the_study_says_what_the_raw_file_says() -> None:
     cube = study_cube(study_files(STUDY), read_facts(ROOT / "data" / "models.toml"))
-    audit = reading_audit(cube, **(SETTINGS | {"n_resamples": 200}))
-    table = readings(audit)
+    cells = reduce.cells(cube, **(SETTINGS | {"n_resamples": 200})).view()
+    table = readings(cells)
     answer_b = {"statistic": "responses", "read_as": "B", "published_as": "A"}
     of_form = of(table, model="32B", form="Answer: (X) ...", **answer_b)
     assert of_form[["value", "n"]].tolist() == [2_031, 2_031]
@@ -249,4 +250,4 @@ def test_the_audit_of_the_study_says_what_the_raw_file_says() -> None:
         row = of(table, model="32B", statistic=statistic, reading=reading)
         assert row["value"] == pytest.approx(value, abs=0.002)
     assert of(table, model="32B", statistic="responses")["value"] == 12_900
-    assert int(distinct_responses(cube)["n_distinct_responses"].sum()) == 21_000
+    assert int(cells["n_distinct_responses"].sum()) == 21_000

@@ -10,9 +10,12 @@ from builders import (
     STRENGTHS,
     STUDY,
     fill,
+    grid_beside,
     make_cube,
     make_model,
     needs_study,
+    open_view,
+    reduce_to_cells,
     study_of,
     with_controls,
 )
@@ -20,14 +23,16 @@ from builders import (
 from steercube.analysis.over_models.item_fits import item_fits, keep_slow_fits
 from steercube.analysis.per_cell.estimands import ESTIMANDS, Samples
 from steercube.analysis.per_cell.reduce import MIN_ITEMS
-from steercube.analysis.per_cell.reduce import cells as reduce_to_cells
-from steercube.cells import REASONS, check_cells, compare_cells, open_cells
-from steercube.cube import STATUS, check_cube, open_cube
+from steercube.analysis.per_cell.reduce import cells as cells_of_every_measure
+from steercube.cells import ITEM_FITTED, REASONS, check_cells, compare_cells, open_cells
+from steercube.contract import STATUS, VECTORS
+from steercube.cube import Cube, check_cube, open_cube
+from steercube.measures import GENERATION_MATCH, Measure
 from steercube.models import read_facts
 from steercube.study import study_cube, study_files
 
 
-def reduce(cube: xr.Dataset, n_resamples: int = 200) -> xr.Dataset:
+def reduce(cube: Cube | xr.Dataset, n_resamples: int = 200) -> xr.Dataset:
     check_cube(cube)
     return reduce_to_cells(cube, n_resamples=n_resamples)
 
@@ -277,26 +282,38 @@ def test_responses_become_rates(cube: xr.Dataset) -> None:
     valid = xr.zeros_like(cube["logit_diff"]).where(cube["item_id"] != "")
     valid[..., ::2] = valid[..., ::2] + 1
     match = (valid * (cube["sample"] % 4 == 0)).where(valid == 1)
-    cells = reduce(cube.assign(generation_valid=valid, generation_match=match))
+    grid = grid_beside(cube, GENERATION_MATCH, generation_valid=valid, generation_match=match)
+    cells = reduce(Cube({"logit_diff": cube, "generation_match": grid}))
     at = {"model": "small", "concept": "honesty", "layer": 4, "strength": 1.0}
     assert cells["response_valid_rate"].sel(at) == pytest.approx(0.5)
     assert cells["response_match_rate"].sel(at) == pytest.approx(0.5)
 
 
 def test_a_control_is_reduced_as_the_vector_is(cube: xr.Dataset, rng: np.random.Generator) -> None:
-    own = cube.assign(logit_diff_random=cube["logit_diff"])
-    found = reduce_to_cells(own, n_resamples=2)
-    np.testing.assert_allclose(found["estimate_random"], found["estimate"])
-    assert "estimate_shuffled" not in found
+    control = cube[["logit_diff", "cell_status"]].expand_dims(direction=["random/0"])
+    whole = Cube({"logit_diff": cube, "logit_diff/random": control}, cube.attrs)
+    found = cells_of_every_measure(whole, n_resamples=2)
+    assert list(found) == ["logit_diff", "logit_diff/random"]
+    estimate = found["logit_diff/random"]["other_estimate"].sel(direction="random/0")
+    own = found["logit_diff"]["estimate"].sel(items="all")
+    np.testing.assert_allclose(estimate, own.transpose(*estimate.dims))
+    shown = found.view()["other_estimate"]
+    assert shown["direction"].values.tolist() == ["random/own", "random/0"]
+    xr.testing.assert_allclose(
+        shown.sel(direction="random/own", drop=True), shown.sel(direction="random/0", drop=True)
+    )
     still = reduce_to_cells(with_controls(cube, rng), n_resamples=2)
     best = still["selected_estimate"].sel(estimand="delta")
-    assert (abs(still["estimate_random"].sel(estimand="delta")).max("layer") < best / 3).all()
+    moved = abs(still["other_estimate"].sel(estimand="delta", direction="random/0")).max("layer")
+    assert (moved < best / 3).all()
 
 
 def test_what_is_known_of_the_vector_is_taken_over(cube: xr.Dataset) -> None:
-    known = cube["depth"].expand_dims(concept=cube["concept"]).drop_vars("depth")
-    found = reduce_to_cells(cube.assign(split_half_cosine=known), n_resamples=2)
-    assert found["split_half_cosine"].dims == ("model", "concept", "layer")
+    known = cube["depth"].expand_dims(concept=cube["concept"]).reset_coords(drop=True)
+    known = known.transpose("model", "concept", "layer")
+    table = xr.Dataset({"split_half_cosine": known})
+    found = reduce_to_cells(Cube({"logit_diff": cube, VECTORS: table}, cube.attrs), n_resamples=2)
+    xr.testing.assert_equal(found["split_half_cosine"].reset_coords(drop=True), known)
 
 
 def without_fits(cells: xr.Dataset) -> xr.Dataset:
@@ -304,20 +321,23 @@ def without_fits(cells: xr.Dataset) -> xr.Dataset:
 
 
 def test_the_committed_cells_of_smollm2_are_those_of_its_cube() -> None:
-    committed = open_cells(ROOT / "data" / "smollm2.cells.nc")
+    committed = open_view(ROOT / "data" / "smollm2.cells.nc")
     rebuilt = reduce_to_cells(open_cube(ROOT / "data" / "smollm2.nc"))
     assert not compare_cells(rebuilt, committed)
 
 
 @needs_study
 @pytest.mark.slow
-def test_the_committed_cells_are_those_of_the_raw_files(study_cells: xr.Dataset) -> None:
+def test_the_committed_cells_are_those_of_the_raw_files() -> None:
     cube = study_cube(study_files(STUDY), read_facts(ROOT / "data" / "models.toml"))
-    rebuilt = reduce_to_cells(cube)
-    assert compare_cells(rebuilt, without_fits(study_cells)) == []
-    fits, _ = item_fits(cube, study_of(rebuilt))
-    kept = keep_slow_fits(rebuilt.merge(fits), study_cells)
-    assert compare_cells(kept, study_cells) == []
+    rebuilt = cells_of_every_measure(cube)
+    committed = open_cells(ROOT / "data" / "qwen3.cells.nc")
+    assert compare_cells(rebuilt.view(), without_fits(committed.view())) == []
+    # The same content has another SHA-256 in a file of version 1.
+    committed = committed.with_attrs({"cube_sha256": rebuilt.attrs["cube_sha256"]})
+    fits, _ = item_fits(cube["logit_diff"], study_of(rebuilt.view()))
+    kept = keep_slow_fits(rebuilt.with_tables({ITEM_FITTED: fits}), committed)
+    assert compare_cells(kept, committed) == []
 
 
 def test_the_cells_say_of_the_sweep_what_the_cube_says(cube: xr.Dataset) -> None:
@@ -325,3 +345,79 @@ def test_the_cells_say_of_the_sweep_what_the_cube_says(cube: xr.Dataset) -> None
     for name in ("layer_convention", "positions_steered", "read_token", "dtype", "versions"):
         assert found.attrs[name] == cube.attrs[name]
     assert found.attrs["history"].startswith(cube.attrs["history"])
+
+
+def second_measure(cube: xr.Dataset, **record: object) -> Cube:
+    """The cube with a measure whose own effect is largest at layer 3, the logits' being at 5."""
+    measure = Measure("score", units="points", **record)
+    own = xr.where(cube["layer"] == 3, 2.0, 0.1) * cube["strength"]
+    noise = cube["logit_diff"].sel(strength=0.0, drop=True)
+    values = (noise + own).transpose(*cube["logit_diff"].dims).astype("float32")
+    grid = cube[["cell_status"]].assign(score=values.where(cube["logit_diff"].notnull()))
+    grid["score"].attrs = measure.attrs
+    return Cube({"logit_diff": cube, "score": grid}, cube.attrs)
+
+
+@pytest.mark.parametrize(("layer_by", "layer"), [("", 3), ("score", 3), ("logit_diff", 5)])
+def test_a_measures_layer_is_selected_by_the_measure_of_its_record(
+    layer_by: str, layer: int, cube: xr.Dataset
+) -> None:
+    both = second_measure(cube, layer_by=layer_by)
+    view = cells_of_every_measure(both, n_resamples=50).view("score")
+    logits = cells_of_every_measure(both, n_resamples=50).view()
+    assert (view["selected_layer"] == layer).all()
+    delta = view["selected_estimate"].sel(estimand="delta")
+    np.testing.assert_allclose(delta, 4.0 if layer == 3 else 0.2, atol=1e-5)
+    if layer_by == "logit_diff":
+        assert view["selection_frequency"].equals(logits["selection_frequency"])
+
+
+def test_a_measure_whose_selecting_measure_is_not_there_selects_for_itself(
+    cube: xr.Dataset,
+) -> None:
+    alone = Cube({"score": second_measure(cube, layer_by="logit_diff")["score"]}, cube.attrs)
+    view = cells_of_every_measure(alone, n_resamples=50).view("score")
+    assert (view["selected_layer"] == 3).all()
+    assert view["estimate"].attrs["layer_by"] == "score"
+
+
+def test_another_measure_beside_it_changes_nothing(cube: xr.Dataset) -> None:
+    both = cells_of_every_measure(second_measure(cube), n_resamples=50)
+    assert agree(both.view(), reduce(cube, 50))
+
+
+def test_a_measure_has_the_estimands_of_its_record_and_those_that_conclusions_need(
+    cube: xr.Dataset,
+) -> None:
+    found = cells_of_every_measure(second_measure(cube, estimands=("d_z",)), n_resamples=50)
+    assert found["score"]["estimand"].values.tolist() == ["delta", "cohens_d", "d_z"]
+    assert len(found["logit_diff"]["estimand"]) == len(ESTIMANDS)
+
+
+def test_any_two_strengths_are_compared(rng: np.random.Generator) -> None:
+    """By hand: the mean at the one minus that at the other; the slope is least squares."""
+    cube = make_cube(rng, strengths=(-4.0, -1.0, 0.0, 1.0, 4.0))
+    mean = cube["logit_diff"].mean("sample")
+    for compare in ((-4.0, 4.0), (0.0, 4.0), (1.0, -1.0)):
+        cube["logit_diff"].attrs["compare"] = list(compare)
+        delta = reduce(cube, 20)["estimate"].sel(estimand="delta")
+        wanted = mean.sel(strength=compare[1]) - mean.sel(strength=compare[0])
+        np.testing.assert_allclose(delta, wanted.transpose(*delta.dims), atol=1e-5)
+    cube["logit_diff"].attrs["compare"] = "slope"
+    delta = reduce(cube, 20)["estimate"].sel(estimand="delta")
+    slope = mean.polyfit("strength", 1)["polyfit_coefficients"].sel(degree=1)
+    np.testing.assert_allclose(delta, slope.transpose(*delta.dims), atol=1e-5)
+
+
+def test_items_without_a_value_somewhere_are_left_out_for_every_model(cube: xr.Dataset) -> None:
+    both = second_measure(cube)
+    grid = both["score"].copy(deep=True).drop_vars("cell_status")
+    grid["score"].loc[{"model": "small", "layer": 3, "strength": 1.0, "sample": [2, 5]}] = np.nan
+    view = cells_of_every_measure(both.with_tables({"score": grid}), n_resamples=20).view("score")
+    n_items = dict(zip(view["concept"].values, view["n_items"].values, strict=True))
+    assert n_items == {"honesty": 22, "humour": 28}
+    kept = [i for i in range(24) if i not in (2, 5)]
+    of_kept = both["score"]["score"].sel(concept="honesty", model="large", sample=kept)
+    wanted = (of_kept.sel(strength=1.0) - of_kept.sel(strength=-1.0)).mean("sample")
+    found = view["estimate"].sel(concept="honesty", model="large", estimand="delta")
+    np.testing.assert_allclose(found, wanted, atol=1e-5)

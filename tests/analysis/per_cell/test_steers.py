@@ -3,13 +3,12 @@ import itertools
 import numpy as np
 import pytest
 import xarray as xr
-from builders import ROOT, make_cube, study_of
+from builders import ROOT, make_cube, open_view, reduce_to_cells, study_of
 from scipy import stats
 
 from steercube.analysis.conclusions.effects import steering
 from steercube.analysis.conclusions.multiplicity import holm
 from steercube.analysis.per_cell.estimands import Samples, content_shift
-from steercube.analysis.per_cell.reduce import cells as reduce_to_cells
 from steercube.analysis.per_cell.steers import (
     N_FLIPS,
     content_t,
@@ -18,8 +17,7 @@ from steercube.analysis.per_cell.steers import (
     without_letter_shift,
 )
 from steercube.analysis.simulated.steering import Steered, draw
-from steercube.cells import open_cells
-from steercube.cube import STATUS
+from steercube.contract import STATUS
 from steercube.streams import stream
 
 STRENGTHS = np.array([-1.0, 1.0])
@@ -185,7 +183,7 @@ def test_pairs_are_corrected_for_their_number(cells: xr.Dataset) -> None:
 
 def test_cells_of_before_the_test_say_unknown() -> None:
     """Neither no nor an error, and what to do."""
-    old = steering(study_of(open_cells(ROOT / "tests" / "old" / "version-1.cells.nc")))
+    old = steering(study_of(open_view(ROOT / "tests" / "old" / "version-1.cells.nc")))
     assert set(old["steers"]) == set(old["steers_other_way"]) == {"unknown"}
     assert old["p_steers"].isna().all()
     assert old["steers_reason"].str.contains("make them again from the cube").all()

@@ -3,13 +3,13 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import xarray as xr
-from builders import ATTRIBUTES, fill, make_items, make_model, study_of
+from builders import ATTRIBUTES, fill, make_items, make_model, reduce_to_cells, study_of
 
 from steercube.analysis.conclusions.counts import counts_of_pairs
 from steercube.analysis.conclusions.effects import effects
-from steercube.analysis.per_cell.reduce import cells as reduce_to_cells
 from steercube.analysis.simulated.steering import SCENARIOS, Steered, draw, said_to_steer
-from steercube.cube import STATUS, blank_cube
+from steercube.contract import STATUS
+from steercube.cube import blank_grid
 from steercube.streams import stream
 
 CONCEPTS = ("coordination", "corrigibility", "power", "awareness", "survival", "sycophancy")
@@ -22,7 +22,7 @@ def sweep_of(scenario: Steered, number: int) -> xr.Dataset:
     rng = stream(f"sweep {number} of {scenario}")
     items = {concept: make_items(concept, scenario.n_items) for concept in CONCEPTS}
     model = make_model("one", n_layers=30)
-    cube = blank_cube([model], items, layers=LAYERS, strengths=STRENGTHS, attrs=ATTRIBUTES)
+    cube = blank_grid([model], items, layers=LAYERS, strengths=STRENGTHS, attrs=ATTRIBUTES)
     for concept, of in items.items():
         drawn = draw(scenario, len(LAYERS), rng)
         order = np.argsort(drawn.letter, kind="stable")

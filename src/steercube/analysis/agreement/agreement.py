@@ -395,7 +395,7 @@ def published_against_responses(study: Study, *, concept: str, model: str) -> Es
     known = [layer_curves(study, concept=concept, models=[model], rate=rate) for rate in rates]
     if not all(known) or is_counted(study, model, concept):
         return Estimate.undefined("this concept has no published rates beside its responses")
-    both = study.cells[list(rates)].sel(model=model, concept=concept)
+    both = study.cells.sel(model=model, concept=concept)
     pair = [generation_delta(both, rate).values for rate in rates]
     defined = np.isfinite(pair).all(axis=0)
     curves = (pair[0][defined], pair[1][defined])

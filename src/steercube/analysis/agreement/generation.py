@@ -14,9 +14,10 @@ import xarray as xr
 from scipy import stats
 
 from steercube.analysis.over_models.means import mean_of_models
-from steercube.analysis.per_cell.estimands import BASELINE, NEGATIVE, POSITIVE
+from steercube.analysis.per_cell.estimands import BASELINE
 from steercube.analysis.per_cell.responses import MIN_LAYERS
 from steercube.analysis.view import Study, kept
+from steercube.cells import compared_strengths
 from steercube.estimate import Estimate
 
 Curves = dict[str, tuple[np.ndarray, np.ndarray]]
@@ -26,8 +27,12 @@ ONE_MAXIMUM = "one maximum over layers has no interval of its own"
 
 
 def generation_delta(cells: xr.Dataset, rate: str = "generation_rate") -> xr.DataArray:
-    """Generation rate at +1 minus that at -1, without the dimension strength."""
-    return cells[rate].sel(strength=POSITIVE) - cells[rate].sel(strength=NEGATIVE)
+    """Generation rate at the high compared strength minus that at the low one, without strength."""
+    low, high = (
+        cells[rate].reindex(strength=[end]).isel(strength=0, drop=True)
+        for end in compared_strengths(cells)
+    )
+    return high - low
 
 
 @kept

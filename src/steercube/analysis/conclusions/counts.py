@@ -8,7 +8,8 @@ import pandas as pd
 from steercube.analysis.conclusions.effects import LAST_BLOCK, MORE_OTHER_WAY, OPEN, OTHER_WAY
 from steercube.analysis.per_cell.steers import UNKNOWN, YES
 from steercube.analysis.view import Study
-from steercube.cells import CONTROL_VARIABLES, DISTINCT_RESPONSES
+from steercube.cells import DISTINCT_RESPONSES
+from steercube.contract import family_of, own_name
 
 SIZES = ("n_params", "n_active_params")
 FACTS = ("family", "training", "architecture", "n_params", "n_active_params", "n_layers")
@@ -85,8 +86,10 @@ def counts(study: Study) -> pd.DataFrame:
         found["pairs with generated answers"] = int(pairs.sum())
     if DISTINCT_RESPONSES in cells:
         found["responses"] = int(cells[DISTINCT_RESPONSES].sum())
-    for name in CONTROL_VARIABLES:
-        found[f"{name.removeprefix('estimate_')} direction"] = int(name in cells)
+    others = cells["direction"].values if "direction" in cells.indexes else ()
+    for family in ("random", "shuffled"):
+        drawn = [d for d in map(str, others) if family_of(d) == family and d != own_name(family)]
+        found[f"{family} direction"] = len(drawn)
     return pd.DataFrame({"statistic": list(found), "value": list(found.values())})
 
 

@@ -1,4 +1,4 @@
-"""The tables of effects: at the best layer of each (model, concept), at every layer, of controls.
+"""The tables of effects: at the best layer of each (model, concept), and at every layer.
 
 The best layer of a (model, concept) is the one with the largest delta, by the study's definition.
 It says nothing of layers that were not run: where a gap or the end of the sweep is beside it, the
@@ -20,7 +20,7 @@ from steercube.analysis.over_models.depth import selection_interval
 from steercube.analysis.per_cell.estimands import ESTIMANDS
 from steercube.analysis.per_cell.steers import ALPHA, MIN_OF_A_LETTER, NO, UNKNOWN, YES
 from steercube.analysis.view import Study
-from steercube.cells import CONTROL_VARIABLES, OF_THE_VECTOR, REASONS, unrecorded_estimands
+from steercube.cells import OF_THE_VECTOR, REASONS, unrecorded_estimands
 
 GAP = 1.5
 """How many times the usual distance between swept layers makes a gap: more than the rounding of
@@ -231,38 +231,3 @@ def layer_effects(study: Study) -> pd.DataFrame:
     by_size = cells["model"].values[np.argsort(cells["n_params"].values, kind="stable")]
     frame = ds.sel(model=by_size).to_dataframe(dim_order=order).reset_index()
     return frame[frame["run"]].drop(columns="run").reset_index(drop=True)
-
-
-def controls(study: Study) -> pd.DataFrame:
-    """What the vector does beside directions of equal norm that are not the concept's.
-
-    `best_...` is at the layer of the direction's own largest delta, so that a control is selected
-    as the vector is; `..._at_vectors_layer` at the vector's. Point estimates: the interval of the
-    vector's is in `effects`.
-    """
-    cells = study.cells
-    directions = {"concept": "estimate"} | {
-        name.removeprefix("estimate_"): name for name in CONTROL_VARIABLES if name in cells
-    }
-    rows = []
-    for model in study.models:
-        for concept in study.concepts:
-            at = {"model": model, "concept": concept}
-            layer = float(cells["selected_layer"].sel(at))
-            for direction, name in directions.items():
-                of_layers = cells[name].sel(at)
-                has_effect = of_layers.sel(estimand="delta").notnull().values
-                of_layers = of_layers.isel(layer=np.flatnonzero(has_effect))
-                if np.isfinite(layer) and of_layers.sizes["layer"]:
-                    rows.append(at | {"direction": direction} | _control(of_layers, layer))
-    return pd.DataFrame(rows)
-
-
-def _control(of_layers: xr.DataArray, layer: float) -> dict[str, Any]:
-    best = of_layers["layer"][int(of_layers.sel(estimand="delta").argmax("layer"))]
-    row: dict[str, Any] = {}
-    for estimand in ("delta", "cohens_d"):
-        of_estimand = of_layers.sel(estimand=estimand)
-        row[f"{estimand}_at_vectors_layer"] = of_estimand.sel(layer=layer).item()
-        row[f"best_{estimand}"] = of_estimand.sel(layer=best).item()
-    return row | {"vectors_layer": int(layer), "best_layer": int(best)}

@@ -5,14 +5,21 @@ README's list and the appendix of definitions are made from these entries.
 """
 
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from types import ModuleType
 from typing import Any
 
 import pandas as pd
 
 from steercube.analysis.agreement import agreement, curves, generation
-from steercube.analysis.conclusions import averages, counts, effects, multiplicity
+from steercube.analysis.conclusions import (
+    averages,
+    counts,
+    directions,
+    effects,
+    multiplicity,
+    other_measures,
+)
 from steercube.analysis.conclusions import conclusions as questions_module
 from steercube.analysis.conclusions import ledger as ledger_module
 from steercube.analysis.conclusions.claims import Claim
@@ -35,7 +42,8 @@ from steercube.analysis.over_models import (
 from steercube.analysis.per_cell import bootstrap, estimands, readings, steers
 from steercube.analysis.per_cell.estimands import NAMES, UNITS
 from steercube.analysis.view import Study
-from steercube.cells import CONTROL_VARIABLES, with_every_estimand
+from steercube.cells import with_every_estimand
+from steercube.contract import LETTER
 from steercube.estimate import Estimate
 from steercube.numerals import NONE, decimals, p_value, signed
 
@@ -119,7 +127,9 @@ class Tables(Mapping[str, pd.DataFrame]):
         has = {
             "": True,
             "contrast": study.contrast is not None,
-            "controls": any(name in study.cells for name in CONTROL_VARIABLES),
+            "controls": "other_estimate" in study.cells,
+            "letter": LETTER in study.cells.indexes.get("direction", ()),
+            "other measures": bool(study.others),
             "claims": bool(claims),
             "readings": "n_readings" in study.cells,
         }
@@ -168,7 +178,7 @@ def conclude(
     names = [table.name for table in TABLES]
     if unknown := sorted(set(only or ()) - set(names)):
         raise ValueError(f"only = {unknown}: not among the tables, {', '.join(names)}")
-    study = Study(with_every_estimand(study.cells), study.contrast)
+    study = replace(study, cells=with_every_estimand(study.cells))
     tables = Tables(study, claims, sampled, report)
     return {name: tables[name] for name in tables if only is None or name in only}
 
@@ -237,6 +247,21 @@ def _known(table: pd.DataFrame) -> pd.DataFrame:
         return table
     known = table[table["value"].notna()]
     return known.assign(**{c: known[c].str.replace("_", " ") for c in known if c == "property"})
+
+
+def _several(table: pd.DataFrame) -> pd.DataFrame:
+    """The vector's Cohen's d among families of several directions."""
+    if not len(table):
+        return table
+    return table[(table["estimand"] == "cohens_d") & (table["n_directions"] > 1)]
+
+
+def _in_units(table: pd.DataFrame) -> pd.DataFrame:
+    """The changes in the measures' own units."""
+    if not len(table):
+        return table
+    known = table[(table["estimand"] == "delta") & table["value"].notna()]
+    return known.assign(measure=known["measure"].str.replace("_", " "))
 
 
 def _methods(table: pd.DataFrame) -> pd.DataFrame:
@@ -311,10 +336,13 @@ GROUPS = (VERDICTS, EFFECTS, AVERAGES, ANSWERS, CONTRAST, VARIATION, SWEPT)
 """Of the list of tables, in the order that a reader looks for them."""
 
 ESTIMANDS, STEERS = "Effects of steering", "Does a vector steer"
+DIRECTIONS = "Other directions"
 INTERVALS, TRAINING = "Intervals and selection", "Training and size"
 RANKINGS, DEPTH = "Concepts and models", "Depth"
 AGREEMENT, RULES = "Agreement of logits and answers", "Verdicts"
-SECTIONS = (ESTIMANDS, STEERS, INTERVALS, TRAINING, RANKINGS, DEPTH, AGREEMENT, RULES)
+SECTIONS = (
+    *(ESTIMANDS, STEERS, DIRECTIONS, INTERVALS, TRAINING, RANKINGS, DEPTH, AGREEMENT, RULES),
+)
 """Of the appendix, in the order that a reader meets them."""
 
 TABLES: tuple[Table, ...] = (
@@ -518,8 +546,69 @@ TABLES: tuple[Table, ...] = (
         "controls",
         EFFECTS,
         "the vector beside directions of equal norm",
-        lambda t: effects.controls(t.study),
+        lambda t: directions.controls(t.study),
         needs="controls",
+    ),
+    Table(
+        "ranks",
+        EFFECTS,
+        "the vector's rank among the directions of each family, and the band of these",
+        lambda t: directions.ranks(t.study),
+        key=("family", "model", "concept", "estimand"),
+        value="own",
+        units="estimand",
+        needs="controls",
+        printed=(
+            Print(
+                labels={"family": "directions", "model": "model", "concept": "concept"},
+                numbers={
+                    **{"own": "the vector, d", "lowest": "lowest direction, d"},
+                    **{"highest": "highest direction, d", "rank_p": "p of its rank"},
+                },
+                rows=_several,
+            ),
+        ),
+        documented={DIRECTIONS: (directions, directions.rank_p, directions.ranks)},
+    ),
+    Table(
+        "letter",
+        EFFECTS,
+        "the letters' own direction, the positive control, and its share of the vector",
+        lambda t: directions.letter(t.study),
+        key=("model", "concept"),
+        value="letter_shift",
+        units="nat",
+        needs="letter",
+        printed=(
+            Print(
+                labels={"model": "model", "concept": "concept"},
+                numbers={
+                    "letter_shift": "its push towards (A), nats",
+                    "own_letter_shift": "that of the vector there, nats",
+                    "share": "its share of the vector",
+                },
+            ),
+        ),
+        documented={DIRECTIONS: (directions.letter,)},
+    ),
+    Table(
+        "other_measures",
+        EFFECTS,
+        "what the same vectors do to the other measures of the cells",
+        lambda t: other_measures.other_measures(t.study),
+        key=("measure", "model", "concept", "estimand"),
+        units="units",
+        needs="other measures",
+        printed=(
+            Print(
+                labels={
+                    **{"measure": "measure", "model": "model", "concept": "concept"},
+                    **{"compared": "strengths", "units": "unit"},
+                },
+                value="change",
+                rows=_in_units,
+            ),
+        ),
     ),
     Table(
         "contrast_effect",

@@ -49,10 +49,11 @@ class CellEffects:
 
     `value` (n,) minus its optimism, `covariance` (n, n) over items, `model` and `concept` (n,)
     indices into `models` and `concepts`; `predictors` (model,) by term, centred over models.
-    `unit` is the size that priors are scaled by; `left_out` names cells that were run but have no
-    usable effect or error, `others` the models with neither label of the contrast. `n_items`
-    (concept,) is how many items the covariance was estimated from; empty if it is exact. If there
-    are no cells, `reason` says why. `posteriors` caches the fits to these effects.
+    `unit` is the size that priors are scaled by, `stated_rope` the half-width of practical
+    equivalence in the measure's record, NaN for a tenth of the unit; `left_out` names cells that
+    were run but have no usable effect or error, `others` the models with neither label of the
+    contrast. `n_items` (concept,) is how many items the covariance was estimated from; empty if it
+    is exact. If there are no cells, `reason` says why. `posteriors` caches the fits.
     """
 
     outcome: str
@@ -64,6 +65,7 @@ class CellEffects:
     concepts: tuple[str, ...]
     predictors: dict[str, np.ndarray]
     unit: float = 1.0
+    stated_rope: float = np.nan
     left_out: tuple[str, ...] = ()
     others: tuple[str, ...] = ()
     n_items: tuple[int, ...] = ()
@@ -75,7 +77,8 @@ class CellEffects:
     def rope(self) -> float:
         """Half-width of the region of practical equivalence of b_contrast."""
         stated = OUTCOMES[self.outcome].rope
-        return 0.1 * self.unit if stated is None else stated
+        relative = self.stated_rope if np.isfinite(self.stated_rope) else 0.1 * self.unit
+        return relative if stated is None else stated
 
     @property
     def n_models(self) -> int:
@@ -143,7 +146,9 @@ def cell_effects(
     usable, table = usable[np.ix_(rows, columns)], table[np.ix_(rows, columns)]
     covariance = covariance[np.ix_(columns, rows, rows)]
     concept, model = np.nonzero(usable.T)
-    unit = OUTCOMES[outcome].unit
+    unit, recorded = OUTCOMES[outcome].unit, study.measure
+    if unit is None and np.isfinite(recorded.prior_unit):
+        unit = recorded.prior_unit
     if unit is None:
         unit = float(np.sqrt(np.mean(table[usable] ** 2))) if usable.any() else 1.0
     same = concept[:, None] == concept[None, :]
@@ -158,6 +163,7 @@ def cell_effects(
         concepts=tuple(concepts),
         predictors=predictors_of(study, models, holding),
         unit=unit or 1.0,
+        stated_rope=recorded.rope,
         left_out=left_out,
         others=tuple(m for m in study.models if m not in study.compared),
         n_items=tuple(int(n) for n in study.cells["n_items"].sel(concept=concepts).values),

@@ -26,7 +26,7 @@ from steercube.analysis.over_models.nuts import (
 )
 from steercube.analysis.over_models.reml import AT_BOUNDARY, Reml, reml_of_items
 from steercube.analysis.view import Study
-from steercube.cells import ITEM_FIT_VARIABLES, ITEM_FITS, ITEM_TERMS
+from steercube.cells import ITEM_FIT_VARIABLES, ITEM_FITS, ITEM_FITTED, ITEM_TERMS, Cells
 from steercube.estimate import Estimate, t_quantile
 
 CONTRAST_TERM = "training"
@@ -74,7 +74,7 @@ def disagreement(theirs: Reml, ours: Reml) -> str:
 
 
 def item_fits(
-    cube: xr.Dataset, study: Study, *, full: bool = False, progress: Progress = lambda n: None
+    grid: xr.Dataset, study: Study, *, full: bool = False, progress: Progress = lambda n: None
 ) -> tuple[xr.Dataset, Sampled | None]:
     """Item-level fits by their names in `steercube.cells.ITEM_FITS`, and the draws of NUTS.
 
@@ -86,7 +86,7 @@ def item_fits(
     terms = primary_terms(effects)
     if not terms or effects.n_concepts < 2:
         return xr.Dataset(), None
-    shifts = item_shifts(cube, study)
+    shifts = item_shifts(grid, study)
     out = _blank_fits()
     out["item_fit_of"] = fitted_to(study)
     crossed, cell_level = list(shifts.index), list(shifts.index)[:-1]
@@ -168,16 +168,18 @@ def _write(out: xr.Dataset, fit: str, name: str, value: float, low: float, high:
     out["item_fit_low"].loc[at], out["item_fit_high"].loc[at] = low, high
 
 
-def keep_slow_fits(new: xr.Dataset, old: xr.Dataset) -> xr.Dataset:
+def keep_slow_fits(new: Cells, old: Cells) -> Cells:
     """`new` cells, with the fits of a full analysis copied from `old` cells of the same cube."""
     same = all(new.attrs[name] == old.attrs.get(name) for name in ("cube_sha256", "seed"))
-    if not same or "item_fit_of" not in new or "item_fit_of" not in old:
+    if not same or ITEM_FITTED not in new or ITEM_FITTED not in old:
         return new
-    if new["item_fit_of"].item() != old["item_fit_of"].item():
+    made, earlier = new[ITEM_FITTED], old[ITEM_FITTED]
+    if made["item_fit_of"].item() != earlier["item_fit_of"].item():
         return new
-    absent = new["item_fit_problem"] == NOT_FULL
-    kept = [name for name in ITEM_FIT_VARIABLES if "item_fit" in new[name].dims]
-    return new.assign({name: new[name].where(~absent, old[name]) for name in kept})
+    absent = made["item_fit_problem"] == NOT_FULL
+    kept = [name for name in ITEM_FIT_VARIABLES if "item_fit" in made[name].dims]
+    fits = made.assign({name: made[name].where(~absent, earlier[name]) for name in kept})
+    return new.with_tables({ITEM_FITTED: fits})
 
 
 @dataclass(frozen=True)

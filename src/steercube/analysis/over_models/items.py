@@ -16,7 +16,6 @@ import numpy as np
 import xarray as xr
 
 from steercube.analysis.over_models.cell_effects import predictors_of
-from steercube.analysis.per_cell.estimands import NEGATIVE, POSITIVE
 from steercube.analysis.view import Study
 
 
@@ -38,25 +37,31 @@ class ItemShifts:
         return np.column_stack([np.ones(len(self.value)), *(self.predictors[t] for t in terms)])
 
 
-def item_shifts(cube: xr.Dataset, study: Study) -> ItemShifts:
-    """Every item of every cell at its selected layer; cells without an optimism are left out."""
-    cells = study.cells
+def item_shifts(grid: xr.Dataset, study: Study) -> ItemShifts:
+    """Every item of every cell at its selected layer; cells without an optimism are left out.
+
+    `grid` holds the samples that the study's cells were reduced from.
+    """
+    cells, measure = study.cells, study.measure
+    ends = measure.ends(grid["strength"].values.tolist())
     holding = study.contrast.holding if study.contrast else "n_params"
     predictors = predictors_of(study, study.compared, holding)
     rows: list[tuple[np.ndarray, int, int, np.ndarray]] = []
     first_item = 0
     for c, concept in enumerate(study.concepts):
-        present = np.flatnonzero(cube["item_id"].sel(concept=concept) != "")
-        of_concept = cube["logit_diff"].sel(concept=concept).isel(sample=present)
+        present = np.flatnonzero(grid["item_id"].sel(concept=concept) != "")
+        of_concept = grid[measure.name].sel(concept=concept).isel(sample=present)
         for m, model in enumerate(study.compared):
             cell = {"model": model, "concept": concept}
             optimism = float(cells["selected_optimism"].sel(cell | {"estimand": "cohens_d"}))
             if np.isfinite(optimism):
                 at = of_concept.sel(model=model, layer=float(cells["selected_layer"].sel(cell)))
-                low, high = (at.sel(strength=s).values.astype(float) for s in (NEGATIVE, POSITIVE))
+                low, high = (at.sel(strength=s).values.astype(float) for s in ends)
+                known = np.isfinite(low) & np.isfinite(high)
+                low, high = low[known], high[known]
                 pooled = np.sqrt((low.var(ddof=1) + high.var(ddof=1)) / 2)
                 shift = (high - low) / pooled - optimism
-                rows.append((shift, m, c, first_item + np.arange(len(present))))
+                rows.append((shift, m, c, first_item + np.flatnonzero(known)))
         first_item += len(present)
     sizes = [len(shift) for shift, *_ in rows]
     model_of = np.repeat([m for _, m, _, _ in rows], sizes)

@@ -25,7 +25,7 @@ hold models and concepts fixed.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import numpy as np
@@ -73,7 +73,7 @@ def at_layers(estimand: Estimand, samples: Samples, layers: Array, weights: Arra
     """The estimand of each resample at its layer in `layers`, dims (resample,)."""
     value, se = np.full(len(layers), np.nan), np.full(len(layers), np.nan)
     for layer in np.unique(layers):
-        at_layer = Samples(samples.values[layer], samples.strengths, samples.letter)
+        at_layer = replace(samples, values=samples.values[layer])
         resamples = np.flatnonzero(layers == layer)
         for batch in np.array_split(resamples, -(-len(resamples) // _RESAMPLES_AT_ONCE)):
             value[batch], se[batch] = estimand(at_layer, weights[batch])
@@ -108,6 +108,7 @@ class SelectedCell(NamedTuple):
 
 def select_and_estimate(
     samples: Samples,
+    selecting: Samples | None = None,
     *,
     resamples: Array,
     halves: Array,
@@ -117,13 +118,14 @@ def select_and_estimate(
     """Every estimand at the layer with the largest delta, with its optimism and interval.
 
     `samples.values` has dims (layer, strength, item); `resamples` (resample, item) and `halves`
-    (split, item) are shared by the models of a concept.
+    (split, item) are shared by the models of a concept. `selecting` has another measure's samples
+    of the same layers and items, whose delta then selects the layer.
     """
-    ones = np.ones(len(samples.letter))
-    layer = int(deltas(samples, ones[None]).argmax())
-    delta = deltas(samples, resamples)
+    ones, by = np.ones(len(samples.letter)), selecting or samples
+    layer = int(deltas(by, ones[None]).argmax())
+    delta = deltas(by, resamples)
     chosen = delta.argmax(axis=-1)
-    chosen_by_half = deltas(samples, halves).argmax(axis=-1)
+    chosen_by_half = deltas(by, halves).argmax(axis=-1)
     effects = {}
     for name, estimand in estimands.items():
         value, se = estimand(samples, ones)

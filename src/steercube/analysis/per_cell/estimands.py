@@ -22,12 +22,12 @@ from typing import NamedTuple
 import numpy as np
 from scipy.special import gammaln
 
-from steercube.cells import ESTIMAND_UNITS
+from steercube.measures import ESTIMAND_UNITS, Measure
 
 Array = np.ndarray
 
-POSITIVE, NEGATIVE, BASELINE = 1.0, -1.0, 0.0
-"""Strengths that an effect compares: the study's +1 and -1, and its unsteered baseline."""
+BASELINE = 0.0
+"""The strength without steering."""
 
 
 class Effect(NamedTuple):
@@ -47,6 +47,7 @@ class Samples:
     values: Array
     strengths: Array
     letter: Array
+    compare: tuple[float, float] | str = Measure.compare
 
     def at(self, strength: float) -> Array:
         """Values at one strength, dims (..., item); NaN where it was not swept."""
@@ -56,14 +57,19 @@ class Samples:
         return self.values[..., where[0], :]
 
     @property
+    def ends(self) -> tuple[float, float]:
+        """The compared strengths, low and high; of a slope, the smallest and the largest."""
+        return Measure("", compare=self.compare).ends(self.strengths.tolist())
+
+    @property
     def positive(self) -> Array:
-        """Values at strength +1."""
-        return self.at(POSITIVE)
+        """Values at the high one of the compared strengths."""
+        return self.at(self.ends[1])
 
     @property
     def negative(self) -> Array:
-        """Values at strength -1."""
-        return self.at(NEGATIVE)
+        """Values at the low one of the compared strengths."""
+        return self.at(self.ends[0])
 
     @property
     def baseline(self) -> Array:
@@ -72,8 +78,8 @@ class Samples:
 
     @property
     def shift(self) -> Array:
-        """Values at +1 minus those at -1."""
-        return self.positive - self.negative
+        """Values at the high strength minus those at the low one, or the slope over all."""
+        return self.slope if isinstance(self.compare, str) else self.positive - self.negative
 
     @property
     def slope(self) -> Array:

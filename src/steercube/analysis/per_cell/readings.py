@@ -18,7 +18,6 @@ import pandas as pd
 import xarray as xr
 
 from steercube.analysis.per_cell.bootstrap import MIN_ITEMS, resample_weights
-from steercube.analysis.per_cell.estimands import NEGATIVE, POSITIVE
 from steercube.analysis.per_cell.responses import (
     MIN_LAYERS,
     Answers,
@@ -30,12 +29,11 @@ from steercube.answers import ANOTHER_FORM, FORMS, WITHOUT_CHOICE, form_of
 from steercube.cells import (
     DISTINCT_RESPONSES,
     LETTERS_READ,
-    PUBLISHED,
-    READ_ANEW,
     READING_VARIABLES,
     READINGS,
 )
-from steercube.cube import CELL, STATUS, UNSTEERED
+from steercube.contract import STATUS, UNSTEERED
+from steercube.measures import CELL, PUBLISHED, READ
 from steercube.numerals import with_interval
 from steercube.streams import stream
 
@@ -47,32 +45,39 @@ SELECTING_SHARE = 0.2
 """Share of the items that select the layer; the change is measured on the rest."""
 N_SELECTIONS = 5_000
 """Random splits of the items; the error of their mean is 0.0006 in the study."""
-OF_READING = {PUBLISHED: "published", READ_ANEW: "generation"}
+OF_READING = {PUBLISHED: "published", READ: "generation"}
 """Prefix of the cube's variables that hold each reading."""
 PLACE = (*CELL, "strength", "sample")
 
 
-def distinct_responses(cube: xr.Dataset) -> xr.Dataset:
-    """Number of responses of each (model, concept); one shared by all layers counts once.
+def distinct_responses(flat: xr.Dataset, responses: xr.Dataset | None) -> xr.Dataset:
+    """Number of responses of each (model, concept) of `flat`; one shared by layers counts once.
 
-    Empty for a cube without single responses.
+    Empty without single responses.
     """
-    if "response_model" not in cube:
+    if responses is None:
         return xr.Dataset()
-    n = pd.crosstab(cube["response_model"].values, cube["response_concept"].values)
-    n = n.reindex(index=cube["model"].values, columns=cube["concept"].values, fill_value=0)
+    n = pd.crosstab(responses["model"].values, responses["concept"].values)
+    n = n.reindex(index=flat["model"].values, columns=flat["concept"].values, fill_value=0)
     variable = READING_VARIABLES[DISTINCT_RESPONSES]
     return xr.Dataset({DISTINCT_RESPONSES: (variable.dims, n.to_numpy(float), variable.attrs)})
 
 
 def reading_audit(
-    cube: xr.Dataset, *, n_resamples: int, seed: int, confidence_level: float
+    cube: xr.Dataset,
+    responses: xr.Dataset | None,
+    *,
+    ends: tuple[float, float] = (-1.0, 1.0),
+    n_resamples: int,
+    seed: int,
+    confidence_level: float,
 ) -> xr.Dataset:
     """Counts and results of both readings: the READING_VARIABLES of the cells' contract.
 
-    Empty for a cube without a published reading of single responses.
+    `ends` are the compared strengths, low and high. Empty for a cube without a published reading of
+    single responses.
     """
-    read = _responses_read(cube)
+    read = _responses_read(cube, responses)
     if read.empty:
         return xr.Dataset()
     labels = {
@@ -87,13 +92,13 @@ def reading_audit(
     for name, variable in READING_VARIABLES.items():
         if name != DISTINCT_RESPONSES:
             out[name] = variable.full(out.sizes)
-    for (model, concept), responses in read.groupby(["model", "concept"]):
+    for (model, concept), of_pair in read.groupby(["model", "concept"]):
         at = {"model": model, "concept": concept}
-        counts = responses.groupby(["answer_form", "read_as", "published_as"]).size()
+        counts = of_pair.groupby(["answer_form", "read_as", "published_as"]).size()
         every = pd.MultiIndex.from_product([FORMS, LETTERS_READ, LETTERS_READ])
         shape = (len(FORMS), len(LETTERS_READ), len(LETTERS_READ))
         out["n_readings"].loc[at] = counts.reindex(every, fill_value=0).to_numpy().reshape(shape)
-        samples = cube.sel(at).sortby("item_id")
+        samples = cube.sel(at).reindex(strength=list(ends)).sortby("item_id")
         for reading in READINGS:
             # The stream of `reduce._reduce_curves`, so that r has the same interval in both.
             rng = stream(f"curves of {concept}", seed=seed)
@@ -103,7 +108,7 @@ def reading_audit(
     return out
 
 
-def _responses_read(cube: xr.Dataset) -> pd.DataFrame:
+def _responses_read(cube: xr.Dataset, responses: xr.Dataset | None) -> pd.DataFrame:
     """One row per response that both readers read: its cell, form, and the letter of each."""
     if not {"published_valid", "published_match", "generation_valid"} <= set(cube):
         return pd.DataFrame()
@@ -114,10 +119,10 @@ def _responses_read(cube: xr.Dataset) -> pd.DataFrame:
     rows = xr.Dataset(letters).to_dataframe().reset_index()
     rows = rows[(rows["read_as"] != "") & (rows["published_as"] != "")]
     rows = rows[[*PLACE, *letters]]
-    if "response_text" not in cube:
+    if responses is None:
         chosen = rows["read_as"] != NONE
         return rows.assign(answer_form=np.where(chosen, ANOTHER_FORM, WITHOUT_CHOICE))
-    texts = _responses(cube)
+    texts = _forms(responses)
     if not len(rows):
         return rows
     # A response shared by all layers is counted at the first one.
@@ -139,10 +144,10 @@ def _letter_read(cube: xr.Dataset, prefix: str) -> xr.DataArray:
     return letter.reset_coords(drop=True)
 
 
-def _responses(cube: xr.Dataset) -> pd.DataFrame:
+def _forms(responses: xr.Dataset) -> pd.DataFrame:
     """Model, concept, layer, strength and sample of each response, and its form."""
-    at = {name: cube[f"response_{name}"].values for name in PLACE}
-    return pd.DataFrame(at | {"answer_form": list(map(form_of, cube["response_text"].values))})
+    at = {name: responses[name].values for name in PLACE}
+    return pd.DataFrame(at | {"answer_form": list(map(form_of, responses["text"].values))})
 
 
 def _results(
@@ -150,27 +155,27 @@ def _results(
 ) -> dict[str, float]:
     """Largest change over layers and its correlation with the logits, by one reading.
 
-    `cube` has one model and concept. Both readings get the same resamples, from equal streams.
+    `cube` has one model, one concept and the two compared strengths. Both readings get the same
+    resamples, from equal streams.
     """
-    ends = cube.sel(strength=[NEGATIVE, POSITIVE])
-    known = ends["generation_valid"].notnull() & ends["published_valid"].notnull()
+    known = cube["generation_valid"].notnull() & cube["published_valid"].notnull()
     layers = np.flatnonzero(known.any(("strength", "sample")))
-    ends, known = ends.isel(layer=layers), known.isel(layer=layers)
+    cube, known = cube.isel(layer=layers), known.isel(layer=layers)
     items = np.flatnonzero(known.all(("strength", "layer")))
     if len(layers) < MIN_LAYERS or len(items) < MIN_ITEMS:
         return {}
-    ends = ends.isel(sample=items)
+    cube = cube.isel(sample=items)
     resamples = resample_weights(len(items), n_resamples, rng)
-    answers = _answers(ends, prefix)
+    answers = _answers(cube, prefix)
     curve = generation_curve(answers, np.ones(len(items)))
     if not np.isfinite(curve).all():
         return {}
     best = {
         "reading_best_delta": float(curve.max()),
-        "reading_best_layer": float(ends["layer"].values[curve.argmax()]),
+        "reading_best_layer": float(cube["layer"].values[curve.argmax()]),
         "reading_held_out_delta": held_out_change(answers, _selecting_items(len(items), rng)),
     }
-    swept = ends.isel(layer=np.flatnonzero(ends["cell_status"] == STATUS["complete"]))
+    swept = cube.isel(layer=np.flatnonzero(cube["cell_status"] == STATUS["complete"]))
     if swept.sizes["layer"] < MIN_LAYERS:
         return best
     values = swept["logit_diff"].transpose("strength", "layer", "sample").values.astype(float)
@@ -233,7 +238,7 @@ def _count_rows(cell: xr.Dataset) -> Iterator[Row]:
     counts = cell["n_readings"]
     n = int(counts.sum())
     yield {"statistic": "responses", "value": n, "n": n}
-    for reading, letter in {PUBLISHED: "published_as", READ_ANEW: "read_as"}.items():
+    for reading, letter in {PUBLISHED: "published_as", READ: "read_as"}.items():
         value = counts.sel({letter: [A, B]}).sum()
         yield {"statistic": "with a choice", "reading": reading, "value": int(value), "n": n}
     by_letter = counts.sum("answer_form")

@@ -32,7 +32,7 @@ from typing import NamedTuple
 import numpy as np
 
 from steercube.analysis.per_cell.estimands import Array, Samples
-from steercube.cube import SCORED_LETTERS
+from steercube.contract import SCORED_LETTERS
 
 N_FLIPS = 20_000
 MIN_OF_A_LETTER = 5

@@ -11,10 +11,11 @@ from dataclasses import dataclass
 import numpy as np
 
 from steercube.analysis.conclusions.multiplicity import holm
-from steercube.analysis.per_cell.estimands import NEGATIVE, POSITIVE, Array, Samples
+from steercube.analysis.per_cell.estimands import Array, Samples
 from steercube.analysis.per_cell.steers import ALPHA, sign_flip_test
 from steercube.analysis.simulated.sweeps import NEIGHBOURS, PEAK_WIDTH
-from steercube.cube import SCORED_LETTERS
+from steercube.contract import SCORED_LETTERS
+from steercube.measures import Measure
 
 N_FLIPS = 2_000
 """Random sign flips of each simulated test: fewer than in a study, as valid and faster."""
@@ -79,4 +80,4 @@ def draw(scenario: Steered, n_layers: int, rng: np.random.Generator) -> Samples:
     favours = np.where(letter == SCORED_LETTERS[0], scenario.letter, -scenario.letter)
     shift = scenario.content * bump[:, None] + favours + noise
     values = np.stack([-shift / 2, shift / 2], axis=1)
-    return Samples(values, np.array([NEGATIVE, POSITIVE]), letter)
+    return Samples(values, np.array(Measure.compare), letter)

@@ -1,0 +1,214 @@
+"""A measure from a table with a row for each value: a judge's score, whether an answer was right.
+
+The table is CSV or JSONL. Its columns are `model`, `concept`, `item`, `strength` and `value`, and
+where they apply `layer`, `direction` (empty for the concept's own vector), `repeat` and `letter`.
+An unsteered row may leave `layer` and `direction` empty: nothing was added, so it stands for all.
+"""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import xarray as xr
+
+from steercube import __version__, netcdf
+from steercube.contract import (
+    CONTRACT,
+    DIMS,
+    GIVEN_ATTRIBUTES,
+    RESPONSES,
+    SHARED,
+    UNSTEERED_STRENGTH,
+    VECTORS,
+    Item,
+    Model,
+    family_of,
+)
+from steercube.cube import Cube, check_cube, grid_of
+from steercube.labels import facts_of
+from steercube.measures import MEASURES, Measure, record_violations
+from steercube.schema import name_violations, raise_if_any
+from steercube.words import did_you_mean
+
+REQUIRED = ("model", "concept", "item", "strength", "value")
+OPTIONAL = ("layer", "direction", "repeat", "letter")
+PAIR = ["model", "concept"]
+
+
+def read_rows(path: str | Path) -> pd.DataFrame:
+    """The rows of a table, CSV or JSONL (by its suffix), without those that have no value.
+
+    Raises FileNotFoundError, and ValueError that lists missing and unknown columns, text where
+    numbers belong, and empty labels.
+    """
+    if not Path(path).is_file():
+        raise FileNotFoundError(f"{path}: no such file")
+    text = {"model": str, "concept": str, "item": str, "direction": str, "letter": str}
+    try:
+        rows = (
+            pd.read_json(path, lines=True, dtype=text)
+            if Path(path).suffix == ".jsonl"
+            else pd.read_csv(path, dtype=text)
+        )
+    except ValueError as error:
+        raise ValueError(f"{path}: is not a table ({error})") from error
+    known = (*REQUIRED, *OPTIONAL)
+    problems = [
+        f"has no column {name!r}; it has {', '.join(map(str, rows))}{did_you_mean(name, rows)}"
+        for name in REQUIRED
+        if name not in rows
+    ]
+    problems += [
+        f"has the unknown column {str(name)!r}; it may have {', '.join(known)}"
+        for name in rows
+        if name not in known
+    ]
+    for name in ("strength", "value", "layer"):
+        if name in rows and not pd.api.types.is_numeric_dtype(rows[name]):
+            problems.append(f"column {name!r} holds text, where numbers belong")
+    for name in ("model", "concept", "item", "strength"):
+        if name in rows and rows[name].isna().any():
+            first = int(np.flatnonzero(rows[name].isna())[0]) + 1
+            problems.append(f"column {name!r} is empty in row {first}")
+    raise_if_any(problems, what=str(path))
+    return rows[rows["value"].notna()].reset_index(drop=True)
+
+
+def measure_cube(
+    rows: pd.DataFrame,
+    measure: Measure,
+    *,
+    beside: Cube | None = None,
+    models: Mapping[str, Model] | None = None,
+    source: str = "",
+) -> Cube:
+    """A cube that holds a measure from `rows`, beside all that the cube `beside` holds.
+
+    The rows may only name models and items of `beside`; without it, models must be in `models` and
+    each concept has the items of its rows. Repeats of an item are averaged. A grid that `beside`
+    already has of the measure is replaced. Raises ValueError for unknown models, concepts or items,
+    a record that cannot be used, and several rows for the same labels.
+    """
+    problems = record_violations(measure) + _name_problems(measure.name, beside)
+    raise_if_any(problems, what=f"the measure {measure.name}")
+    facts = _facts(rows, models or {}) if beside is None else beside.labels
+    table = _placed(rows, facts).rename(columns={"value": measure.name})
+    grids = {}
+    for family, of_family in table.groupby("family"):
+        path = "/".join(filter(None, [measure.name, str(family)]))
+        columns = [c for c in of_family if c != "family" and of_family[c].notna().all()]
+        columns = [c for c in columns if c != "direction" or family]
+        grids[path] = grid_of(of_family[columns], measure, facts=facts)
+    if beside is None:
+        cube = Cube(grids, _attributes(source))
+    else:
+        line = f"{beside.attrs['history']}\nsteercube {__version__} add-measure {measure.name}"
+        cube = beside.with_tables(grids).with_attrs({"history": line})
+        cube.attrs.pop(netcdf.DIGEST, None)
+    check_cube(cube, what=f"the cube with {measure.name}")
+    return cube
+
+
+def _name_problems(name: str, beside: Cube | None) -> list[str]:
+    """Why a measure cannot have this name: it stands for something else in a cube, or is taken."""
+    taken = {RESPONSES, VECTORS, "cell_status", "depth", *DIMS, *SHARED}
+    taken |= {column for measure in MEASURES.values() for column in measure.columns}
+    problems = name_violations("measure", [name])
+    if name in taken:
+        problems.append(f"{name!r} has another meaning in a cube; call the measure otherwise")
+    if beside is not None and name in beside.measures:
+        problems.append(f"the cube has a measure {name!r} already; call this one otherwise")
+    return problems
+
+
+def _facts(rows: pd.DataFrame, models: Mapping[str, Model]) -> xr.Dataset:
+    """Facts of the models of the table, in the order of their size, and of its items."""
+    names = list(dict.fromkeys(rows["model"]))
+    unknown = [name for name in names if name not in models]
+    raise_if_any(
+        [f"model {name!r} has no entry{did_you_mean(name, models)}" for name in unknown],
+        what="the list of models",
+    )
+    items = {
+        str(concept): [
+            Item(str(item), str(letter))
+            for item, letter in zip(of["item"], of["letter"], strict=True)
+        ]
+        for concept, of in rows.assign(letter=rows["letter"].fillna("") if "letter" in rows else "")
+        .drop_duplicates(["concept", "item"])
+        .groupby("concept", sort=False)
+    }
+    return facts_of(sorted((models[name] for name in names), key=lambda m: m.n_params), items)
+
+
+def _placed(rows: pd.DataFrame, facts: xr.Dataset) -> pd.DataFrame:
+    """The rows with the number (`sample`) of each item and the family of each direction.
+
+    Repeats are averaged, and unsteered rows stand at every layer and direction of their pair.
+    """
+    ids = facts["item_id"].transpose("concept", "sample").to_series()
+    numbers = {(concept, item): sample for (concept, sample), item in ids.items() if item}
+    table = rows.drop(columns="letter", errors="ignore").assign(
+        sample=[numbers.get(key, -1) for key in zip(rows["concept"], rows["item"], strict=True)]
+    )
+    lost = table[table["sample"] < 0]
+    raise_if_any(
+        [
+            f"concept {concept!r} has no item {item!r}"
+            for concept, item in dict.fromkeys(zip(lost["concept"], lost["item"], strict=True))
+        ][:5],
+        what="the items of the table",
+    )
+    table = _unsteered_for_every(table, "direction", PAIR)
+    given = table["direction"] if "direction" in table else pd.Series("", table.index)
+    own = given.isna() | (given == "") | (given == table["concept"])
+    table["direction"] = given.mask(own, "")
+    table = _unsteered_for_every(table, "layer", [*PAIR, "direction"])
+    table["family"] = table["direction"].map(family_of)
+    if "layer" in table and (unplaced := int(table["layer"].isna().sum())) < len(table):
+        raise_if_any(
+            [f"{unplaced} steered row(s) have no layer, though others have one"][:unplaced],
+            what="the layers of the table",
+        )
+        between = sorted(set(table["layer"][table["layer"] % 1 != 0]))
+        raise_if_any(
+            [f"layer {layer:g} is not a whole number" for layer in between],
+            what="the layers of the table",
+        )
+        table["layer"] = table["layer"].astype("int64")
+    if "repeat" in table:
+        labels = [c for c in table if c not in ("item", "repeat", "value")]
+        return table.groupby(labels, dropna=False, as_index=False)["value"].mean()
+    return table.drop(columns="item")
+
+
+def _unsteered_for_every(table: pd.DataFrame, column: str, of: list[str]) -> pd.DataFrame:
+    """The table with each unsteered row that leaves `column` empty repeated for all its labels.
+
+    The labels are those of rows alike in the columns `of`. The row itself is kept if there are also
+    steered rows without a label: rows of the concept's own vector have no direction.
+    """
+    if column not in table:
+        return table
+    empty = table[column].isna() | (table[column] == "")
+    unsteered = empty & (table["strength"] == UNSTEERED_STRENGTH)
+    places = pd.MultiIndex.from_frame(table[of].fillna(""))
+    labels = table[~empty][[*of, column]].drop_duplicates()
+    stays = places.isin(places[empty & ~unsteered]) | ~places.isin(places[~empty])
+    repeated = table[unsteered].drop(columns=column).merge(labels, on=of)
+    return pd.concat([table[~unsteered | stays], repeated], ignore_index=True)
+
+
+def _attributes(source: str) -> dict[str, Any]:
+    """Attributes of a cube that is made from a table alone."""
+    unknown = dict.fromkeys(GIVEN_ATTRIBUTES, "not recorded")
+    return {
+        **CONTRACT,
+        **unknown,
+        "title": "A measure from a table",
+        "source": source or "a table",
+        "history": f"steercube {__version__} add-measure",
+        "inputs_sha256": "{}",
+    }
