@@ -554,7 +554,7 @@ def test_other_strengths_are_compared_from_end_to_end(
     ("given", "said"),
     [
         (("--compare", "-9:9"), "it lacks -9, +9"),
-        (("--compare", "1:1"), "two different strengths"),
+        (("--compare", "1:-1"), "the low one first"),
         (("--measure", "logit_dif"), "did you mean 'logit_diff'"),
     ],
 )

@@ -146,6 +146,48 @@ def test_a_table_that_cannot_be_used_says_why(text: str, said: str, tmp_path: Pa
         read_rows(tmp_path / "a.csv")
 
 
+@pytest.mark.parametrize(
+    ("measure", "said"),
+    [
+        (Measure("generation_match"), "has another meaning in a cube"),
+        (Measure("responses"), "has another meaning in a cube"),
+        (Measure("a/b"), "cannot be a name"),
+        (Measure("score", layer_by="scor"), "did you mean 'score'"),
+        (Measure("score", compare=(1.0, -1.0)), "the low one first"),
+    ],
+)
+def test_a_record_that_cannot_be_used_says_why(measure: Measure, said: str) -> None:
+    with pytest.raises(ValueError, match=said):
+        measure_cube(ROWS, measure, models=KNOWN)
+
+
+def test_a_measure_does_not_take_the_place_of_another(rng: np.random.Generator) -> None:
+    cube = as_cube(make_cube(rng))
+    both = measure_cube(make_rows_of(cube["logit_diff"]), SCORE, beside=cube)
+    with pytest.raises(ValueError, match="has a measure 'score' already"):
+        measure_cube(make_rows_of(cube["logit_diff"]), SCORE, beside=both)
+
+
+def test_directions_that_would_hide_a_variable_are_refused() -> None:
+    with pytest.raises(ValueError, match="directions cannot be called 'layer'"):
+        measure_cube(ROWS.assign(direction="layer"), SCORE, models=KNOWN)
+
+
+def test_an_item_of_two_letters_is_named() -> None:
+    with pytest.raises(ValueError, match="item 'a' with two letters"):
+        measure_cube(ROWS.assign(letter=["A", "B", "B", "B"] * 3), SCORE, models=KNOWN)
+
+
+def test_an_item_may_be_called_na_and_only_missing_values_are_left_out(tmp_path: Path) -> None:
+    head = "model,concept,item,strength,value\n"
+    (tmp_path / "a.csv").write_text(head + "small,poems,NA,1,2\nsmall,poems,null,1,NA\n")
+    found = read_rows(tmp_path / "a.csv")
+    assert found["item"].tolist() == ["NA"]
+    (tmp_path / "b.csv").write_text(head + "small,poems,a,1,\n")
+    with pytest.raises(ValueError, match="holds no value"):
+        read_rows(tmp_path / "b.csv")
+
+
 @pytest.mark.parametrize("suffix", ["csv", "jsonl"])
 def test_a_judges_score_becomes_a_measure_without_code(
     suffix: str, rng: np.random.Generator, tmp_path: Path

@@ -27,6 +27,7 @@ from steercube.analysis.over_models.nuts import (
     save_posterior,
 )
 from steercube.analysis.per_cell.reduce import cells as reduce_to_cells
+from steercube.analysis.per_cell.reduce import is_reducible, lacking
 from steercube.analysis.simulated.calibration import PARTS
 from steercube.analysis.simulated.calibration import calibrate as simulate_and_fit
 from steercube.analysis.view import Study
@@ -315,7 +316,12 @@ def _from_cube(
     measure: str | None = None,
 ) -> Cells:
     with stage("  reducing the cube") as under_way:
-        cells = reduce_to_cells(cube, report=under_way.at)
+        asked = measure or LOGIT_DIFF.name
+        cells = reduce_to_cells(cube, measure=asked, report=under_way.at)
+    for name, record in cube.measures.items():
+        if is_reducible(cube, name) and name not in cells:
+            absent = lacking(cube[name], record)
+            report(f"  {name} is left out: it compares {record.compared} and lacks {absent}")
     if not cells.measures:
         return cells
     name = primary(cells, measure)

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from steercube.measures import CELL, LOGIT_DIFF, SAMPLES, Measure
+from steercube.measures import CELL, LOGIT_DIFF, MEASURES, SAMPLES, Measure
 from steercube.schema import Variable
 
 SCHEMA_VERSION = 2
@@ -151,6 +151,15 @@ class Item:
     item_id: str
     letter: str
     valid: bool = True
+
+
+NAMES_IN_A_GRID = {
+    *("cell_status", *DIMS, *MEASURES),
+    *(column for measure in MEASURES.values() for column in measure.columns),
+}
+"""What a family of directions cannot be called: its group stands beside these variables."""
+NAMES_IN_A_FILE = {*NAMES_IN_A_GRID, RESPONSES, VECTORS, "depth", *SHARED}
+"""What a user's measure cannot be called."""
 
 
 def measure_name(path: str) -> str:

@@ -48,6 +48,7 @@ from steercube.contract import (
     MAX_JOINT_LOGPROB,
     MIN_STRENGTH_GAP,
     MODEL_VARIABLES,
+    NAMES_IN_A_GRID,
     NORMS,
     OF_EVERY_GRID,
     PLACE,
@@ -420,6 +421,8 @@ def _label_problems(grid: xr.Dataset, family: str) -> list[str]:
         for dim in named
         for problem in name_violations(dim, _without_number(dim, grid[dim].values))
     ]
+    if family in NAMES_IN_A_GRID or (family and family in grid.data_vars):
+        problems.append(f"directions cannot be called {family!r}: it has another meaning in a cube")
     problems += [
         f"direction {str(direction)!r} is of the family {family_of(str(direction))!r}, so it does "
         f"not belong in the grid of {family!r}"

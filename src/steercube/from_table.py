@@ -16,24 +16,23 @@ import xarray as xr
 from steercube import __version__, netcdf
 from steercube.contract import (
     CONTRACT,
-    DIMS,
     GIVEN_ATTRIBUTES,
-    RESPONSES,
-    SHARED,
+    NAMES_IN_A_FILE,
     UNSTEERED_STRENGTH,
-    VECTORS,
     Item,
     Model,
     family_of,
 )
 from steercube.cube import Cube, check_cube, grid_of
 from steercube.labels import facts_of
-from steercube.measures import MEASURES, Measure, record_violations
+from steercube.measures import Measure, record_violations
 from steercube.schema import name_violations, raise_if_any
 from steercube.words import did_you_mean
 
 REQUIRED = ("model", "concept", "item", "strength", "value")
 OPTIONAL = ("layer", "direction", "repeat", "letter")
+MISSING = ("", "NA", "nan", "NaN")
+"""How a number that is missing is written."""
 PAIR = ["model", "concept"]
 
 
@@ -45,18 +44,21 @@ def read_rows(path: str | Path) -> pd.DataFrame:
     """
     if not Path(path).is_file():
         raise FileNotFoundError(f"{path}: no such file")
-    text = {"model": str, "concept": str, "item": str, "direction": str, "letter": str}
+    text = dict.fromkeys(("model", "concept", "item", "direction", "letter"), str)
+    # An item may be called NA; only nothing at all is missing.
+    numbers = dict.fromkeys(("value", "layer"), MISSING)
+    missing = dict.fromkeys((*REQUIRED, *OPTIONAL), ("",)) | numbers
     try:
         rows = (
             pd.read_json(path, lines=True, dtype=text)
-            if Path(path).suffix == ".jsonl"
-            else pd.read_csv(path, dtype=text)
+            if Path(path).suffix in (".jsonl", ".ndjson")
+            else pd.read_csv(path, dtype=text, keep_default_na=False, na_values=missing)
         )
     except ValueError as error:
         raise ValueError(f"{path}: is not a table ({error})") from error
-    known = (*REQUIRED, *OPTIONAL)
+    known, there = (*REQUIRED, *OPTIONAL), list(map(str, rows))
     problems = [
-        f"has no column {name!r}; it has {', '.join(map(str, rows))}{did_you_mean(name, rows)}"
+        f"has no column {name!r}; it has {', '.join(there)}{did_you_mean(name, there)}"
         for name in REQUIRED
         if name not in rows
     ]
@@ -73,6 +75,8 @@ def read_rows(path: str | Path) -> pd.DataFrame:
             first = int(np.flatnonzero(rows[name].isna())[0]) + 1
             problems.append(f"column {name!r} is empty in row {first}")
     raise_if_any(problems, what=str(path))
+    if not rows["value"].notna().any():
+        raise ValueError(f"{path}: holds no value")
     return rows[rows["value"].notna()].reset_index(drop=True)
 
 
@@ -92,6 +96,12 @@ def measure_cube(
     a record that cannot be used, and several rows for the same labels.
     """
     problems = record_violations(measure) + _name_problems(measure.name, beside)
+    selecting = [measure.name, *(beside.measures if beside is not None else ())]
+    if measure.layer_by and measure.layer_by not in selecting:
+        problems.append(
+            f"its layer is selected by {measure.layer_by!r}, which is none of "
+            f"{', '.join(selecting)}{did_you_mean(measure.layer_by, selecting)}"
+        )
     raise_if_any(problems, what=f"the measure {measure.name}")
     facts = _facts(rows, models or {}) if beside is None else beside.labels
     table = _placed(rows, facts).rename(columns={"value": measure.name})
@@ -113,10 +123,8 @@ def measure_cube(
 
 def _name_problems(name: str, beside: Cube | None) -> list[str]:
     """Why a measure cannot have this name: it stands for something else in a cube, or is taken."""
-    taken = {RESPONSES, VECTORS, "cell_status", "depth", *DIMS, *SHARED}
-    taken |= {column for measure in MEASURES.values() for column in measure.columns}
     problems = name_violations("measure", [name])
-    if name in taken:
+    if name in NAMES_IN_A_FILE:
         problems.append(f"{name!r} has another meaning in a cube; call the measure otherwise")
     if beside is not None and name in beside.measures:
         problems.append(f"the cube has a measure {name!r} already; call this one otherwise")
@@ -131,14 +139,21 @@ def _facts(rows: pd.DataFrame, models: Mapping[str, Model]) -> xr.Dataset:
         [f"model {name!r} has no entry{did_you_mean(name, models)}" for name in unknown],
         what="the list of models",
     )
+    rows = rows.assign(letter=rows["letter"].fillna("") if "letter" in rows else "")
+    two = rows.groupby(["concept", "item"])["letter"].nunique()
+    raise_if_any(
+        [
+            f"concept {concept!r} has item {item!r} with two letters"
+            for concept, item in two[two > 1].index
+        ],
+        what="the items of the table",
+    )
     items = {
         str(concept): [
             Item(str(item), str(letter))
             for item, letter in zip(of["item"], of["letter"], strict=True)
         ]
-        for concept, of in rows.assign(letter=rows["letter"].fillna("") if "letter" in rows else "")
-        .drop_duplicates(["concept", "item"])
-        .groupby("concept", sort=False)
+        for concept, of in rows.drop_duplicates(["concept", "item"]).groupby("concept", sort=False)
     }
     return facts_of(sorted((models[name] for name in names), key=lambda m: m.n_params), items)
 

@@ -162,7 +162,7 @@ def record_violations(measure: Measure) -> list[str]:
     if not (measure.compare == SLOPE or _is_two_strengths(measure.compare)):
         problems.append(
             f"attribute 'compare' of {measure.name!r} is {measure.compare!r}; it is {SLOPE!r} or "
-            "two different strengths, low and high"
+            "two different strengths, the low one first"
         )
     return problems + [
         f"attribute {name!r} of {measure.name!r} is {value!r}; it is a number"
@@ -173,9 +173,10 @@ def record_violations(measure: Measure) -> list[str]:
 
 def _is_two_strengths(compare: tuple[float, ...] | str) -> bool:
     numbers = [] if isinstance(compare, str) else [x for x in compare if isinstance(x, float)]
-    return len(compare) == len(numbers) == len(set(numbers)) == 2 and bool(
-        np.isfinite(numbers).all()
-    )
+    if not len(compare) == len(numbers) == 2:
+        return False
+    low, high = numbers
+    return -np.inf < low < high < np.inf
 
 
 def estimands_of(measure: Measure) -> list[str]:

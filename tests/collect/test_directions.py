@@ -39,14 +39,16 @@ def test_every_direction_that_cannot_be_used_is_named(tmp_path: Path) -> None:
     np.savez(
         path,
         random=np.ones(SHAPE),
+        layer=np.ones(SHAPE),
         short=np.ones(3),
         zero=np.zeros(SHAPE),
         lost=np.full(SHAPE, np.nan),
     )
-    with pytest.raises(ValueError, match="breaks 4 rule") as refused:
+    with pytest.raises(ValueError, match="breaks 5 rule") as refused:
         read_directions(path, model="tiny", shape=SHAPE)
     for part in (
         "'random' has the name of a control",
+        "'layer' has another meaning in a cube",
         "(3,); tiny needs (32,)",
         "'zero'",
         "'lost'",
@@ -90,6 +92,17 @@ def test_vectors_of_a_collection_are_swept_on_every_other_concepts_items(tmp_pat
     assert set(cube.grids) >= {"logit_diff", "logit_diff/honesty", "logit_diff/humour"}
     assert cube["logit_diff/honesty"]["concept"].values.tolist() == ["humour"]
     assert cube["logit_diff/humour"]["concept"].values.tolist() == ["honesty"]
+
+
+def test_a_direction_that_would_be_lost_on_a_concept_of_its_name_is_refused(
+    arrays: dict[str, np.ndarray], tmp_path: Path
+) -> None:
+    np.savez(tmp_path / "a.npz", honesty=arrays["refusal"])
+    with pytest.raises(ValueError, match="'honesty' has the name of a concept"):
+        tiny.collected(tmp_path, plan=PLAN, directions=tmp_path / "a.npz")
+    np.savez(tmp_path / "b.npz", words=np.array(["a", "b"]))
+    with pytest.raises(ValueError, match="'words' holds <U1, not real numbers"):
+        read_directions(tmp_path / "b.npz", model="tiny", shape=SHAPE)
 
 
 def test_other_directions_are_not_resumed_as_the_same(

@@ -16,6 +16,7 @@ from safetensors.numpy import load_file
 from steercube import netcdf
 from steercube.collect.plan import CONTROLS
 from steercube.collect.vectors import OWN
+from steercube.contract import NAMES_IN_A_GRID
 from steercube.schema import name_violations, raise_if_any
 
 OF_VERSION_1 = "concept"
@@ -32,9 +33,13 @@ def read_directions(
     models its vectors are read. Raises FileNotFoundError, and ValueError that lists every direction
     with an unusable name, another shape, or values that are all zero or not finite.
     """
-    found = {
-        name: np.asarray(values, dtype="float32") for name, values in _arrays(path, model).items()
-    }
+    arrays = _arrays(path, model)
+    of_text = [name for name, values in arrays.items() if values.dtype.kind not in "fiu"]
+    raise_if_any(
+        [f"direction {name!r} holds {arrays[name].dtype}, not real numbers" for name in of_text],
+        what=str(path),
+    )
+    found = {name: values.astype("float32") for name, values in arrays.items()}
     n_layers, hidden = shape
     problems = [] if found else ["holds no direction"]
     for name, values in found.items():
@@ -42,6 +47,8 @@ def read_directions(
         problems += name_violations("direction", [family, *([member] if "/" in name else [])])
         if family in (OWN, *CONTROLS) or member == OWN:
             problems.append(f"direction {name!r} has the name of a control; rename it")
+        elif family in NAMES_IN_A_GRID:
+            problems.append(f"direction {name!r} has another meaning in a cube; rename it")
         if values.shape not in ((hidden,), shape):
             problems.append(
                 f"direction {name!r} has the shape {values.shape}; {model} needs ({hidden},), or "

@@ -86,6 +86,11 @@ def collect(
     out = Path(out)
     shape = (decoder.n_layers, decoder.hidden_size)
     given = read_directions(directions, model=decoder.name, shape=shape) if directions else {}
+    if directions and Path(directions).suffix != ".nc":
+        raise_if_any(
+            [f"direction {name!r} has the name of a concept" for name in given if name in concepts],
+            what=f"{directions} (rename them)",
+        )
     units = _units(decoder, concepts, plan, shards_of(out), given)
     if "generation" in plan.outcomes:
         require_own_keys(decoder)

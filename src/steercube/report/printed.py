@@ -12,16 +12,34 @@ from steercube.numerals import NONE, decimals, with_interval
 
 
 def printed_tables(
-    tables: Mapping[str, pd.DataFrame], contrast: Contrast | None = None
+    tables: Mapping[str, pd.DataFrame],
+    contrast: Contrast | None = None,
+    *,
+    units: str = "nat",
+    low: str = "-1",
 ) -> dict[str, str]:
-    """The tables that a post prints, those that the study has rows for, by name."""
+    """The tables that a post prints, those that the study has rows for, by name.
+
+    Headings name the `units` of the measure and the `low` one of its compared strengths.
+    """
     made = {
         form.name or table.name: printed(tables[table.name], table, form, contrast)
         for table in TABLES
         if table.name in tables
         for form in table.printed
     }
-    return {name: markdown(rows) for name, rows in made.items() if len(rows)}
+    own = {"(nat)": f"({units})", "(sd at -1)": f"(sd at {low})"}
+    return {
+        name: markdown(rows.rename(columns=lambda heading: _reworded(str(heading), own)))
+        for name, rows in made.items()
+        if len(rows)
+    }
+
+
+def _reworded(text: str, words: Mapping[str, str]) -> str:
+    for old, new in words.items():
+        text = text.replace(old, new)
+    return text
 
 
 def printed(

@@ -55,7 +55,7 @@ def write_study(
     """
     folder = Path(folder).resolve()
     with _aside(folder) as made:
-        write_tables(made / "tables", tables, contrast)
+        write_tables(made / "tables", tables, contrast, settings=settings)
         (made / "numbers.json").write_text(
             _json(numbers(tables, str(settings.get("units", "nat")))), encoding="utf-8"
         )
@@ -162,13 +162,20 @@ def write_calibration(
 
 
 def write_tables(
-    folder: Path, tables: Mapping[str, pd.DataFrame], contrast: Contrast | None = None
+    folder: Path,
+    tables: Mapping[str, pd.DataFrame],
+    contrast: Contrast | None = None,
+    *,
+    settings: Mapping[str, Any] | None = None,
 ) -> None:
     """Write each table as CSV, and those that a post prints as Markdown too."""
+    said = settings or {}
+    low = str(said.get("compared", "")).partition(" minus ")[2] or "-1"
+    units = str(said.get("units", "nat"))
     folder.mkdir(parents=True)
     for name, table in tables.items():
         table.to_csv(folder / f"{name}.csv", index=False, float_format=NUMBER)
-    for name, text in printed_tables(tables, contrast).items():
+    for name, text in printed_tables(tables, contrast, units=units, low=low).items():
         (folder / f"{name}.md").write_text(text, encoding="utf-8")
 
 

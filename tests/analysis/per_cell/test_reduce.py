@@ -398,7 +398,7 @@ def test_any_two_strengths_are_compared(rng: np.random.Generator) -> None:
     """By hand: the mean at the one minus that at the other; the slope is least squares."""
     cube = make_cube(rng, strengths=(-4.0, -1.0, 0.0, 1.0, 4.0))
     mean = cube["logit_diff"].mean("sample")
-    for compare in ((-4.0, 4.0), (0.0, 4.0), (1.0, -1.0)):
+    for compare in ((-4.0, 4.0), (0.0, 4.0), (-1.0, 1.0)):
         cube["logit_diff"].attrs["compare"] = list(compare)
         delta = reduce(cube, 20)["estimate"].sel(estimand="delta")
         wanted = mean.sel(strength=compare[1]) - mean.sel(strength=compare[0])
@@ -421,3 +421,15 @@ def test_items_without_a_value_somewhere_are_left_out_for_every_model(cube: xr.D
     wanted = (of_kept.sel(strength=1.0) - of_kept.sel(strength=-1.0)).mean("sample")
     found = view["estimate"].sel(concept="honesty", model="large", estimand="delta")
     np.testing.assert_allclose(found, wanted, atol=1e-5)
+
+
+def test_another_measure_without_the_compared_strengths_is_left_out(cube: xr.Dataset) -> None:
+    """It cannot keep the measure that is asked for from its conclusions, nor select its layers."""
+    both = second_measure(cube, layer_by="logit_diff")
+    cube["logit_diff"].attrs["compare"] = [-3.0, 3.0]
+    wide = both.with_tables({"logit_diff": cube})
+    with pytest.raises(ValueError, match=r"logit_diff has the strengths .* it lacks -3, \+3"):
+        cells_of_every_measure(wide, n_resamples=20)
+    found = cells_of_every_measure(wide, n_resamples=20, measure="score")
+    assert found.measures == ["score"]
+    assert (found.view("score")["selected_layer"] == 3).all()

@@ -112,34 +112,33 @@ def cells(
     n_resamples: int = N_RESAMPLES,
     seed: int = SEED,
     confidence_level: float = CONFIDENCE_LEVEL,
+    measure: str = LOGIT_DIFF.name,
     report: Callable[[str], None] = lambda line: None,
 ) -> Cells:
     """Statistics of every cell of every measure of `cube`, as the cells' contract defines them.
 
     Items are ordered by id and each concept has its own named random stream, so the result depends
     neither on the order of items nor on which other concepts, measures or directions the cube
-    holds. Raises ValueError where the cube breaks its contract or lacks the compared strengths.
+    holds. A measure whose compared strengths were not swept is left out. Raises ValueError where
+    the cube breaks its contract, or that measure is `measure`, which conclusions are about.
     """
     cube = as_cube(cube)
     check_cube(cube)
-    _require_strengths(cube)
+    if measure in cube:
+        _require_strengths(cube[measure], cube.measures[measure])
     resampling = Resampling(n_resamples, seed, confidence_level)
     tables: dict[str, xr.Dataset] = {}
-    for name, measure in cube.measures.items():
-        if name in cube and name != GENERATION_MATCH.name and "sample" in cube[name].dims:
-            source = _source(cube, measure)
-            if source.by is not None and (lacking := _lacking(cube[name], measure)):
-                report(f"left out: {name} compares {measure.compared} and lacks {lacking}")
-                continue
+    for name, record in cube.measures.items():
+        if is_reducible(cube, name) and not lacking(cube[name], record):
+            source = _source(cube, record)
             tables |= cells_of(_reduce_measure(source, resampling, report), name)
     for path in cube.grids:
         name, _, family = path.partition("/")
         if family and "sample" in cube[path].dims:
             grid = _with_layer(cube[path])
-            measure = measure_of(
-                name, grid[name].attrs
-            )  # its grid may record other strengths to compare
-            tables[path] = _reduce_directions(grid, cube.get(name), measure, family)
+            # A family may compare other strengths than the concepts' own vectors.
+            record = measure_of(name, grid[name].attrs)
+            tables[path] = _reduce_directions(grid, cube.get(name), record, family)
     if {GENERATION_MATCH.name, GENERATION_RATE.name} & set(cube):
         tables |= cells_of(_reduce_generation(cube, resampling))
     if vectors := _of_the_vectors(cube):
@@ -147,7 +146,15 @@ def cells(
     return Cells(tables, _provenance(cube, resampling))
 
 
-def _lacking(grid: xr.Dataset, measure: Measure) -> str:
+def is_reducible(cube: Cube, name: str) -> bool:
+    """Whether a measure has values of single items for the concepts' own vectors.
+
+    Generated answers become rates and curves instead, since some answers are not valid.
+    """
+    return name in cube and name != GENERATION_MATCH.name and "sample" in cube[name].dims
+
+
+def lacking(grid: xr.Dataset, measure: Measure) -> str:
     """The compared strengths that the grid was not swept with."""
     swept = grid["strength"].values.tolist()
     return ", ".join(f"{s:+g}" for s in measure.ends(swept) if s not in swept)
@@ -168,7 +175,8 @@ def _source(cube: Cube, measure: Measure) -> _Source:
     Where the cube has no samples of the latter, the measure selects its own layers.
     """
     by = cube.measures.get(measure.layer_by)
-    if by is None or by.name == measure.name or "sample" not in cube[by.name].dims:
+    usable = by is not None and is_reducible(cube, by.name) and not lacking(cube[by.name], by)
+    if by is None or not usable or by.name == measure.name:
         return _Source(_with_layer(cube[measure.name]), replace(measure, layer_by=measure.name))
     return _Source(
         _with_layer(cube[measure.name]), measure, _Source(_with_layer(cube[by.name]), by)
@@ -191,18 +199,15 @@ def _with_layer(grid: xr.Dataset) -> xr.Dataset:
     return grid.assign(placed).assign_coords(depth=(("model", "layer"), unknown))
 
 
-def _require_strengths(cube: Cube) -> None:
-    for name, measure in cube.measures.items():
-        if name not in cube or measure.layer_by != measure.name:
-            continue
-        if lacking := _lacking(cube[name], measure):
-            swept = cube[name]["strength"].values.tolist()
-            low, high = measure.ends(swept)
-            raise ValueError(
-                f"{name} has the strengths {swept}; effects compare {high:+g} with {low:+g}, and "
-                f"it lacks {lacking}. Compare other strengths, or collect the model "
-                "again with these in --strengths, into another --out."
-            )
+def _require_strengths(grid: xr.Dataset, measure: Measure) -> None:
+    if absent := lacking(grid, measure):
+        swept = grid["strength"].values.tolist()
+        low, high = measure.ends(swept)
+        raise ValueError(
+            f"{measure.name} has the strengths {swept}; effects compare {high:+g} with {low:+g}, "
+            f"and it lacks {absent}. Compare other strengths (--compare), or collect the model "
+            "again with these in --strengths, into another --out."
+        )
 
 
 def _reduce_measure(
