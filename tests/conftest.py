@@ -15,7 +15,6 @@ from builders import ROOT, SIX_MODELS, make_cube, open_view, reduce_to_cells, st
 from steercube.analysis.conclusions.claims import read_ledger
 from steercube.analysis.conclusions.tables import conclude
 from steercube.analysis.over_models import leave_one_out
-from steercube.report.post import read_table
 
 pytest_plugins = ["fault_ledger"]
 
@@ -121,6 +120,8 @@ def study_tables(study_cells: xr.Dataset, once: Once[Tables]) -> Tables:
 @pytest.fixture(scope="session")
 def every_table(study_tables: Tables) -> Tables:
     """Those of the study, and of SmolLM2 what the study has none of: directions, other measures."""
+    from steercube.report.post import read_table  # the browser's session has no bibtexparser
+
     folder = ROOT / "paper" / "smollm2" / "tables"
     return {path.stem: read_table(path) for path in sorted(folder.glob("*.csv"))} | study_tables
 
