@@ -127,6 +127,7 @@ def test_answers_whose_logits_are_no_numbers_are_no_answers(tmp_path: Path) -> N
     assert valid.sel(strength=1.0).notnull().any()
 
 
+@pytest.mark.slow
 def test_responses_of_other_settings_are_refused(whole: Path, tmp_path: Path) -> None:
     for other, said in (
         ({"max_new_tokens": 6}, "max_new_tokens: 5 there, 6 now"),

@@ -33,6 +33,7 @@ def test_the_cube_says_what_it_is(whole: Path) -> None:
     assert json.loads(attrs["inputs_sha256"]) == inputs
 
 
+@pytest.mark.slow
 def test_models_and_concepts_meet_in_the_shards(whole: Path, tmp_path: Path) -> None:
     """As independent jobs would: one concept at a time, then another model."""
     for name in ("humour", "honesty"):
@@ -48,6 +49,7 @@ def test_models_and_concepts_meet_in_the_shards(whole: Path, tmp_path: Path) -> 
         xr.testing.assert_equal(kept.drop_vars("depth"), alone[path].drop_vars("depth"))
 
 
+@pytest.mark.slow
 def test_units_of_other_settings_do_not_share_a_cube(whole: Path, tmp_path: Path) -> None:
     """Refused before anything is run; and by `consolidate`, where two jobs ran at once."""
     shutil.copytree(whole.parent, tmp_path / "copy")
@@ -167,6 +169,7 @@ def test_consolidate_refuses_units_of_two_models_of_a_name(tmp_path: Path) -> No
     assert "first at tiny-llama: other and rl" in str(error.value)
 
 
+@pytest.mark.slow
 def test_a_model_folder_under_another_name_is_the_same_model(tmp_path: Path) -> None:
     """By the hash of its files, or the hub's commit: refused before anything is run."""
     for revision in ("files:" + "1" * 64, "2" * 40):
@@ -242,6 +245,7 @@ def test_shards_made_again_under_other_versions_are_told(
     assert "9.9" in manifest["attributes"]["versions"]
 
 
+@pytest.mark.slow
 def test_a_unit_that_is_not_finished_stays_out_of_the_cube(whole: Path, tmp_path: Path) -> None:
     shutil.copytree(whole.parent, tmp_path / "copy")
     unit = shards_of(tmp_path / "copy" / "mine.nc") / "tiny-llama" / "humour"
@@ -309,6 +313,7 @@ def test_a_file_that_is_no_shard_is_refused_by_its_name(whole: Path, tmp_path: P
         run(tmp_path / "copy", concepts={"pride": tiny.concept("pride")})
 
 
+@pytest.mark.slow
 def test_concepts_with_and_without_controls_are_analysed_together(tmp_path: Path) -> None:
     run(tmp_path, concepts={"honesty": tiny.CONCEPTS["honesty"]})
     out = run(

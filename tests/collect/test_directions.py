@@ -105,6 +105,7 @@ def test_a_direction_that_would_be_lost_on_a_concept_of_its_name_is_refused(
         read_directions(tmp_path / "b.npz", model="tiny", shape=SHAPE)
 
 
+@pytest.mark.slow
 def test_other_directions_are_not_resumed_as_the_same(
     arrays: dict[str, np.ndarray], tmp_path: Path
 ) -> None:

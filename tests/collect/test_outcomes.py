@@ -52,6 +52,7 @@ def test_the_first_items_are_balanced_by_letter(unit: Unit) -> None:
     assert first_items(of_sorted, None) == list(range(13))
 
 
+@pytest.mark.slow
 def test_other_chunks_or_items_are_refused(whole: Path) -> None:
     for chunk, said in (
         (4, "chunk: 5 there, 4 now"),

@@ -208,6 +208,7 @@ def without_a_seal(groups: dict[str, xr.Dataset], path: Path) -> None:
         ds.to_netcdf(path, group=group or None, mode="a" if group else "w")
 
 
+@pytest.mark.slow
 def test_a_cube_with_notes_is_not_replaced(whole: Path, tmp_path: Path) -> None:
     """Neither the cube nor its vectors, by neither way to them, however the notes were saved."""
     shutil.copytree(whole.parent, tmp_path / "copy")
@@ -295,6 +296,7 @@ def test_two_collectors_of_one_unit_do_not_mix(tmp_path: Path) -> None:
         run(tmp_path)
 
 
+@pytest.mark.slow
 def test_two_ranks_share_the_samples(whole: Path, tmp_path: Path) -> None:
     """Rank 1 waits for the vectors of rank 0, and rank 0 for the samples of rank 1."""
     # A shard of rank 1's that was damaged since an earlier run: rank 0 has to wait for it.
