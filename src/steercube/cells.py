@@ -83,9 +83,11 @@ REASONS = {
     "one_letter": 8,
     "unstable": 9,
     "not_recorded": 10,
+    "no_selection": 11,
 }
 """Why a statistic or its interval is NaN; `unstable`: it is undefined in over 1% of resamples;
-`not_recorded`: the cells in the file lack its estimand."""
+`not_recorded`: the cells in the file lack its estimand; `no_selection`: the measure that selects
+the layer lacks the items, or every layer, of this one."""
 PAIR = ("estimand", "model", "concept")
 BETWEEN_MODELS = ("estimand", "concept", "model", "model_other")
 

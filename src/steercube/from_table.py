@@ -91,9 +91,9 @@ def measure_cube(
     """A cube that holds a measure from `rows`, beside all that the cube `beside` holds.
 
     The rows may only name models and items of `beside`; without it, models must be in `models` and
-    each concept has the items of its rows. Repeats of an item are averaged. A grid that `beside`
-    already has of the measure is replaced. Raises ValueError for unknown models, concepts or items,
-    a record that cannot be used, and several rows for the same labels.
+    each concept has the items of its rows. Repeats of an item are averaged. Raises ValueError for
+    unknown models, concepts or items, a record that cannot be used, a name that means something
+    else or is taken, and several rows for the same labels.
     """
     problems = record_violations(measure) + _name_problems(measure.name, beside)
     selecting = [measure.name, *(beside.measures if beside is not None else ())]

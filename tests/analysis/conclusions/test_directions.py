@@ -90,6 +90,21 @@ def test_a_vector_that_moves_more_ranks_first() -> None:
     assert (table["band_level"] == 0.8).all()
 
 
+def test_all_choose_among_the_layers_that_all_have() -> None:
+    """One direction's logits are not finite at a layer: it counts for none of them."""
+    study = Study.of(cells(null_cube(np.random.default_rng(0), k=3, n_concepts=2, own=0.0),
+                           n_resamples=10))  # fmt: skip
+    changed = study.cells.copy(deep=True)
+    lost = {"direction": "random/1", "concept": "c00", "layer": 4}
+    changed["other_estimate"].loc[lost] = np.nan
+    table = ranks(Study(changed)).set_index(["concept", "estimand"]).loc[("c00", "delta")]
+    kept = study.cells["other_estimate"].sel(concept="c00", estimand="delta", layer=[3, 5])
+    best = kept.max("layer").isel(model=0)
+    assert table["own"] == pytest.approx(best.sel(direction="random/own").item())
+    assert table["highest"] == pytest.approx(best.drop_sel(direction="random/own").max().item())
+    assert table["n_directions"] == 3
+
+
 def test_the_letters_direction_shows_its_push_and_not_the_concepts() -> None:
     """It adds 4 nats towards (A) at strength +1 and one layer; the concept's vector adds none."""
     rng = np.random.default_rng(0)

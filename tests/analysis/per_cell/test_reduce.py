@@ -433,3 +433,16 @@ def test_another_measure_without_the_compared_strengths_is_left_out(cube: xr.Dat
     found = cells_of_every_measure(wide, n_resamples=20, measure="score")
     assert found.measures == ["score"]
     assert (found.view("score")["selected_layer"] == 3).all()
+
+
+def test_a_concept_that_the_selecting_measure_lacks_says_so_itself(cube: xr.Dataset) -> None:
+    both = second_measure(cube, layer_by="logit_diff")
+    part = both.with_tables({"logit_diff": cube.sel(concept=["honesty"])})
+    view = cells_of_every_measure(part, n_resamples=20).view("score")
+    said = {
+        c: set(view["selected_reason"].sel(concept=c).values.flat) for c in ("honesty", "humour")
+    }
+    assert said["humour"] == {REASONS["no_selection"]}
+    assert REASONS["no_selection"] not in said["honesty"]
+    assert view["selected_estimate"].sel(concept="humour").isnull().all()
+    assert view["selected_estimate"].sel(concept="honesty", estimand="delta").notnull().all()

@@ -143,9 +143,19 @@ def _effects_of_families(
                 for name in names
                 if family_of(name) == family and name != own_name(family)
             ]
-            own = _own(cells, family, drawn).sel(at)
-            best = [_best(_with_effect(of_layers)) for of_layers in (own, *drawn)]
+            every = _at_common_layers([_own(cells, family, drawn).sel(at), *drawn])
+            best = [_best(_with_effect(of_layers)) for of_layers in every]
             yield at, family, {name: [one[name] for one in best] for name in RANKED}
+
+
+def _at_common_layers(every: list[xr.DataArray]) -> list[xr.DataArray]:
+    """Estimates at the layers where all that have a delta anywhere have one.
+
+    A direction whose logits are not finite at a layer would otherwise choose among fewer.
+    """
+    known = [of_layers.sel(estimand="delta", drop=True).notnull() for of_layers in every]
+    common = np.all([one.values for one in known if one.any()] or [known[0].values], axis=0)
+    return [of_layers.isel(layer=np.flatnonzero(common)) for of_layers in every]
 
 
 def _own(cells: xr.Dataset, family: str, drawn: list[xr.DataArray]) -> xr.DataArray:

@@ -313,7 +313,7 @@ def _reduce_concept(out: xr.Dataset, source: _Source, resampling: Resampling) ->
         out["selected_reason"].loc[too_few] = REASONS["too_few_items"]
         return
     if source.by is not None:
-        runs = _selected_by(out, runs, source.by)
+        runs = _selected_by(out, runs, source.by, concept)
     seed, level = resampling.seed, resampling.confidence_level
     select = partial(
         _select,
@@ -339,10 +339,12 @@ def _reduce_concept(out: xr.Dataset, source: _Source, resampling: Resampling) ->
     _record_valid(out, runs, selected, concept)
 
 
-def _selected_by(out: xr.Dataset, runs: Mapping[str, "_Run"], by: _Source) -> dict[str, "_Run"]:
+def _selected_by(
+    out: xr.Dataset, runs: Mapping[str, "_Run"], by: _Source, concept: str
+) -> dict[str, "_Run"]:
     """The runs, at layers where the selecting measure is complete too, with its samples.
 
-    Models without such a layer are left out, with the reason not_recorded.
+    Models without such a layer are left out, with the reason no_selection.
     """
     found = {}
     for model, run in runs.items():
@@ -350,8 +352,8 @@ def _selected_by(out: xr.Dataset, runs: Mapping[str, "_Run"], by: _Source) -> di
         other = _run(held.squeeze("model"), by.measure) if held.sizes["model"] else None
         both = np.intersect1d(run.layers, other.layers if other else [])
         if other is None or not len(both):
-            at = {"model": model, "concept": by.grid["concept"].item()}
-            out["selected_reason"].loc[at] = REASONS["not_recorded"]
+            at = {"model": model, "concept": concept}
+            out["selected_reason"].loc[at] = REASONS["no_selection"]
             continue
         own, others = (np.searchsorted(one.layers, both) for one in (run, other))
         found[model] = _Run(
