@@ -37,7 +37,7 @@ from steercube.collect.run import shards_of, write_cube
 from steercube.concepts import Concept
 from steercube.cube import open_cube, save_cube
 from steercube.models import read_facts
-from steercube.study import study_cube
+from steercube.published_study import study_cube
 
 FORK = get_context("forkserver")
 # Only what is installed: a fork server does not look for modules among the tests.

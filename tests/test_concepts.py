@@ -8,7 +8,7 @@ import pytest
 from builders import ROOT, STUDY, needs_study
 
 from steercube.concepts import check_concepts, read_concepts
-from steercube.study import concept_paths, study_concepts, study_files
+from steercube.published_study import concept_paths, study_concepts, study_files
 
 OURS = ROOT / "data" / "concepts"
 NAMES = [

@@ -455,7 +455,7 @@ def _import_study(options: argparse.Namespace) -> None:
     from steercube.cube import save_cube
     from steercube.models import read_facts
     from steercube.replacing import require_no_loss
-    from steercube.study import study_cube, study_files
+    from steercube.published_study import study_cube, study_files
 
     _require_folder_of(options.out)
     models = read_facts(options.models)
@@ -602,7 +602,7 @@ def _concept_warnings(whole: "Concept", plan: "Plan", n_answered: int | None) ->
 def _chosen_concepts(options: argparse.Namespace) -> "dict[str, Concept]":
     """A whole set of concepts, or the concepts of `--concept-set` that `--concepts` names."""
     from steercube.concepts import read_concepts
-    from steercube.study import concept_paths, study_concepts, study_files
+    from steercube.published_study import concept_paths, study_concepts, study_files
 
     def read_set(source: str) -> "dict[str, Concept]":
         if source != "study":

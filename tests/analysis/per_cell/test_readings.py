@@ -20,7 +20,7 @@ from steercube.cells import check_cells
 from steercube.contract import RESPONSES
 from steercube.cube import open_cube
 from steercube.models import read_facts
-from steercube.study import study_cube, study_files
+from steercube.published_study import study_cube, study_files
 
 SETTINGS = {"n_resamples": 50, "seed": 1, "confidence_level": 0.95}
 STUDY_FILE = "results/results_100prompt/layer_search_detailed/Qwen3-{}/per_sample_all_layers.csv"

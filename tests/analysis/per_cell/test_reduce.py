@@ -29,7 +29,7 @@ from steercube.contract import STATUS, VECTORS
 from steercube.cube import Cube, check_cube, open_cube
 from steercube.measures import GENERATION_MATCH, Measure
 from steercube.models import read_facts
-from steercube.study import study_cube, study_files
+from steercube.published_study import study_cube, study_files
 
 
 def reduce(cube: Cube | xr.Dataset, n_resamples: int = 200) -> xr.Dataset:

@@ -15,7 +15,7 @@ from steercube import study
 from steercube.cube import Cube, check_cube, open_cube, save_cube
 from steercube.measures import PUBLISHED, READ
 from steercube.models import read_facts
-from steercube.study import (
+from steercube.published_study import (
     needed,
     read_items,
     read_rates,
