@@ -24,7 +24,7 @@ from builders import ROOT, make_cube, open_view
 from tqdm import tqdm
 
 from steercube import analyze as analyze_module
-from steercube import netcdf, study
+from steercube import netcdf, published_study
 from steercube.cli import main
 from steercube.collect import consolidate as consolidate_module
 from steercube.collect import decoder as decoder_module
@@ -376,20 +376,20 @@ def write_study(folder: Path) -> None:
         }
         for p, x in zip(prompts, letters, strict=True)
     ]
-    grid = [(layer, s, i) for layer in layers for s in study.STRENGTHS for i in range(n)]
+    grid = [(layer, s, i) for layer in layers for s in published_study.STRENGTHS for i in range(n)]
     sweep = pd.DataFrame(
         [
             ("4B", "self_awareness", layer, s, i, f"({letters[i]})", -2.0 - s, -3.0, 1.0 - s,
              (1.0 - s) * (1 if letters[i] == "A" else -1))
             for layer, s, i in grid
         ],
-        columns=study.SWEEP_COLUMNS,
+        columns=published_study.SWEEP_COLUMNS,
     )  # fmt: skip
-    rates = pd.DataFrame([(10, 0.5, 0.6, 0.4, 0.2, 0.9)], columns=study.RATE_COLUMNS)
+    rates = pd.DataFrame([(10, 0.5, 0.6, 0.4, 0.2, 0.9)], columns=published_study.RATE_COLUMNS)
     responses = pd.DataFrame(
         [(layer, s, i, prompts[i], f"({letters[i]}", f"({letters[i]})", True, True)
          for layer, s, i in grid],
-        columns=study.RESPONSE_COLUMNS,
+        columns=published_study.RESPONSE_COLUMNS,
     )  # fmt: skip
     tables = {
         "results/logit_diff_sweep/self_awareness/Qwen_Qwen3_4B/sweep.csv": sweep,
@@ -410,7 +410,7 @@ def imported(
     """`import-study` of a small study, whose files are taken for the published ones."""
     files = sorted(path for path in folder.rglob("*") if path.is_file())
     known = {str(path.relative_to(folder)): pooch.file_hash(str(path)) for path in files}
-    study.registry = lambda: known
+    published_study.registry = lambda: known
     models = str(ROOT / "data" / "models.toml")
     commanded(
         ["import-study", "--from", str(folder), "--models", models, "--out", str(out)],
@@ -424,9 +424,9 @@ def study_of(folder: Path) -> xr.Dataset:
     """The cube of a small study, its provenance apart."""
     files = sorted(path for path in folder.rglob("*") if path.is_file())
     found = {str(path.relative_to(folder)): path for path in files}
-    known = study.registry
+    known = published_study.registry
     try:
-        study.registry = lambda: dict.fromkeys(found, "")
+        published_study.registry = lambda: dict.fromkeys(found, "")
         return study_cube(found, read_facts(ROOT / "data" / "models.toml"))
     finally:
-        study.registry = known
+        published_study.registry = known

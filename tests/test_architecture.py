@@ -12,7 +12,16 @@ COLLECTING = {"torch", "transformers", "accelerate", "gguf"}
 STAGES = [
     *("schema", "words", "numerals", "streams", "progress", "netcdf", "measures", "contract"),
     *("labels", "cube", "merging", "summary", "replacing", "from_table", "answers"),
-    *("concepts", "models", "published_study", "collect", "cells", "version_1", "contrast", "estimate"),
+    *(
+        "concepts",
+        "models",
+        "published_study",
+        "collect",
+        "cells",
+        "version_1",
+        "contrast",
+        "estimate",
+    ),
     *("analysis", "report", "analyze", "reproduce", "cli", "__main__"),
 ]
 """In the order in which data flow; none imports a later one."""

@@ -18,8 +18,8 @@ from steercube.concepts import read_concepts
 from steercube.cube import open_cube
 from steercube.models import read_facts, read_models
 from steercube.netcdf import load_attrs
-from steercube.report.post import PACKAGED
 from steercube.published_study import study_cube, study_files
+from steercube.report.post import PACKAGED
 
 WRITTEN = {f"tables/{table.name}.csv" for table in TABLES}
 README = (ROOT / "README.md").read_text()

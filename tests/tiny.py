@@ -1,11 +1,13 @@
 """Tiny random models of several architectures, tokenizers of two kinds, and the plain loop."""
 
+import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from peft import LoraConfig, get_peft_model
 from tokenizers import AddedToken, Tokenizer, decoders, pre_tokenizers
 from tokenizers.models import BPE
 from transformers import AutoModelForCausalLM as Auto
@@ -104,7 +106,16 @@ def model(kind: str, *, seed: int = 0, dtype: torch.dtype = torch.float32) -> An
     for parameter in made.parameters():
         if parameter.ndim > 1:
             parameter.data.normal_(0, 0.25)
-    return made
+    return made.eval()
+
+
+def tuned(kind: str = "llama") -> Any:
+    """The model as PEFT holds it, with a LoRA adapter that changes what it computes."""
+    options = {"r": 2, "target_modules": ["q_proj"], "init_lora_weights": False}
+    with warnings.catch_warnings():
+        # peft 0.21 asks transformers in words that transformers 5.23 gives up.
+        warnings.simplefilter("ignore", FutureWarning)
+        return get_peft_model(model(kind), LoraConfig(**options))
 
 
 def blocks_of(made: Any) -> Any:

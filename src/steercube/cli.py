@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from steercube import __version__
+from steercube.models import MODELS
 from steercube.progress import stage
 from steercube.words import did_you_mean
 
@@ -269,10 +270,6 @@ def _parsers() -> tuple[argparse.ArgumentParser, Mapping[str, argparse.ArgumentP
     return top, by_name
 
 
-MODELS = "data/models.toml"
-"""Default file of model entries."""
-
-
 QUICK: dict[str, Any] = {
     **{"n_pairs": 16, "n_items": 10, "layers": "0.33:1.0:5", "chunk": 10},
     **{"generation_samples": 3, "max_new_tokens": 12},
@@ -454,8 +451,8 @@ def _calibrate(options: argparse.Namespace) -> None:
 def _import_study(options: argparse.Namespace) -> None:
     from steercube.cube import save_cube
     from steercube.models import read_facts
-    from steercube.replacing import require_no_loss
     from steercube.published_study import study_cube, study_files
+    from steercube.replacing import require_no_loss
 
     _require_folder_of(options.out)
     models = read_facts(options.models)
@@ -499,12 +496,9 @@ def _collect(options: argparse.Namespace) -> None:
 
 def _chosen_model(options: argparse.Namespace) -> "Entry":
     """The entry that `--model` names, with the weights' options applied."""
-    from steercube.models import DTYPES, find_model, read_models
+    from steercube.models import DTYPES, entries_in, find_model
 
-    # Only the default file may be absent: a model in a folder or on the hub needs no entry.
-    is_there = options.models != MODELS or Path(options.models).exists()
-    entries = read_models(options.models) if is_there else {}
-    entry = find_model(options.model, entries, where=options.models)
+    entry = find_model(options.model, entries_in(options.models), where=options.models)
     if options.dtype not in (None, *DTYPES):
         raise ValueError(
             f"--dtype {options.dtype}: is none of {', '.join(DTYPES)}"

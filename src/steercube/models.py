@@ -10,6 +10,8 @@ from steercube.contract import ARCHITECTURES, Model
 from steercube.schema import name_violations, raise_if_any, read_toml
 from steercube.words import did_you_mean
 
+MODELS = "data/models.toml"
+"""Default file of model entries."""
 DTYPES = ("float32", "bfloat16", "float16")
 ALLOWED = {"dtype": DTYPES, "architecture": ARCHITECTURES}
 
@@ -75,6 +77,14 @@ def read_models(path: str | Path) -> dict[str, Entry]:
         problems += [f"model {name!r} {problem}" for problem in _field_problems(table)]
     raise_if_any(problems, what=str(path))
     return {name: _entry(name, table) for name, table in tables.items()}
+
+
+def entries_in(path: str | Path = MODELS) -> dict[str, Entry]:
+    """Models by name, as `read_models`; none where the default file is absent.
+
+    A model in a folder or on the hub needs no entry.
+    """
+    return read_models(path) if str(path) != MODELS or Path(path).exists() else {}
 
 
 def read_facts(path: str | Path) -> dict[str, Model]:

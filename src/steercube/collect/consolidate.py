@@ -49,6 +49,8 @@ VECTOR = Variable(
 )
 PER_SHARD_SETTINGS = {"pairs_sha256", "items_sha256"}
 """Settings that differ between the shards of a unit."""
+OF_VECTORS_ALONE = ("controls", "directions_sha256", "own_sha256")
+"""Settings that only the shard of the vectors has."""
 
 
 class UnitShards(NamedTuple):
@@ -251,7 +253,8 @@ def _strays(folder: Path, vectors: xr.Dataset, shards: Mapping[Path, xr.Dataset]
         for name, label in named.items()
         if expected[name] != label
     ]
-    del expected["controls"], expected["directions_sha256"]
+    for name in OF_VECTORS_ALONE:
+        expected.pop(name, None)
     holder: dict[int, Path] = {}
     for path, shard in shards.items():
         settings = settings_of(shard)

@@ -9,6 +9,8 @@ import hashlib
 import json
 import os
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from importlib.util import find_spec
 from pathlib import Path
@@ -137,7 +139,7 @@ def load(entry: Entry, *, offload_folder: str | Path | None = None) -> Decoder:
     if not weights.device_map and torch.cuda.is_available():
         model.to(torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0))))
     return decoder_of(
-        model,
+        model.eval().requires_grad_(False),
         tokenizer,
         name=entry.name,
         revision=f"{files.revision} on {model_files.revision}" if base else files.revision,
@@ -182,7 +184,7 @@ def _require_every_weight(loaded: Any, folder: str, model: Any) -> None:
 def decoder_of(
     model: Any, tokenizer: Any, *, name: str, revision: str = "", facts: Model | None = None
 ) -> Decoder:
-    """A model in memory as a `Decoder`.
+    """A model in memory as a `Decoder`; the model itself is not changed.
 
     Facts that are not given are counted from its weights, and a revision that is not given is a
     hash of them.
@@ -196,13 +198,31 @@ def decoder_of(
         )
     return Decoder(
         name=name,
-        model=model.eval().requires_grad_(False),
+        model=model,
         tokenizer=tokenizer,
         blocks=blocks,
         revision=revision or f"weights:{_hash_of_weights(model)}",
         dtype=str(model.dtype).removeprefix("torch."),
         facts=counted,
     )
+
+
+@contextmanager
+def evaluating(model: Any) -> Iterator[None]:
+    """The model in evaluation mode; afterwards every module's mode and buffers are as before.
+
+    Buffers, because some rotary embeddings replace theirs in a forward pass, and a tensor that is
+    made in inference mode cannot be trained through.
+    """
+    modes = {module: module.training for module in model.modules()}
+    buffers = {module: dict(module._buffers) for module in modes}
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, training in modes.items():
+            module.training = training
+            module._buffers.update(buffers[module])
 
 
 def find_blocks(model: Any) -> tuple[nn.Module, ...]:

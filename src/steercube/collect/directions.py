@@ -7,9 +7,11 @@ own vectors are then the directions. At strength 1 a vector is added as it is, w
 
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 from zipfile import BadZipFile
 
 import numpy as np
+import torch
 from safetensors import SafetensorError
 from safetensors.numpy import load_file
 
@@ -33,11 +35,17 @@ def read_directions(
     models its vectors are read. Raises FileNotFoundError, and ValueError that lists every direction
     with an unusable name, another shape, or values that are all zero or not finite.
     """
-    arrays = _arrays(path, model)
+    return checked_directions(_arrays(path, model), model=model, shape=shape, what=str(path))
+
+
+def checked_directions(
+    arrays: Mapping[str, np.ndarray], *, model: str, shape: tuple[int, int], what: str
+) -> dict[str, np.ndarray]:
+    """Directions from a file or from memory, as `read_directions` gives them; `what` names them."""
     of_text = [name for name, values in arrays.items() if values.dtype.kind not in "fiu"]
     raise_if_any(
         [f"direction {name!r} holds {arrays[name].dtype}, not real numbers" for name in of_text],
-        what=str(path),
+        what=what,
     )
     found = {name: values.astype("float32") for name, values in arrays.items()}
     n_layers, hidden = shape
@@ -56,8 +64,15 @@ def read_directions(
             )
         elif not np.isfinite(values).all() or not values.any():
             problems.append(f"direction {name!r} is zero, or not finite")
-    raise_if_any(problems, what=str(path))
+    raise_if_any(problems, what=what)
     return {name: np.broadcast_to(values, shape).copy() for name, values in found.items()}
+
+
+def array_of(values: Any) -> np.ndarray:
+    """A tensor of any device and dtype, a DataArray, or nested lists, as an array."""
+    if isinstance(values, torch.Tensor):
+        return values.detach().float().cpu().numpy()
+    return np.asarray(values)
 
 
 def _arrays(path: str | Path, model: str) -> Mapping[str, np.ndarray]:

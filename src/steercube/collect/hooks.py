@@ -37,7 +37,7 @@ def record(blocks: Sequence[nn.Module], *, at: Tensor, of_input: bool = False) -
 
     with ExitStack() as undo:
         for block in blocks:
-            undo.enter_context(_on_input(block, keep) if of_input else _on_output(block, keep))
+            undo.enter_context(_on_input(block, keep) if of_input else on_output(block, keep))
         yield seen
 
 
@@ -86,7 +86,7 @@ class Touched:
 @contextmanager
 def steering(block: nn.Module, cell: Cell, steer: Tensor) -> Iterator[None]:
     """Plain steering: `block` adds the cell's vector where `steer` (row, position) is True."""
-    with _on_output(block, lambda hidden: hidden + _added(cell, hidden, steer)):
+    with on_output(block, lambda hidden: hidden + _added(cell, hidden, steer)):
         yield
 
 
@@ -114,7 +114,7 @@ class RowSteering:
                 by_layer.setdefault(self.cells[cell].layer, []).append((row, cell))
         with ExitStack() as undo:
             for layer, steered_rows in by_layer.items():
-                undo.enter_context(_on_output(blocks[layer], self._edit(layer, steered_rows)))
+                undo.enter_context(on_output(blocks[layer], self._edit(layer, steered_rows)))
             yield
 
     def _edit(self, layer: int, steered_rows: Sequence[tuple[int, int]]) -> Edit:
@@ -177,7 +177,7 @@ class FanOut:
             for layer, block in enumerate(blocks):
                 undo.enter_context(_repeat_other_inputs(block, n_rows))
                 if layer in by_layer:
-                    undo.enter_context(_on_output(block, self._copies(layer, by_layer[layer])))
+                    undo.enter_context(on_output(block, self._copies(layer, by_layer[layer])))
             yield
 
     def _copies(self, layer: int, cells: Sequence[Cell]) -> Edit:
@@ -206,7 +206,7 @@ def _receipt(
     )
 
 
-def _on_output(block: nn.Module, edit: Edit) -> RemovableHandle:
+def on_output(block: nn.Module, edit: Edit) -> RemovableHandle:
     """Edit what `block` returns, until the handle is closed."""
 
     def hook(_module: nn.Module, _args: Any, output: Any) -> Any:

@@ -198,6 +198,25 @@ def _render(tokenizer: Any, content: str) -> _Rendered:
     return _Rendered(text + closing, end, closing)
 
 
+def closings(tokenizer: Any) -> list[list[int]]:
+    """Token ids that may follow the user's own text: with and without a thought, longest first.
+
+    Empty for a tokenizer without a chat template.
+    """
+    if not tokenizer.chat_template:
+        return []
+    found = []
+    for options in ({"enable_thinking": False}, {}):
+        turn = [{"role": "user", "content": PROBE}]
+        text = str(
+            tokenizer.apply_chat_template(
+                turn, tokenize=False, add_generation_prompt=True, **options
+            )
+        )
+        found.append(_plain_ids(tokenizer, text[_end_of(PROBE, text) :]))
+    return sorted({tuple(ids): ids for ids in found}.values(), key=len, reverse=True)
+
+
 def _closing(turn: str) -> str:
     """What closes the thought that is open in the assistant's `turn`; empty where none is open."""
     if turn.endswith(_ANSWERS_IN_A_CHANNEL):

@@ -8,7 +8,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import xarray as xr
 
 from steercube import netcdf
@@ -20,7 +19,7 @@ from steercube.collect.consolidate import (
     identity,
     why_apart,
 )
-from steercube.collect.decoder import Decoder
+from steercube.collect.decoder import Decoder, evaluating
 from steercube.collect.directions import read_directions
 from steercube.collect.generate import require_own_keys
 from steercube.collect.logits import Controls, Logits
@@ -82,8 +81,6 @@ def collect(
     Raises ValueError for shards of other settings or, without `resume`, for any earlier shards of
     these concepts; BlockingIOError where another collector works on the same model and concept.
     """
-    rank = rank or Rank.of_environment()
-    out = Path(out)
     shape = (decoder.n_layers, decoder.hidden_size)
     given = read_directions(directions, model=decoder.name, shape=shape) if directions else {}
     if directions and Path(directions).suffix != ".nc":
@@ -91,7 +88,37 @@ def collect(
             [f"direction {name!r} has the name of a concept" for name in given if name in concepts],
             what=f"{directions} (rename them)",
         )
-    units = _units(decoder, concepts, plan, shards_of(out), given)
+    units = units_of(decoder, concepts.values(), plan, out, given=given)
+    collect_units(units, out, resume=resume, rank=rank, report=report)
+
+
+def collect_units(
+    units: Sequence[Unit],
+    out: str | Path,
+    *,
+    resume: bool = False,
+    rank: Rank | None = None,
+    report: Report = print,
+) -> None:
+    """Sweep units of one model and plan, as `collect` does; afterwards the model is as before."""
+    rank = rank or Rank.of_environment()
+    out, decoder, plan = Path(out), units[0].decoder, units[0].plan
+    with evaluating(decoder.model):
+        _make_shards(units, out, decoder, plan, resume=resume, rank=rank, report=report)
+    if rank.leads:
+        write_cube(out, report=report)
+
+
+def _make_shards(
+    units: Sequence[Unit],
+    out: Path,
+    decoder: Decoder,
+    plan: Plan,
+    *,
+    resume: bool,
+    rank: Rank,
+    report: Report,
+) -> None:
     if "generation" in plan.outcomes:
         require_own_keys(decoder)
     n_new_tokens = plan.max_new_tokens if "generation" in plan.outcomes else 0
@@ -112,13 +139,12 @@ def collect(
             report(line)
     with stage(decoder.name, total=total // rank.count, unit="row", shown=rank.leads) as under_way:
         progress = Progress(
-            under_way, {name: _rows_at_once(decoder, plan, name) for name in ROWS_AT_ONCE}
+            under_way, {name: rows_at_once(decoder, plan, name) for name in ROWS_AT_ONCE}
         )
         for unit in units:
             with held(unit.folder) if rank.leads else nullcontext():
                 _collect_unit(unit, rank, progress)
     if rank.leads:
-        write_cube(out, report=report)
         report(f"{decoder.name}: {total} rows in {time.monotonic() - start:.0f} s")
 
 
@@ -131,7 +157,8 @@ def _costs(units: Sequence[Unit]) -> Iterator[str]:
         yield f"  {kind}: {n} rows ({n / sum(rows.values()):.0%})"
 
 
-def _rows_at_once(decoder: Decoder, plan: Plan, outcome: str) -> int:
+def rows_at_once(decoder: Decoder, plan: Plan, outcome: str) -> int:
+    """The limit on the rows in a pass of a kind of shard: the plan's, else by device."""
     by_device = ROWS_AT_ONCE[outcome]
     return plan.max_rows or by_device.get(decoder.device.type, by_device["cpu"])
 
@@ -179,19 +206,20 @@ def write_cube(out: Path, *, report: Report = print) -> None:
     report(f"wrote {out}\n\n{cube}")
 
 
-def _units(
+def units_of(
     decoder: Decoder,
-    concepts: Mapping[str, Concept],
+    concepts: Iterable[Concept],
     plan: Plan,
-    folder: Path,
-    given: Mapping[str, np.ndarray],
+    out: str | Path,
+    **given: Any,
 ) -> list[Unit]:
-    readout = readout_of(decoder.tokenizer)
-    cut = [c.cut_to(n_pairs=plan.n_pairs, n_items=plan.n_items) for c in concepts.values()]
-    return [
-        Unit(decoder, readout, concept, plan, folder / decoder.name / concept.name, given)
-        for concept in cut
-    ]
+    """A unit for each concept, cut to the plan's pairs and items, with its folder beside `out`.
+
+    `given` are further fields of `Unit`: directions, or vectors.
+    """
+    readout, folder = readout_of(decoder.tokenizer), shards_of(Path(out)) / decoder.name
+    cut = [concept.cut_to(n_pairs=plan.n_pairs, n_items=plan.n_items) for concept in concepts]
+    return [Unit(decoder, readout, one, plan, folder / one.name, **given) for one in cut]
 
 
 def _require_one_cube(folder: Path, units: Sequence[Unit]) -> None:

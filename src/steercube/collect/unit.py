@@ -20,7 +20,7 @@ from steercube.collect.plan import CONVENTIONS, POSITIONS, Plan
 from steercube.collect.readout import Prompt, Readout
 from steercube.collect.shards import find_shard, save_shard
 from steercube.collect.sweep import Progress
-from steercube.collect.vectors import OWN, vectors
+from steercube.collect.vectors import OWN, of_arrays, vectors
 from steercube.concepts import Concept, Question
 from steercube.streams import stream
 
@@ -38,6 +38,10 @@ class Unit:
     folder: Path
     given: Mapping[str, np.ndarray] = field(default_factory=dict)
     """A user's own directions (layer, hidden) by name."""
+    own: np.ndarray | None = None
+    """A user's own vector of the concept (layer, hidden), in place of the one of its pairs."""
+    extracted: xr.Dataset | None = None
+    """Its vectors, where they were extracted with these settings before."""
 
     @property
     def directions(self) -> list[str]:
@@ -53,20 +57,30 @@ class Unit:
         """The vectors, from their shard; computed and saved first where there is none."""
         saved = self.found_vectors()
         if saved is None:
-            computed = vectors(
-                self.decoder,
-                self.readout,
-                self.concept.train,
-                convention=self.plan.convention,
-                directions=self.directions,
-                given=self.given,
-                stream=self._stream,
-                batch_size=batch_size,
-                progress=progress,
-            )
-            save_shard(computed, self.vectors_path, self._vector_settings, **self.described)
+            computed = self.computed_vectors(batch_size=batch_size, progress=progress)
+            save_shard(computed, self.vectors_path, self.vector_settings, **self.described)
             saved = netcdf.load(self.vectors_path)
         return saved
+
+    def computed_vectors(
+        self, *, batch_size: int, progress: Progress = lambda n: None
+    ) -> xr.Dataset:
+        """The vectors, extracted from the pairs; a user's own as they are."""
+        if self.extracted is not None:
+            return self.extracted
+        if self.own is not None:
+            return of_arrays({OWN: self.own, **self.given})
+        return vectors(
+            self.decoder,
+            self.readout,
+            self.concept.train,
+            convention=self.plan.convention,
+            directions=self.directions,
+            given=self.given,
+            stream=self._stream,
+            batch_size=batch_size,
+            progress=progress,
+        )
 
     def _stream(self, name: str) -> np.random.Generator:
         """The random stream of one direction; that of the empty name is for all other draws."""
@@ -75,7 +89,7 @@ class Unit:
 
     def found_vectors(self) -> xr.Dataset | None:
         """The vectors' shard, None if missing or damaged; ValueError if of other settings."""
-        return find_shard(self.vectors_path, self._vector_settings)
+        return find_shard(self.vectors_path, self.vector_settings)
 
     def cells(
         self,
@@ -117,22 +131,23 @@ class Unit:
         }
 
     @property
-    def _vector_settings(self) -> dict[str, Any]:
+    def vector_settings(self) -> dict[str, Any]:
+        """The settings that its vectors depend on."""
         pairs = self.concept.train
         prompts = [self.readout.prompt(pair.prompt) for pair in pairs]
-        return self.settings | {
-            "controls": list(self.plan.controls),
-            "directions_sha256": self._given_sha256,
-            "pairs_sha256": sha256_of((pairs, prompts, self.answers(pairs))),
-        }
+        return (
+            self.settings
+            | {
+                "controls": list(self.plan.controls),
+                "directions_sha256": self._given_sha256,
+                "pairs_sha256": sha256_of((pairs, prompts, self.answers(pairs))),
+            }
+            | ({} if self.own is None else {"own_sha256": _sha256(self.own)})
+        )
 
     @property
     def _given_sha256(self) -> dict[str, str]:
-        return {
-            name: hashlib.sha256(self.given[name].tobytes()).hexdigest()
-            for name in self.directions
-            if name in self.given
-        }
+        return {name: _sha256(self.given[name]) for name in self.directions if name in self.given}
 
     @property
     def described(self) -> dict[str, Any]:
@@ -162,6 +177,10 @@ class Unit:
             }
             | ({"prompt_date": self.readout.date} if self.readout.date else {}),
         }
+
+
+def _sha256(values: np.ndarray) -> str:
+    return hashlib.sha256(values.astype("float32").tobytes()).hexdigest()
 
 
 def sha256_of(inputs: tuple[Sequence[Question], Sequence[Prompt], np.ndarray]) -> str:

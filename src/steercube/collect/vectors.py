@@ -95,6 +95,21 @@ def vectors(
     )
 
 
+def of_arrays(arrays: Mapping[str, np.ndarray]) -> xr.Dataset:
+    """The dataset of `vectors` for given arrays (layer, hidden) by direction, OWN the first.
+
+    It holds no residual norm and no cosines: these are of the pairs, which the arrays may not be.
+    """
+    every = np.stack([*arrays.values()]).astype("float32")
+    return xr.Dataset(
+        {
+            "vector": (("direction", "layer", "hidden"), every),
+            "vector_norm": ("layer", np.linalg.norm(every[0].astype("float64"), axis=-1)),
+        },
+        coords={"direction": list(arrays), "layer": np.arange(every.shape[1])},
+    )
+
+
 def _shuffled(differences: np.ndarray, letters: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     """The vector (layer, hidden) with sides swapped in half of the pairs, scaled to its norm."""
     shuffled = np.tensordot(_halving_signs(letters, rng), differences, axes=1) / len(letters)
