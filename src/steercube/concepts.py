@@ -63,6 +63,9 @@ class Concept:
     evaluation: tuple[Question, ...]
     source: str
 
+    def __repr__(self) -> str:
+        return f"Concept {self.name!r}: {len(self.train)} pairs, {len(self.evaluation)} items"
+
     @property
     def sha256(self) -> str:
         """SHA-256 of the questions of both splits, in order."""
@@ -88,19 +91,24 @@ def _balanced_head(questions: tuple[Question, ...], n: int | None) -> tuple[Ques
 
 
 @dataclass(frozen=True)
-class _Line:
-    """One line of a concept's file, with its file and line number."""
+class Line:
+    """One question as it was written, and where: a file and line, or a row.
+
+    Without `choices`, its `question` offers them itself.
+    """
 
     where: str
     entry: dict[str, Any]
 
     @property
     def letters(self) -> tuple[str, str]:
+        """The letter of the matching answer, and that of the other one."""
         matching = self.entry["matching"]
         return matching, next(a for a in SCORED_LETTERS if a != matching)
 
     @property
     def words(self) -> list[str]:
+        """The words of the question."""
         kept = "".join(c if c.isalnum() else " " for c in self.entry["question"].lower())
         return kept.split()
 
@@ -131,13 +139,13 @@ def read_concepts(source: str | Path) -> dict[str, Concept]:
     a repeated id, a split with fewer than two questions.
     """
     concepts, problems = {}, []
-    ids: dict[str, _Line] = {}
+    ids: dict[str, Line] = {}
     for name, path in concept_files(source).items():
-        lines, violations = _read_lines(path)
-        violations = violations or _unusable(path, lines, ids)
+        lines, violations = read_lines(path)
+        violations = violations or unusable(path, lines, ids)
         problems += violations
         if not violations:
-            concepts[name] = _concept(name, path, lines)
+            concepts[name] = concept_of(name, lines, source=path.name)
     raise_if_any(problems, what=f"{source}")
     return concepts
 
@@ -151,10 +159,11 @@ def check_concepts(source: str | Path) -> dict[str, str]:
     """
     problems: list[str] = []
     facts = {}
-    ids: dict[str, _Line] = {}
+    ids: dict[str, Line] = {}
     for name, path in concept_files(source).items():
-        lines, violations = _read_lines(path)
-        violations = violations or _unusable(path, lines, ids) or _biased(path, lines)
+        lines, violations = read_lines(path)
+        violations = violations or unusable(path, lines, ids)
+        violations = violations or [*biased(path, lines), *_duplicates(lines)]
         problems += violations
         if not violations:
             n = Counter(line.entry["split"] for line in lines)
@@ -167,26 +176,30 @@ def check_concepts(source: str | Path) -> dict[str, str]:
     return facts
 
 
-def _concept(name: str, path: Path, lines: Sequence[_Line]) -> Concept:
+def concept_of(name: str, lines: Sequence[Line], *, source: str) -> Concept:
+    """The concept of these questions."""
     train, evaluation = (
         tuple(_question(line) for line in _of(lines, split)) for split in ("train", "eval")
     )
-    return Concept(name, train, evaluation, source=path.name)
+    return Concept(name, train, evaluation, source=source)
 
 
-def _question(line: _Line) -> Question:
+def _question(line: Line) -> Question:
     entry, (matching, other) = line.entry, line.letters
-    offered = "\n".join(f" ({letter}) {entry['choices'][letter]}" for letter in SCORED_LETTERS)
-    prompt = f"{entry['question']}\n\nChoices:\n{offered}"
+    prompt = entry["question"]
+    if "choices" in entry:
+        offered = "\n".join(f" ({letter}) {entry['choices'][letter]}" for letter in SCORED_LETTERS)
+        prompt = f"{prompt}\n\nChoices:\n{offered}"
     return Question(entry["id"], prompt, matching, other, where=line.where)
 
 
-def _of(lines: Iterable[_Line], split: str) -> list[_Line]:
+def _of(lines: Iterable[Line], split: str) -> list[Line]:
     return [line for line in lines if line.entry["split"] == split]
 
 
-def _read_lines(path: Path) -> tuple[list[_Line], list[str]]:
-    lines: list[_Line] = []
+def read_lines(path: Path) -> tuple[list[Line], list[str]]:
+    """The questions of a JSONL file, and a line on every one that cannot be scored."""
+    lines: list[Line] = []
     problems: list[str] = []
     try:
         content = read_text(path)
@@ -204,10 +217,10 @@ def _read_lines(path: Path) -> tuple[list[_Line], list[str]]:
         except (ValueError, RecursionError) as error:
             problems.append(f"{where}: is not JSON ({error})")
             continue
-        wrong = _field_problems(entry)
+        wrong = field_problems(entry)
         problems += [f"{where}: {problem}" for problem in wrong]
         if not wrong:
-            lines.append(_Line(where, entry))
+            lines.append(Line(where, entry))
     return lines, problems
 
 
@@ -219,7 +232,8 @@ def _each_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return dict(pairs)
 
 
-def _field_problems(entry: Any) -> list[str]:
+def field_problems(entry: Any) -> list[str]:
+    """Why a question cannot be scored, a line each."""
     if not isinstance(entry, dict):
         return [f"is {entry!r}, not an object with the fields {', '.join(FIELDS)}"]
     problems = [
@@ -252,7 +266,7 @@ def _field_problems(entry: Any) -> list[str]:
     return problems
 
 
-def _unusable(path: Path, lines: Sequence[_Line], ids: dict[str, _Line]) -> list[str]:
+def unusable(path: str | Path, lines: Sequence[Line], ids: dict[str, Line]) -> list[str]:
     """Missing questions and repeated ids; adds this file's to `ids`, those of earlier files."""
     problems = [
         f"{path}: has {n or 'no'} {split} question{'s' * (n > 1)}; at least {FEWEST} are needed"
@@ -266,7 +280,8 @@ def _unusable(path: Path, lines: Sequence[_Line], ids: dict[str, _Line]) -> list
     return problems
 
 
-def _biased(path: Path, lines: Sequence[_Line]) -> list[str]:
+def biased(path: str | Path, lines: Sequence[Line]) -> list[str]:
+    """What would bias the answers to these questions: unbalanced letters, and lengths."""
     problems = []
     for split in SPLITS:
         of_split = _of(lines, split)
@@ -283,19 +298,19 @@ def _biased(path: Path, lines: Sequence[_Line]) -> list[str]:
                 f"shorter one are {skew:+.0%} of all (at most {LENGTH_SKEW:.0%} either way); "
                 "length gives the answer away"
             )
-    return problems + _duplicates(lines)
+    return problems
 
 
-def _length_skew(lines: Sequence[_Line]) -> float:
+def _length_skew(lines: Sequence[Line]) -> float:
     """(items whose matching option is longer - items where it is shorter) / items."""
     signs = []
-    for line in lines:
+    for line in (line for line in lines if "choices" in line.entry):
         matching, other = (len(line.entry["choices"][letter]) for letter in line.letters)
         signs.append((matching > other) - (matching < other))
-    return sum(signs) / len(signs)
+    return sum(signs) / max(1, len(signs))
 
 
-def _duplicates(lines: Sequence[_Line]) -> list[str]:
+def _duplicates(lines: Sequence[Line]) -> list[str]:
     problems = []
     trigrams = {line.where: _trigrams(line.words) for line in lines}
     for one, two in combinations(lines, 2):

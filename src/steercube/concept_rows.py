@@ -1,0 +1,157 @@
+"""A concept from rows: lists of dicts, DataFrames, or files of either.
+
+A row is a question in one of two forms, the second that of the CAA and model-written datasets:
+
+    {"question": "...", "A": "...", "B": "...", "matching": "A"}
+    {"question": "... (A) ... (B) ...", "answer_matching_behavior": "(A)",
+     "answer_not_matching_behavior": "(B)"}
+
+In the first, `choices` may hold both: {"A": "...", "B": "..."}. `id` is optional. Rows of pairs and
+items together need `split`, train or eval.
+"""
+
+import json
+import re
+import warnings
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import pandas as pd
+
+from steercube.concepts import (
+    RESERVED,
+    SPLITS,
+    Concept,
+    Line,
+    biased,
+    concept_of,
+    field_problems,
+    unusable,
+)
+from steercube.contract import SCORED_LETTERS
+from steercube.schema import name_violations, raise_if_any, read_json, read_text
+from steercube.words import did_you_mean
+
+Rows: TypeAlias = str | Path | pd.DataFrame | Iterable[Mapping[str, Any]]
+MATCHING, OTHER = "answer_matching_behavior", "answer_not_matching_behavior"
+COLUMNS = ("id", "split", "question", "choices", *SCORED_LETTERS, "matching", MATCHING, OTHER)
+
+
+def concept(pairs: Rows, items: Rows | None = None, *, name: str = "") -> Concept:
+    """A concept of training pairs, to extract its vector from, and items, to measure it with.
+
+    Both are lists of dicts, DataFrames or files (.jsonl, .json, .csv) of two-choice questions;
+    each row names its question, its two answers and the letter of the one that shows the concept.
+    Without `items`, `pairs` holds both, and each row's `split` is train or eval: such as a file
+    of `data/concepts`. `name` is the concept's (default: that of the file, else "concept").
+
+    Raises ValueError that lists every row that cannot be scored. Warns of what would bias the
+    answers: letters that are not balanced, lengths that give the answer away.
+
+    >>> rows = [{"question": f"Question {i}?", "A": "yes", "B": "no", "matching": "AB"[i % 2]}
+    ...         for i in range(8)]
+    >>> concept(rows[:4], rows[4:], name="honesty").train[0].prompt
+    'Question 0?\\n\\nChoices:\\n (A) yes\\n (B) no'
+    """
+    of_file = Path(pairs).stem if isinstance(pairs, str | Path) else "concept"
+    name = name or of_file
+    raise_if_any(name_violations("concept", [name], reserved=RESERVED), what="sc.concept")
+    parts = {"": pairs} if items is None else dict(zip(SPLITS, (pairs, items), strict=True))
+    lines: list[Line] = []
+    problems: list[str] = []
+    for split, rows in parts.items():
+        counted: dict[str, int] = {}
+        read = list(_rows(rows, {"": "questions", "train": "pairs", "eval": "items"}[split]))
+        if not split and not any("split" in row for _, row in read):
+            raise ValueError(
+                "these rows have no split: give pairs and items separately, as sc.concept(pairs, "
+                "items), or each row a split, train or eval"
+            )
+        for where, row in read:
+            entry, wrong = _entry({**row, **({"split": split} if split else {})})
+            of_split = str(entry.get("split", ""))
+            counted[of_split] = counted.get(of_split, 0) + 1
+            entry.setdefault("id", f"{name}/{of_split}/{counted[of_split]:03d}")
+            wrong = wrong or field_problems(_with_choices(entry))
+            problems += [f"{where}: {problem}" for problem in wrong]
+            lines.append(Line(where, entry))
+    raise_if_any(problems or unusable(name, lines, {}), what=f"the concept {name!r}")
+    if doubtful := biased(name, lines):
+        listed = "\n".join(f"  - {line}" for line in doubtful)
+        warnings.warn(f"the concept {name!r} may be biased:\n{listed}", stacklevel=2)
+    source = Path(pairs).name if isinstance(pairs, str | Path) else "in memory"
+    return concept_of(name, lines, source=source)
+
+
+def _rows(rows: Rows, what: str) -> Iterable[tuple[str, dict[str, Any]]]:
+    """Each row, with where it is."""
+    if isinstance(rows, str | Path):
+        path = Path(rows)
+        if not path.is_file():
+            raise FileNotFoundError(f"{path}: no such file ({path.absolute()})")
+        if path.suffix == ".csv":
+            read: Any = pd.read_csv(path, dtype=str, keep_default_na=False)
+        elif path.suffix == ".json":
+            read = read_json(path)
+        elif path.suffix in (".jsonl", ".ndjson"):
+            read = [_parsed(text, f"{path}:{at}")
+                    for at, text in enumerate(read_text(path).splitlines(), start=1)]  # fmt: skip
+        else:
+            raise ValueError(f"{path}: is none of .jsonl, .json and .csv")
+        rows, what = read, str(path)
+    if isinstance(rows, pd.DataFrame):
+        rows = rows.to_dict("records")
+    found = []
+    listed: Any = [rows] if isinstance(rows, Mapping) else rows
+    for at, row in enumerate(listed, start=1):
+        where = f"{what}, row {at}"
+        if not isinstance(row, Mapping):
+            raise ValueError(f"{where}: is {row!r}, not a dict with a question")
+        found.append((where, {str(k): v for k, v in row.items() if not _is_missing(v)}))
+    return found
+
+
+def _parsed(text: str, where: str) -> Any:
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{where}: is not JSON ({error})") from error
+
+
+def _is_missing(value: Any) -> bool:
+    return value is None or (isinstance(value, float) and value != value) or value == ""
+
+
+def _entry(row: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
+    """A row as an entry of a concept's file, and what is wrong with it."""
+    problems = [
+        f"has the unknown column {column!r}{did_you_mean(column, COLUMNS)}"
+        for column in row
+        if column not in COLUMNS
+    ]
+    entry = {key: row[key] for key in ("id", "split", "question", "choices", "matching")
+             if key in row}  # fmt: skip
+    if "id" in entry:
+        entry["id"] = str(entry["id"])
+    if set(SCORED_LETTERS) & row.keys():
+        entry["choices"] = {letter: row[letter] for letter in SCORED_LETTERS if letter in row}
+    if MATCHING in row:
+        letters = [str(row.get(column, "")).strip(" ()") for column in (MATCHING, OTHER)]
+        entry["matching"] = letters[0]
+        if sorted(letters) != sorted(SCORED_LETTERS):
+            problems.append(f"{MATCHING} and {OTHER} are {letters}; they must be (A) and (B)")
+        offered = set(re.findall(r"\(([A-Z])\)", str(row.get("question", ""))))
+        if offered != set(SCORED_LETTERS):
+            problems.append(
+                f"its question offers {sorted(offered)}; it must offer (A) and (B), and no more"
+            )
+    return entry, problems
+
+
+def _with_choices(entry: Mapping[str, Any]) -> dict[str, Any]:
+    """The entry with choices, in place of those that a question offers in its own text."""
+    own = re.findall(r"\(([AB])\)", str(entry.get("question", "")))
+    if "choices" in entry or set(own) != set(SCORED_LETTERS):
+        return dict(entry)
+    return {**entry, "choices": dict(zip(SCORED_LETTERS, SCORED_LETTERS, strict=True))}
