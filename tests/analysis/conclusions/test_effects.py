@@ -8,6 +8,7 @@ from steercube.analysis.conclusions.effects import (
     Largest,
     direction_flag,
     effects,
+    effects_long,
     largest_effect,
     layer_flag,
 )
@@ -113,11 +114,11 @@ def test_a_concept_that_steers_the_wrong_way_is_told() -> None:
     """Its largest delta is near 0; the effect that it has stands beside it."""
     wrong = swept(-1.0)
     assert abs(wrong["cohens_d"]) < 0.2
-    assert (wrong["largest_effect_layer"], wrong["steers"]) == (7, "no")
-    assert wrong["largest_effect"] == pytest.approx(-1.0, abs=0.25)
+    assert (wrong["largest_cohens_d_layer"], wrong["steers"]) == (7, "no")
+    assert wrong["largest_cohens_d"] == pytest.approx(-1.0, abs=0.25)
     assert wrong["direction_flag"] == "steers the other way"
     right = swept(1.0)
-    assert right["largest_effect"] == right["cohens_d"]
+    assert right["largest_cohens_d"] == right["cohens_d"]
     assert (right["direction_flag"], right["steers"]) == ("", "yes")
 
 
@@ -129,7 +130,7 @@ def test_what_was_never_run_has_no_flag(cells: xr.Dataset) -> None:
     part["selected_reason"].loc[at] = 2
     row = effects(study_of(part)).set_index(["model", "concept"]).loc[("small", "humour")]
     assert (row["layer_flag"], row["direction_flag"], row["steers"]) == ("", "", "")
-    assert row[["largest_effect", "largest_effect_layer", "p_steers"]].isna().all()
+    assert row[["largest_cohens_d", "largest_cohens_d_layer", "p_steers"]].isna().all()
 
 
 def test_effects_hold_the_columns_a_reader_expects(
@@ -137,14 +138,14 @@ def test_effects_hold_the_columns_a_reader_expects(
 ) -> None:
     effects = small_tables["effects"]
     head = ["model", "concept", "layer", "depth", "n", "delta", "cohens_d"]
-    head += ["cohens_d_low", "cohens_d_high", "optimism"]
+    head += ["cohens_d_low", "cohens_d_high", "cohens_d_optimism"]
     assert set(head) <= set(effects)
     row = effects.iloc[0]
     at = cells.sel(model=row["model"], concept=row["concept"], estimand="cohens_d")
     assert row["cohens_d"] == float(at["selected_estimate"])
     assert row["cohens_d_low"] == float(at["selected_low"])
-    assert row["optimism"] == float(at["selected_optimism"])
-    assert row["corrected"] == pytest.approx(row["cohens_d"] - row["optimism"])
+    assert row["cohens_d_optimism"] == float(at["selected_optimism"])
+    assert row["cohens_d_corrected"] == pytest.approx(row["cohens_d"] - row["cohens_d_optimism"])
     assert row["depth"] == pytest.approx(row["layer"] / float(at["n_layers"]))
 
 
@@ -155,3 +156,31 @@ def test_depths_have_an_interval_or_a_reason_never_no_width(
     assert not (effects["depth_low"] == effects["depth_high"]).any()
     still = effects["depth_low"].isna()
     assert (effects.loc[still, "depth_reason"] != "").all()
+
+
+def test_the_long_form_holds_the_same_numbers(small_tables: dict[str, pd.DataFrame]) -> None:
+    wide, long = small_tables["effects"], small_tables["effects_long"]
+    labels = ["model", "concept"]
+    assert long[[*labels, "estimand"]].duplicated().sum() == 0
+    for name, of in long.groupby("estimand"):
+        of = of.set_index(labels).loc[pd.MultiIndex.from_frame(wide[labels])]
+        for column in ("low", "high", "optimism", "corrected", "split_half"):
+            np.testing.assert_array_equal(of[column].to_numpy(), wide[f"{name}_{column}"])
+        np.testing.assert_array_equal(of["value"].to_numpy(), wide[name])
+        np.testing.assert_array_equal(of["standard_error"].to_numpy(), wide[f"{name}_se"])
+    assert set(long["units"]) == {"nat", "1", "nat per unit strength"}
+
+
+def test_the_long_form_says_why_a_number_is_missing(cells: xr.Dataset) -> None:
+    part = cells.copy(deep=True)
+    part["selected_estimate"].loc[{"model": "small", "concept": "humour"}] = np.nan
+    part["selected_reason"].loc[{"model": "small", "concept": "humour"}] = 2
+    rows = effects_long(study_of(part)).set_index(["model", "concept"])
+    assert set(rows.loc[("small", "humour"), "reason"]) == {"not_run"}
+    others = set(rows.drop(("small", "humour"))["reason"])
+    assert others <= {"", "zero_variance"}
+
+
+def test_no_column_hides_its_estimand(small_tables: dict[str, pd.DataFrame]) -> None:
+    hidden = {"se", "optimism", "corrected", "split_half", "standard_error", "largest_effect"}
+    assert not hidden & set(small_tables["effects"])

@@ -23,7 +23,7 @@ OF_A_CONTRAST = {
     *("leave_one_out", "prior_sensitivity"),
 }
 PLAIN = {
-    *("effects", "layer_effects", "models", "concepts", "depth"),
+    *("effects", "effects_long", "layer_effects", "models", "concepts", "depth"),
     *("generation", "agreement", "sensitivity"),
     *("scale_trends", "variance_components", "concordance", *OF_A_CONTRAST),
     *("predictive_checks", "conclusions", "multiplicity"),

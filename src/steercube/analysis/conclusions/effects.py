@@ -41,12 +41,12 @@ FEW_OF_A_LETTER = f"fewer than {MIN_OF_A_LETTER} items of a letter"
 def effects(study: Study) -> pd.DataFrame:
     """Best layer of each (model, concept) with every estimand there.
 
-    `optimism`, `corrected`, `se` and `split_half` are Cohen's d's; those of another estimand carry
-    its name. Rows that were never run say why and hold no number; the others say which estimands
-    the cells lack. `steers` is the verdict of a test over all layers (`per_cell/steers.py`), not of
-    the interval at the best one. What is beside that layer is in `layer_flag`; `largest_effect` is
-    Cohen's d where |delta| is largest, with its sign, and `direction_flag` says whether that is the
-    other way.
+    The columns of an estimand begin with its name; `effects_long` has a row for each instead. Rows
+    that were never run say why and hold no number; the others say which estimands the cells lack.
+    `steers` is the verdict of a test over all layers (`per_cell/steers.py`), not of the interval at
+    the best one. What is beside that layer is in `layer_flag`; `largest_cohens_d` is Cohen's d
+    where |delta| is largest, with its sign, and `direction_flag` says whether that is the other
+    way.
     """
     steered = steering(study)
     rows = [
@@ -54,7 +54,7 @@ def effects(study: Study) -> pd.DataFrame:
         for model in study.models
         for concept in study.concepts
     ]
-    return pd.DataFrame(rows).astype({"layer": "Int64", "largest_effect_layer": "Int64"})
+    return pd.DataFrame(rows).astype({"layer": "Int64", "largest_cohens_d_layer": "Int64"})
 
 
 def _pair(study: Study, steered: pd.DataFrame, model: str, concept: str) -> dict[str, Any]:
@@ -84,21 +84,48 @@ def _pair(study: Study, steered: pd.DataFrame, model: str, concept: str) -> dict
 
 def _selected_columns(cell: xr.Dataset, name: str) -> dict[str, float]:
     estimate, optimism = float(cell["selected_estimate"]), float(cell["selected_optimism"])
-    prefix = "" if name == "cohens_d" else f"{name}_"
     return {
         name: estimate,
         f"{name}_low": float(cell["selected_low"]),
         f"{name}_high": float(cell["selected_high"]),
-        f"{prefix}optimism": optimism,
-        f"{prefix}corrected": estimate - optimism,
-        f"{prefix}se": float(cell["selected_se"]),
-        f"{prefix}split_half": float(cell["selected_split_half"]),
+        f"{name}_optimism": optimism,
+        f"{name}_corrected": estimate - optimism,
+        f"{name}_se": float(cell["selected_se"]),
+        f"{name}_split_half": float(cell["selected_split_half"]),
     }
 
 
 def _reason_text(cell: xr.Dataset) -> str:
     reason = int(cell["selected_reason"])
     return "" if not reason else next(n for n, v in REASONS.items() if v == reason)
+
+
+def effects_long(study: Study) -> pd.DataFrame:
+    """A row for every estimand of each (model, concept) at its best layer, dims as columns.
+
+    `value` with its 95% interval over items [`low`, `high`], `standard_error` and `units`; `n`
+    items. The best layer is the one with the largest delta, so a value is too large by its
+    `optimism`; `corrected` is without it, and `split_half` is selected on one half of the items and
+    estimated on the other. The interval covers the selection. NaN has its `reason`.
+    """
+    cells = study.cells
+    columns = {
+        **{"layer": "selected_layer", "value": "selected_estimate", "low": "selected_low"},
+        **{"high": "selected_high", "standard_error": "selected_se"},
+        **{"optimism": "selected_optimism", "split_half": "selected_split_half"},
+        **{"n": "n_items", "units": "estimand_units", "reason": "selected_reason"},
+    }
+    estimands = [name for name in ESTIMANDS if name in cells.indexes["estimand"]]
+    order = {"model": study.models, "concept": study.concepts, "estimand": estimands}
+    bare = xr.Dataset({name: cells[of].reset_coords(drop=True) for name, of in columns.items()})
+    dims = tuple(order)
+    frame = bare.sel(order).to_dataframe(dim_order=dims).reset_index()
+    frame["corrected"] = frame["value"] - frame["optimism"]
+    frame["reason"] = frame["reason"].map({code: name for name, code in REASONS.items() if code})
+    frame["reason"] = frame["reason"].fillna("")
+    frame["layer"] = frame["layer"].astype("Int64")
+    ends = ("value", "low", "high", "standard_error", "optimism", "corrected", "split_half", "n")
+    return frame[[*dims, "units", "layer", *ends, "reason"]]
 
 
 def steering(study: Study) -> pd.DataFrame:
@@ -139,8 +166,8 @@ def _selection_columns(of_layers: xr.DataArray, best: float, other_way: str) -> 
     swept = delta["layer"].values[delta.notnull().values]
     return {
         "layer_flag": layer_flag(swept, best, int(of_layers["n_layers"])),
-        "largest_effect": largest.effect,
-        "largest_effect_layer": largest.layer,
+        "largest_cohens_d": largest.effect,
+        "largest_cohens_d_layer": largest.layer,
         "direction_flag": direction_flag(largest, other_way),
     }
 

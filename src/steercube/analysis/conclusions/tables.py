@@ -400,9 +400,16 @@ TABLES: tuple[Table, ...] = (
         },
     ),
     Table(
+        "effects_long",
+        EFFECTS,
+        "the same with a row for each estimand",
+        lambda t: effects.effects_long(t.study),
+        documented={INTERVALS: (effects.effects_long,)},
+    ),
+    Table(
         "layer_effects",
         EFFECTS,
-        "the same at every layer",
+        "the effects at every layer",
         lambda t: effects.layer_effects(t.study),
     ),
     Table(
