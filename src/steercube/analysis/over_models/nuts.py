@@ -234,6 +234,21 @@ def _sample(
     )
 
 
+def as_arviz(draws: xr.Dataset) -> Any:
+    """Draws (chain, draw) as the installed ArviZ holds them: InferenceData, or a DataTree from 1.0.
+
+    Without ArviZ they are a DataTree with the group `posterior`, which ArviZ 1.0 takes as it is.
+    """
+    if find_spec("arviz") is None:
+        return xr.DataTree.from_dict({"posterior": draws})
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        import arviz
+    if hasattr(arviz, "InferenceData"):
+        return arviz.InferenceData(posterior=draws)
+    return xr.DataTree.from_dict({"posterior": draws})
+
+
 CLOCK = {"process_time_diff", "perf_counter_diff", "perf_counter_start"}
 DATED = {"created_at", "sampling_time"}
 """Variables and attributes in which PyMC records times."""

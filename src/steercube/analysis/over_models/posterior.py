@@ -20,6 +20,8 @@ from functools import cached_property
 from typing import Any, NamedTuple
 
 import numpy as np
+import pandas as pd
+import xarray as xr
 from scipy import interpolate, optimize, special, stats
 
 from steercube.analysis.over_models.cell_effects import TERMS, CellEffects, cell_effects, why_not
@@ -154,6 +156,58 @@ class Posterior:
         mean, sd = (self.sds[name], 0.0) if name in self.sds else self._normal(name)
         return float(np.sqrt(self.weight @ (mean**2 + sd**2) - self.expectation(name) ** 2))
 
+    @property
+    def names(self) -> list[str]:
+        """The intercept, the coefficients and the sds."""
+        return ["intercept", *self.terms, *self.sds]
+
+    def summary(self, level: float = 0.95) -> pd.DataFrame:
+        """A row for each coefficient and sd: mean, sd, median and the ends of its interval.
+
+        `probability_negative` is the posterior probability that it is below zero. The unit is that
+        of the outcome; predictors are centred, the contrast is 1 for its `high` label, scale is
+        log10 of the parameters.
+        """
+        rows = {}
+        for name in self.names:
+            low, median, high = self.interval(name, level)
+            rows[name] = {
+                **{"mean": self.expectation(name), "sd": self.spread(name), "median": median},
+                **{"low": low, "high": high, "probability_negative": self.cdf(name, 0.0)},
+            }
+        return pd.DataFrame.from_dict(rows, orient="index")
+
+    def draws(
+        self, rng: np.random.Generator, *, n_chains: int = 4, n_draws: int = 1000
+    ) -> xr.Dataset:
+        """Independent draws of every coefficient and sd, dims (chain, draw).
+
+        A node of the grid is drawn by its weight, and the coefficients from their normal there.
+        Each sd, which has only the values of its nodes, is spread over the share of its
+        distribution that belongs to its node: its own marginal is then exact.
+        """
+        size = (n_chains, n_draws)
+        node, slopes = self.drawn(rng, n_chains * n_draws)
+        found = dict(zip(("intercept", *self.terms), slopes.T, strict=True))
+        for name, values in self.sds.items():
+            found[name] = self._between_nodes(name, values, node, rng)
+        return xr.Dataset(
+            {name: (("chain", "draw"), values.reshape(size)) for name, values in found.items()},
+            coords={"chain": np.arange(n_chains), "draw": np.arange(n_draws)},
+        )
+
+    def _between_nodes(
+        self, name: str, values: np.ndarray, node: np.ndarray, rng: np.random.Generator
+    ) -> np.ndarray:
+        """Draws of an sd from the part of its distribution that belongs to each drawn node."""
+        _, place = np.unique(values, return_inverse=True)
+        share = np.bincount(place, weights=self.weight)
+        upper = np.cumsum(share)
+        quantile = upper[place[node]] - share[place[node]] * rng.random(len(node))
+        lowest, highest = self.below[name].x[[0, -1]]
+        root = np.linspace(lowest, highest, 4001)
+        return np.interp(quantile, self.below[name](root), root) ** 2
+
     def within(self, name: str, half_width: float) -> float:
         """P(|coefficient| < half_width)."""
         return self.cdf(name, half_width) - self.cdf(name, -half_width)
@@ -167,9 +221,12 @@ class Posterior:
         posterior = float(self.weight @ (stats.norm.pdf(mean / sd) / sd))
         return float(stats.norm.pdf(0, scale=self.prior.of(term) * self.effects.unit) / posterior)
 
-    def slopes(self, node: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Mean (draw, slope) and covariance of the intercept and terms at these nodes."""
-        return self.slope_mean[node], self.slope_covariance[node]
+    def drawn(self, rng: np.random.Generator, n: int) -> tuple[np.ndarray, np.ndarray]:
+        """Draws of a node of the grid (draw,), and of intercept and terms there (draw, slope)."""
+        node = rng.choice(len(self.weight), n, p=self.weight)
+        mean, covariance = self.slope_mean[node], self.slope_covariance[node]
+        noise = rng.standard_normal(mean.shape)
+        return node, mean + np.einsum("dij,dj->di", np.linalg.cholesky(covariance), noise)
 
     def _normal(self, name: str) -> tuple[np.ndarray, np.ndarray]:
         """Mean and sd at each node of a slope, or of a model's u as "u of <model>"."""

@@ -56,11 +56,7 @@ def prior_draws(posterior: Posterior, rng: np.random.Generator) -> np.ndarray:
 
 def posterior_draws(posterior: Posterior, rng: np.random.Generator) -> np.ndarray:
     """Cells of new models and concepts simulated from the posterior, dims (draw, cell)."""
-    node = rng.choice(len(posterior.weight), N_DRAWS, p=posterior.weight)
-    mean, covariance = posterior.slopes(node)
-    lower = np.linalg.cholesky(covariance)
-    noise = rng.standard_normal(mean.shape)
-    beta = mean + np.einsum("dij,dj->di", lower, noise)
+    node, beta = posterior.drawn(rng, N_DRAWS)
     return _cells(posterior, beta, {name: sd[node] for name, sd in posterior.sds.items()}, rng)
 
 
