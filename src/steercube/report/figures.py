@@ -14,7 +14,7 @@ from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.axis import Axis
 from matplotlib.figure import Figure
-from matplotlib.patches import Rectangle
+from matplotlib.patches import Patch, Rectangle
 from scipy import stats
 
 from steercube.analysis.agreement.agreement import MEAN_R, R_EVERY_RESPONSE, R_OVER_LAYERS
@@ -124,12 +124,12 @@ def _in_parts(names: list[str], most: int) -> list[list[str]]:
 def _swept(study: Study, tables: Mapping[str, pd.DataFrame]) -> Swept:
     curves = _curves(study, tables["layer_effects"])
     return Swept(
-        models=_model_labels(study),
+        models=model_labels(study),
         concepts=list(dict.fromkeys(tables["effects"]["concept"])),
         effects=tables["effects"],
         layer_effects=tables["layer_effects"],
         depth=tables["depth"],
-        quantiles=_best_quantiles(study),
+        quantiles=best_quantiles(study),
         curves=curves,
         agreements=_agreements(tables["agreement"]) if curves else {},
         contrast=study.contrast,
@@ -140,7 +140,7 @@ def _swept(study: Study, tables: Mapping[str, pd.DataFrame]) -> Swept:
 def _violins(of: Swept) -> Figure | None:
     if not of.quantiles:
         return None
-    missing, marked = _missing(of.effects), _marks(of.effects)
+    missing, marked = why_missing(of.effects), _marks(of.effects)
     return best_layer_violins(
         of.quantiles, of.models, missing, marked, meanings(of.effects), measure=of.measure
     )
@@ -193,7 +193,7 @@ class ModelLabel:
 ModelLabels = dict[str, ModelLabel]
 
 
-def _model_labels(study: Study) -> ModelLabels:
+def model_labels(study: Study) -> ModelLabels:
     """Swept models in order of size, with their label in the contrast, else their training."""
     contrast = study.contrast
     if contrast is None:
@@ -207,7 +207,7 @@ def _model_labels(study: Study) -> ModelLabels:
     }
 
 
-def _name_models(axis: Axis, models: ModelLabels, inches: float = WIDTH) -> None:
+def name_models(axis: Axis, models: ModelLabels, inches: float = WIDTH) -> None:
     """Tick labels with `inches` of space each, rotated where they do not fit."""
     names = [label.text for label in models.values()]
     broken = ["\n".join(wrapped(line, inches, SMALL) for line in n.split("\n")) for n in names]
@@ -223,10 +223,6 @@ def effect_size_heatmap(
 ) -> Figure:
     """Cohen's d at the best layer, concept by model, with its interval in every cell."""
     concepts = list(dict.fromkeys(effects["concept"]))
-    table = effects.pivot_table(
-        index="concept", columns="model", values="cohens_d", dropna=False
-    ).reindex(index=concepts, columns=list(models))
-    cell = effects.set_index(["concept", "model"])
     width = min(WIDTH, max(4.2, 1.4 + 0.95 * len(models)))
     of_cell = (width - 1.4) / len(models)
     notes = notes_of_heat_map(effects)
@@ -234,7 +230,19 @@ def effect_size_heatmap(
     rows = [max(0.55 if of_cell > 0.8 else 0.7, 0.14 * _n_lines(name) + 0.1) for name in names]
     height = 1.9 + LINE * len(notes) + max(rows) * len(concepts)
     figure, axes = blank_figure(width, height)
-    ax = axes[0, 0]
+    draw_heat_map(axes[0, 0], effects, models, of_cell)
+    title = f"Effect of steering{_span(measure)} at the best layer,\nwith 95% interval over items"
+    title_of(figure, "\n".join([title, *notes]))
+    return figure
+
+
+def draw_heat_map(ax: Axes, effects: pd.DataFrame, models: ModelLabels, of_cell: float) -> None:
+    """Cohen's d of `effects`, concept by model, in axes whose cells are `of_cell` inches wide."""
+    concepts = list(dict.fromkeys(effects["concept"]))
+    table = effects.pivot_table(
+        index="concept", columns="model", values="cohens_d", dropna=False
+    ).reindex(index=concepts, columns=list(models))
+    cell = effects.set_index(["concept", "model"])
     finite = table.to_numpy(dtype=float)
     image = ax.imshow(finite, cmap="cividis", vmin=0.0, vmax=FULL_COLOUR, aspect="auto")
     for row, concept in enumerate(concepts):
@@ -244,21 +252,18 @@ def effect_size_heatmap(
             if np.isfinite(of["cohens_d"]) and holds_zero(of):
                 ax.add_patch(_hatching(column, row))
             _write_cell(ax, column, row, of, text, of_cell)
-    _name_models(ax.xaxis, models, of_cell - 0.06)
-    ax.set_yticks(range(len(concepts)), names)
+    name_models(ax.xaxis, models, of_cell - 0.06)
+    ax.set_yticks(range(len(concepts)), [wrapped(name_of(c), 1.1, SMALL) for c in concepts])
     ax.spines[:].set_visible(False)
     ax.tick_params(length=0)
     ax.set_xlabel("model, in order of size" if len(models) > 1 else "model")
     beyond = "max" if np.nanmax(finite, initial=0.0) > FULL_COLOUR else "neither"
-    bar = figure.colorbar(
+    bar = ax.figure.colorbar(
         image, ax=ax, location="bottom", aspect=50, fraction=0.05, pad=0.02, extend=beyond
     )
     bar.set_label("Cohen's d (pooled sd)")
     bar.ax.tick_params(labelsize=SMALL)
     bar.outline.set_visible(False)
-    title = f"Effect of steering{_span(measure)} at the best layer,\nwith 95% interval over items"
-    title_of(figure, "\n".join([title, *notes]))
-    return figure
 
 
 def _span(measure: Measure) -> str:
@@ -276,7 +281,7 @@ def _hatching(x: int, y: int) -> Rectangle:
     )
 
 
-def _readable_on(rgba: tuple[float, ...]) -> str:
+def _readable_on(rgba: Any) -> str:
     """Black or white, whichever contrasts more with the colour (WCAG 2 relative luminance)."""
     linear = np.asarray(rgba[:3]) ** 2.2
     return "black" if linear @ [0.2126, 0.7152, 0.0722] > 0.18 else "white"
@@ -299,7 +304,7 @@ def _write_cell(ax: Axes, x: int, y: int, row: pd.Series, colour: str, inches: f
 Quantiles = dict[str, dict[str, dict[float, np.ndarray]]]
 
 
-def _best_quantiles(study: Study) -> Quantiles:
+def best_quantiles(study: Study) -> Quantiles:
     """Quantiles of the logit differences at the best layer, by concept, model and strength."""
     cells, ends = study.cells, compared_strengths(study.cells)
     found: Quantiles = {}
@@ -314,7 +319,7 @@ def _best_quantiles(study: Study) -> Quantiles:
     return found
 
 
-def _missing(effects: pd.DataFrame) -> dict[tuple[str, str], str]:
+def why_missing(effects: pd.DataFrame) -> dict[tuple[str, str], str]:
     """Why a (concept, model) has no effect, in words."""
     absent = effects[effects["cohens_d"].isna()]
     return {
@@ -355,28 +360,37 @@ def best_layer_violins(
     )
     panels = zip(axes.flat, titles, quantiles.items(), strict=False)
     for ax, title_of_panel, (concept, by_model) in panels:
-        _draw_violins(ax, by_model, models, {m: missing.get((concept, m), "") for m in models})
+        draw_violins(ax, by_model, models, {m: missing.get((concept, m), "") for m in models})
         for y, model in enumerate(models):
             ax.text(0.99, y - 0.1, marked[concept, model], ha="right", va="bottom", fontsize=SMALL,
                     transform=ax.get_yaxis_transform())  # fmt: skip
         ax.set_title(title_of_panel, loc="left")
     drop_unused(axes)
     for ax in axes[:, 0]:
-        _name_models(ax.yaxis, models)
+        name_models(ax.yaxis, models)
     axes[0, 0].set_ylim(len(models) - 0.4, -0.6)
-    label = "logit difference, matching − other (nats)"
-    if measure.name != LOGIT_DIFF.name:
-        label = measure.words + (f" ({measure.units})" if measure.units != "1" else "")
-    figure.supxlabel(label, fontsize=TEXT)
+    figure.supxlabel(values_of(measure), fontsize=TEXT)
     strengths = sorted({s for of in quantiles.values() for one in of.values() for s in one})
-    halves = zip(("lower", "upper"), STRENGTH_COLOURS, strengths, strict=False)
-    patches = [
-        mpl.patches.Patch(color=colour, label=signed(f"strength {strength:+g} ({half} half)"))
-        for half, colour, strength in halves
-    ][::-1]
+    patches = halves_of(strengths)
     title = ["Items at the best layer; bars: median and quartiles", *notes]
     legend_of(figure, patches, title="\n".join(title))
     return figure
+
+
+def values_of(measure: Measure) -> str:
+    """What an axis of a measure's values is called."""
+    if measure.name == LOGIT_DIFF.name:
+        return "logit difference, matching − other (nats)"
+    return measure.words + (f" ({measure.units})" if measure.units != "1" else "")
+
+
+def halves_of(strengths: Sequence[float]) -> list[Patch]:
+    """What the two halves of a violin show, for a legend."""
+    halves = zip(("lower", "upper"), STRENGTH_COLOURS, strengths, strict=False)
+    return [
+        Patch(color=colour, label=signed(f"strength {strength:+g} ({half} half)"))
+        for half, colour, strength in halves
+    ][::-1]
 
 
 def _titles(concepts: Iterable[str], columns: int) -> list[str]:
@@ -385,12 +399,13 @@ def _titles(concepts: Iterable[str], columns: int) -> list[str]:
     return [wrapped(name_of(concept), inches, TITLE) for concept in concepts]
 
 
-def _draw_violins(
+def draw_violins(
     ax: Axes,
     by_model: Mapping[str, Mapping[float, np.ndarray]],
     models: ModelLabels,
     missing: Mapping[str, str],
 ) -> None:
+    """A violin for each model; `missing` says why a model has none."""
     ax.axvline(0, color="#999999", linewidth=0.8, zorder=0)
     for y, model in enumerate(models):
         halves = sorted(by_model.get(model, {}).items())
@@ -627,17 +642,8 @@ def logit_layer_curves(layer_effects: pd.DataFrame, models: ModelLabels) -> Figu
         4.2 if columns == 1 else WIDTH, 1.1 + height * rows, nrows=rows, ncols=columns, sharex=True
     )
     for panel, (ax, concept) in enumerate(zip(axes.flat, concepts, strict=False)):
-        for number, (model, label) in enumerate(models.items()):
-            here = (layer_effects["model"] == model) & (layer_effects["concept"] == concept)
-            of = layer_effects[here]
-            name = f"curve-{label.number}-{panel}"
-            ax.plot(of["depth"], of["cohens_d"], linestyle=DASHES[number % 4], linewidth=1.3,
-                    marker=MARKERS[number % len(MARKERS)], markevery=(number, 6), markersize=3.5,
-                    color=label.colour, label=model, gid=name)  # fmt: skip
-            ax.fill_between(of["depth"], of["cohens_d_low"], of["cohens_d_high"],
-                            color=label.colour, alpha=0.15, linewidth=0,
-                            gid=f"{name}-band")  # fmt: skip
-        ax.axhline(0, color="#999999", linewidth=0.8, zorder=0)
+        of_concept = layer_effects[layer_effects["concept"] == concept]
+        draw_layer_curves(ax, of_concept, models, gid=f"-{panel}")
         ax.set_title(titles[panel], loc="left")
     drop_unused(axes)
     figure.supxlabel(f"depth of the steered layer ({DEPTH})", fontsize=TEXT)
@@ -645,6 +651,22 @@ def logit_layer_curves(layer_effects: pd.DataFrame, models: ModelLabels) -> Figu
     handles, _ = axes[0, 0].get_legend_handles_labels()
     legend_of(figure, handles)
     return figure
+
+
+def draw_layer_curves(
+    ax: Axes, of_concept: pd.DataFrame, models: ModelLabels, *, gid: str = ""
+) -> None:
+    """The curves of one concept's `layer_effects`; `gid` ends the ids of their parts."""
+    for number, (model, label) in enumerate(models.items()):
+        of = of_concept[of_concept["model"] == model]
+        name = f"curve-{label.number}{gid}"
+        ax.plot(of["depth"], of["cohens_d"], linestyle=DASHES[number % 4], linewidth=1.3,
+                marker=MARKERS[number % len(MARKERS)], markevery=(number, 6), markersize=3.5,
+                color=label.colour, label=model, gid=name)  # fmt: skip
+        ax.fill_between(of["depth"], of["cohens_d_low"], of["cohens_d_high"],
+                        color=label.colour, alpha=0.15, linewidth=0,
+                        gid=f"{name}-band")  # fmt: skip
+    ax.axhline(0, color="#999999", linewidth=0.8, zorder=0)
 
 
 def depth_by_label(
@@ -670,7 +692,7 @@ def depth_by_label(
     ]
     bar = mpl.lines.Line2D([], [], color="black", linewidth=1.8, label="typical (mean of concepts)")
     legend_of(figure, [*shapes, bar, *_draw_bands(ax, typical, contrast)], where="lower")
-    _name_models(ax.yaxis, models)
+    name_models(ax.yaxis, models)
     ax.set_ylim(len(models) - 0.5, -0.5)
     ax.set_xlim(min(0.3, effects[["depth", "depth_low"]].min(axis=None) - 0.03), 1.0)
     ax.set_xlabel(f"depth of the best layer ({DEPTH})")
