@@ -18,7 +18,7 @@ MODULES = {
     for path in FILES
     if not path.stem.startswith("__")
 }
-OF_OTHERS = {"--no-deps", "cube.steercube"}
+OF_OTHERS = {"--no-deps", "cube.steercube", "cells.steercube"}
 """An option of pip's; what xarray calls the summary of any cube."""
 
 

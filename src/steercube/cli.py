@@ -677,18 +677,6 @@ def _check_concepts(options: argparse.Namespace) -> None:
 
 
 def _show(options: argparse.Namespace) -> None:
-    from steercube.cells import open_cells, summarise_cells
-    from steercube.cube import open_cube
-    from steercube.netcdf import ROOT, load_groups
+    from steercube.files import open as open_file
 
-    file = Path(options.file)
-    if not file.exists():
-        beside = sorted(path.name for path in file.absolute().parent.glob("*.nc"))
-        raise FileNotFoundError(
-            f"{file}: no such file ({file.absolute().parent} has {', '.join(beside) or 'no .nc'})"
-            f"{did_you_mean(file.name, beside)}"
-        )
-    if "cells_version" in load_groups(file)[ROOT].attrs:
-        print(summarise_cells(open_cells(file)))
-    else:
-        print(open_cube(file))
+    print(open_file(options.file))

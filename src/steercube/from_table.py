@@ -31,6 +31,8 @@ from steercube.words import did_you_mean
 
 REQUIRED = ("model", "concept", "item", "strength", "value")
 OPTIONAL = ("layer", "direction", "repeat", "letter")
+TEXTS = ("model", "concept", "item", "direction", "letter")
+"""Columns of labels; the others hold numbers."""
 MISSING = ("", "NA", "nan", "NaN")
 """How a number that is missing is written."""
 PAIR = ["model", "concept"]
@@ -44,7 +46,7 @@ def read_rows(path: str | Path) -> pd.DataFrame:
     """
     if not Path(path).is_file():
         raise FileNotFoundError(f"{path}: no such file")
-    text = dict.fromkeys(("model", "concept", "item", "direction", "letter"), str)
+    text = dict.fromkeys(TEXTS, str)
     # An item may be called NA; only nothing at all is missing.
     numbers = dict.fromkeys(("value", "layer"), MISSING)
     missing = dict.fromkeys((*REQUIRED, *OPTIONAL), ("",)) | numbers
@@ -56,6 +58,18 @@ def read_rows(path: str | Path) -> pd.DataFrame:
         )
     except ValueError as error:
         raise ValueError(f"{path}: is not a table ({error})") from error
+    return checked_rows(rows, what=str(path))
+
+
+def checked_rows(rows: pd.DataFrame, *, what: str) -> pd.DataFrame:
+    """The rows that have a value, checked as `read_rows` says; `what` names the table."""
+    rows = rows.assign(
+        **{
+            name: rows[name].map(str, na_action="ignore")
+            for name in TEXTS
+            if name in rows and not pd.api.types.is_string_dtype(rows[name])
+        }
+    )
     known, there = (*REQUIRED, *OPTIONAL), list(map(str, rows))
     problems = [
         f"has no column {name!r}; it has {', '.join(there)}{did_you_mean(name, there)}"
@@ -74,9 +88,9 @@ def read_rows(path: str | Path) -> pd.DataFrame:
         if name in rows and rows[name].isna().any():
             first = int(np.flatnonzero(rows[name].isna())[0]) + 1
             problems.append(f"column {name!r} is empty in row {first}")
-    raise_if_any(problems, what=str(path))
+    raise_if_any(problems, what=what)
     if not rows["value"].notna().any():
-        raise ValueError(f"{path}: holds no value")
+        raise ValueError(f"{what}: holds no value")
     return rows[rows["value"].notna()].reset_index(drop=True)
 
 

@@ -9,11 +9,15 @@ import re
 import tomllib
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 import xarray as xr
+
+if TYPE_CHECKING:
+    from steercube.notebook import Study
 
 
 @dataclass(frozen=True)
@@ -79,6 +83,13 @@ class Grids(Mapping[str, xr.Dataset]):
 
     def __len__(self) -> int:
         return len(self._tables)
+
+    @cached_property
+    def steercube(self) -> "Study":
+        """The statistics of what it holds, without a contrast: effects, tables, plots."""
+        from steercube.accessor import study_of
+
+        return study_of(self)
 
     def with_tables(self, tables: Mapping[str, xr.Dataset]) -> Self:
         """The same with more tables, or with others in the place of its own."""

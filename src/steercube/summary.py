@@ -102,14 +102,3 @@ def _one_letter_lines(grid: xr.Dataset) -> list[str]:
                         f"{concept} without steering; an effect there may be a letter bias"
                     )
     return lines
-
-
-@xr.register_dataset_accessor("steercube")  # type: ignore[no-untyped-call]  # xarray's own
-class _Summary:
-    """`grid.steercube` at a Python prompt prints a summary of the grid."""
-
-    def __init__(self, grid: xr.Dataset) -> None:
-        self._grid = grid
-
-    def __repr__(self) -> str:
-        return summarise_cube(self._grid)

@@ -136,6 +136,23 @@ class Tables(Mapping[str, pd.DataFrame]):
         self._entries = {table.name: table for table in TABLES if has[table.needs]}
         self._made: dict[str, pd.DataFrame] = {}
 
+    @classmethod
+    def of(
+        cls,
+        study: Study,
+        claims: Sequence[Claim] = (),
+        sampled: Mapping[str, Sampled] | None = None,
+        report: Report = lambda name: None,
+    ) -> "Tables":
+        """The tables of cells of any age. Raises ValueError for cells without any effect."""
+        if not study.models:
+            raise ValueError(
+                "the cells hold no effect: every (model, concept, layer) is unrun, failed, not "
+                "finite or of too few items; `reason` in the cells says which."
+            )
+        study = replace(study, cells=with_every_estimand(study.cells))
+        return cls(study, claims, sampled, report)
+
     def __getitem__(self, name: str) -> pd.DataFrame:
         if name not in self._made:
             make = self._entries[name].make
@@ -170,16 +187,10 @@ def conclude(
 
     Raises ValueError for cells without any effect, and for a name that is no table's.
     """
-    if not study.models:
-        raise ValueError(
-            "the cells hold no effect: every (model, concept, layer) is unrun, failed, not finite "
-            "or of too few items; `reason` in the cells says which."
-        )
+    tables = Tables.of(study, claims, sampled, report)
     names = [table.name for table in TABLES]
     if unknown := sorted(set(only or ()) - set(names)):
         raise ValueError(f"only = {unknown}: not among the tables, {', '.join(names)}")
-    study = replace(study, cells=with_every_estimand(study.cells))
-    tables = Tables(study, claims, sampled, report)
     return {name: tables[name] for name in tables if only is None or name in only}
 
 
