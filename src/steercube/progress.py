@@ -1,4 +1,6 @@
-"""Progress of long stages on stderr: a bar on a terminal, elsewhere a line every EVERY seconds.
+"""Progress of long stages on stderr: a bar on a terminal or in a notebook, else lines.
+
+Elsewhere a line is printed every EVERY seconds.
 
 It never affects results. A stage that reports no steps still shows its elapsed time.
 """
@@ -9,6 +11,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from importlib.util import find_spec
 from typing import Any
 
 from tqdm import tqdm
@@ -91,14 +94,29 @@ class Stage:
         return f"{self.what}: {', '.join(parts)}"
 
 
+def in_notebook() -> bool:
+    """Whether this runs in a Jupyter kernel, whose output is not a terminal but shows bars."""
+    shell = sys.modules.get("IPython")
+    return shell is not None and type(shell.get_ipython()).__name__ == "ZMQInteractiveShell"
+
+
+def _bar() -> Any:
+    """The class of bars: a widget in a notebook that has ipywidgets, else text."""
+    if in_notebook() and find_spec("ipywidgets") is not None:
+        from tqdm.notebook import tqdm as widget
+
+        return widget
+    return tqdm
+
+
 @contextmanager
 def stage(
     what: str, *, total: int | None = None, unit: str = "step", shown: bool = True
 ) -> Iterator[Stage]:
     """A running Stage whose progress is shown until the context ends, if `shown`."""
-    has_bar = shown and sys.stderr.isatty()
+    has_bar = shown and (sys.stderr.isatty() or in_notebook())
     form = {} if total else {"bar_format": WITHOUT_TOTAL}
-    with tqdm(
+    with _bar()(
         total=total,
         desc=what,
         unit=unit,
