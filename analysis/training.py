@@ -18,5 +18,6 @@ errors = [table["estimate"] - table["low"], table["high"] - table["estimate"]]
 names = table["method"] + " (" + table["random_effects"] + "; " + table["covariates"] + ")"
 ax.errorbar(table["estimate"], names, xerr=errors, fmt="o", markersize=4)
 ax.axvline(0, color="gray", linewidth=0.8)
+ax.invert_yaxis()
 ax.set_xlabel("full RL minus distilled, Cohen's d, 95%")
 figure.savefig("analysis/training.png", dpi=150)

@@ -637,8 +637,9 @@ def _unsteered_problems(cube: Cube) -> list[str]:
                     " without steering there is one value for all layers"
                 )
         if own is not None and path != LOGIT_DIFF.name:
-            gap = abs(grid["logit_diff"].where(complete) - own["logit_diff"])
-            if (most := float(gap.max())) > room:
+            # Whatever the layer: families may be swept at others than the concepts' own vectors.
+            gap = abs(grid["logit_diff"].where(complete) - own["logit_diff"].max("layer"))
+            if gap.size and (most := float(gap.max())) > room:
                 problems.append(
                     f"{path}: 'logit_diff' at strength 0 differs from that of the concepts' own "
                     f"vectors, by {most:.3g} nat{_where(gap, most)} (at most {room:g} is rounding):"

@@ -28,7 +28,7 @@ from steercube.collect.rank import Rank
 from steercube.collect.run import collect, shards_of, write_cube
 from steercube.collect.shards import held
 from steercube.contract import COSINES, NORMS, STATUS
-from steercube.cube import open_cube
+from steercube.cube import check_cube, open_cube
 from steercube.progress import Stage
 
 run = tiny.collected
@@ -458,3 +458,22 @@ def test_every_stage_of_a_run_shows_itself(
     for checked in ("honesty, checking controls", "humour, checking samples"):
         assert f"{checked} against the plain loop" not in seen
     assert "\r" not in capsys.readouterr().err
+
+
+def test_directions_at_layers_of_their_own_are_swept_and_said_not_to_be_compared(
+    tmp_path: Path,
+) -> None:
+    """Their unsteered values must still be those of the concept's own grid."""
+    said: list[str] = []
+    plan = replace(
+        tiny.PLAN, layers="1,3", control_layers="2,4", controls=("random",), outcomes=("logit",)
+    )
+    out = tmp_path / "mine.nc"
+    collect(tiny.decoder(), tiny.CONCEPTS, plan, out, report=said.append)
+    assert open_cube(out)["logit_diff/random"]["layer"].values.tolist() == [2, 4]
+    assert any("other directions are swept at the layers 2, 4" in line for line in said)
+    cube = open_cube(out)
+    moved = cube["logit_diff/random"].copy(deep=True)
+    moved["logit_diff"].loc[{"strength": 0.0}] += 1
+    with pytest.raises(ValueError, match="differs from that of the concepts' own vectors"):
+        check_cube(cube.with_tables({"logit_diff/random": moved}))

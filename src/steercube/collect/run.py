@@ -127,6 +127,8 @@ def _make_shards(
         if rank.leads:
             report(line)
     if rank.leads:
+        for line in _not_compared(units[0]):
+            report(line)
         _require_nothing_lost(out, units)
         _require_one_cube(shards_of(out), units)
     if rank.leads and not resume:
@@ -146,6 +148,17 @@ def _make_shards(
                 _collect_unit(unit, rank, progress)
     if rank.leads:
         report(f"{decoder.name}: {total} rows in {time.monotonic() - start:.0f} s")
+
+
+def _not_compared(unit: Unit) -> Iterator[str]:
+    """A warning if directions are swept at layers where the concept's vector is not."""
+    layers = Logits(unit).layers
+    if unit.directions and (alone := sorted(set(Controls(unit).layers) - set(layers))):
+        yield (
+            f"warning: other directions are swept at the layers {', '.join(map(str, alone))}, and "
+            "the concept's vector is not: it cannot be ranked among them there. Choose control "
+            f"layers among {', '.join(map(str, layers))}"
+        )
 
 
 def _costs(units: Sequence[Unit]) -> Iterator[str]:
