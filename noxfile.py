@@ -61,7 +61,7 @@ def lint(session: nox.Session) -> None:
 
 def run_tests(session: nox.Session, *selected: str) -> None:
     """Tests on every core, each on one thread: more would only wait for each other."""
-    install(session, "stats", "paper", "collect", groups=("test",))
+    install(session, "stats", "paper", "collect", groups=("test", "notebooks"))
     install_smollm2(session)
     one_thread = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
     session.run("pytest", "-n", "auto", *selected, *session.posargs, env=one_thread)
@@ -115,6 +115,14 @@ def browser(session: nox.Session) -> None:
         session.run(*f"{as_root}apt-get install -y -qq chromium".split(), external=True)
     install(session, groups=("test", "browser"))
     session.run("pytest", "tests/browser", *session.posargs)
+
+
+@nox.session
+def notebooks(session: nox.Session) -> None:
+    """The notebooks in docs/ run and saved anew, or `-- quickstart` (5 min, no GPU)."""
+    install(session, "stats", "collect", groups=("notebooks",))
+    install_smollm2(session)
+    session.run("python", "tests/notebooks.py", *session.posargs)
 
 
 @nox.session

@@ -1,8 +1,11 @@
 import sys
 import time
+import types
+from typing import Any
 
 import pytest
 from children import HANGS
+from tqdm import tqdm
 
 from steercube import progress
 from steercube.progress import Stage, clock, stage, timed
@@ -89,3 +92,40 @@ def test_a_stage_that_fails_ends_its_thread() -> None:
     with pytest.raises(ZeroDivisionError), stage("tables"):
         print(1 / (threading.active_count() - before - 1))
     assert threading.active_count() == before
+
+
+class ZMQInteractiveShell:
+    """What IPython's own is called in a kernel."""
+
+
+def test_a_notebook_shows_a_bar_though_it_is_no_terminal(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    kernel = types.SimpleNamespace(get_ipython=ZMQInteractiveShell)
+    assert not progress.in_notebook()
+    monkeypatch.setitem(sys.modules, "IPython", kernel)
+    monkeypatch.setattr(progress, "find_spec", lambda name: None)
+    assert progress.in_notebook()
+    with stage("tables", total=4, unit="table") as under_way:
+        under_way.advance(4)
+    assert "100%" in capsys.readouterr().err
+    monkeypatch.setitem(sys.modules, "IPython", types.SimpleNamespace(get_ipython=lambda: None))
+    assert not progress.in_notebook()
+
+
+def test_a_notebook_with_widgets_shows_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    shell = types.SimpleNamespace(get_ipython=ZMQInteractiveShell)
+    monkeypatch.setitem(sys.modules, "IPython", shell)
+    monkeypatch.setattr(progress, "find_spec", lambda name: object())
+    shown: list[str] = []
+
+    class Widget(tqdm):
+        def __init__(self, *args: Any, **kwargs: Any) -> None:
+            shown.append(kwargs["desc"])
+            super().__init__(*args, **{**kwargs, "disable": True})
+
+    monkeypatch.setitem(sys.modules, "tqdm.notebook", types.SimpleNamespace(tqdm=Widget))
+    with stage("tables", total=4, unit="table") as under_way:
+        under_way.advance(4)
+        under_way.skip(1)
+    assert shown == ["tables"]

@@ -9,28 +9,36 @@ from steercube.contract import RESPONSES, SCORED_LETTERS, STATUS, UNSTEERED_STRE
 from steercube.cube import Cube, as_cube, name_cells, status_of
 from steercube.measures import LOGIT_DIFF, Measure
 
+HOW = ("positions_steered", "layer_convention")
+"""Attributes that say how a cube was collected."""
+UNKNOWN = "not recorded"
+
+
+def _width(facts: xr.Dataset) -> int:
+    """Of the column of models: their longest name, and some space."""
+    return max([12, *(2 + len(str(model)) for model in facts["model"].values)])
+
 
 def summarise_cube(cube: Cube | xr.Dataset) -> str:
     """Readable summary: models, concepts and, for each grid, its layers and missing cells."""
     cube = as_cube(cube)
     facts = cube.labels
-    lines = [
-        f"{cube.attrs.get('title', 'A steering cube')}",
-        f"  steered at {cube.attrs.get('positions_steered', '?')}; "
-        f"{cube.attrs.get('layer_convention', '?')}",
-        "",
-        f"  {'model':<12}{'training':<11}{'blocks':>7}",
-    ]
+    width = _width(facts)
+    lines = [f"{cube.attrs.get('title', 'A steering cube')}"]
+    positions, convention = (cube.attrs.get(name, UNKNOWN) for name in HOW)
+    if {positions, convention} != {UNKNOWN}:
+        lines.append(f"  steered at {positions}; {convention}")
+    lines += ["", f"  {'model':<{width}}{'training':<11}{'blocks':>7}"]
     for model in facts["model"].values:
         of = facts.sel(model=model)
-        lines.append(f"  {model:<12}{of['training'].item():<11}{of['n_layers'].item():>7}")
+        lines.append(f"  {model:<{width}}{of['training'].item():<11}{of['n_layers'].item():>7}")
     lines += ["", f"  {'concept':<28}{'items':>6}{'valid':>7}"]
     for concept in facts["concept"].values if "item_id" in facts else ():
         of = facts.sel(concept=concept)
         n_items = int((of["item_id"] != "").sum())
         lines.append(f"  {concept:<28}{n_items:>6}{int(of['item_valid'].sum()):>7}")
     for path, grid in cube.grids.items():
-        lines += ["", *_grid_lines(path, grid, cube.measures[measure_name(path)])]
+        lines += ["", *_grid_lines(path, grid, cube.measures[measure_name(path)], width)]
     if LOGIT_DIFF.name in cube:
         lines += _one_letter_lines(cube[LOGIT_DIFF.name])
     if RESPONSES in cube:
@@ -38,7 +46,7 @@ def summarise_cube(cube: Cube | xr.Dataset) -> str:
     return "\n".join(lines)
 
 
-def _grid_lines(path: str, grid: xr.Dataset, measure: Measure) -> Iterator[str]:
+def _grid_lines(path: str, grid: xr.Dataset, measure: Measure, width: int) -> Iterator[str]:
     strengths = ", ".join(f"{s:+g}" for s in grid["strength"].values)
     units = "" if measure.units == "1" else f" ({measure.units})"
     yield f"  {path}{units} at strengths {strengths}"
@@ -52,7 +60,7 @@ def _grid_lines(path: str, grid: xr.Dataset, measure: Measure) -> Iterator[str]:
             layers = grid["layer"].values[complete.any([d for d in complete.dims if d != "layer"])]
             span = f"{layers.min()}-{layers.max()} ({len(layers)})" if len(layers) else "none"
             swept = f"layers {span}"
-        yield f"    {model:<12}{swept:<24}{int(complete.sum())} complete cells"
+        yield f"    {model:<{width}}{swept:<24}{int(complete.sum())} complete cells"
     yield from _missing_lines(path, status)
     if "generation_valid" in grid:
         share = float(grid["generation_valid"].mean())

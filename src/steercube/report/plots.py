@@ -34,8 +34,9 @@ def heatmap(study: Study, tables: Tables, ax: Axes | None = None) -> Axes:
     effects = tables["effects"]
     labels = model_labels(study)
     n_concepts = effects["concept"].nunique()
+    figure = _figure(ax, 1.4 + 1.1 * len(labels), 1.6 + 0.6 * n_concepts)
     with mpl.rc_context(STYLE):
-        ax = ax or _axes(1.4 + 1.1 * len(labels), 1.6 + 0.6 * n_concepts)
+        ax = ax or figure.subplots()
         width = ax.get_window_extent().transformed(ax.figure.dpi_scale_trans.inverted()).width
         draw_heat_map(ax, effects, labels, width / len(labels))
         notes = ["Cohen's d at the best layer, 95% over items", *notes_of_heat_map(effects)]
@@ -92,15 +93,16 @@ def _panels(
     concepts = study.concepts if concept is None else [concept]
     if ax is not None and len(concepts) > 1:
         raise ValueError(f"ax holds one panel: name the concept, one of {', '.join(concepts)}")
+    rows = -(-len(concepts) // 2)
+    single = len(concepts) == 1
+    figure = _figure(ax, *((6.0, 3.4) if single else (11.0, 3.0 * rows)))
     with mpl.rc_context(STYLE):
-        if len(concepts) == 1:
-            own = ax or _axes(6.0, 3.4)
+        if single:
+            own = ax or figure.subplots()
             draw(own, concepts[0])
             own.set_title(name_of(concepts[0]), loc="left")
             return own
-        rows = -(-len(concepts) // 2)
-        _, axes = plt.subplots(rows, 2, figsize=(11.0, 3.0 * rows), squeeze=False,
-                               layout="constrained")  # fmt: skip
+        axes = figure.subplots(rows, 2, squeeze=False)
         for panel, one in zip(axes.flat, concepts, strict=False):
             draw(panel, one)
             panel.set_title(name_of(one), loc="left")
@@ -109,5 +111,12 @@ def _panels(
         return np.array(axes.flat[: len(concepts)])
 
 
-def _axes(width: float, height: float) -> Axes:
-    return plt.subplots(figsize=(width, height), layout="constrained")[1]
+def _figure(ax: Axes | None, width: float, height: float) -> Any:
+    """The figure of `ax`, else a new one, which a notebook shows.
+
+    It is made outside of any style: the first figure of a session turns on a notebook's display of
+    figures, which the end of a style would turn off again.
+    """
+    if ax is not None:
+        return ax.figure
+    return plt.figure(figsize=(width, height), layout="constrained")
