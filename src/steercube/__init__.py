@@ -83,13 +83,23 @@ def __getattr__(name: str) -> Any:
             try:
                 return getattr(import_module(module), name)
             except ImportError as error:
-                if module.startswith("steercube.collect"):
-                    raise ImportError(
-                        f"steercube.{name} needs more packages ({error}); install them with "
-                        "`pip install -c constraints.txt -e '.[collect]'`"
-                    ) from error
-                raise
+                return _needing(name, error)
     raise AttributeError(f"module 'steercube' has no attribute {name!r}")
+
+
+def _needing(name: str, error: ImportError) -> Any:
+    """A function in place of one whose packages are missing, so that `help` still works."""
+    message = (
+        f"steercube.{name} needs more packages ({error}); install them with "
+        "`pip install -c constraints.txt -e '.[collect]'`"
+    )
+
+    def function(*args: Any, **kwargs: Any) -> Any:
+        raise ImportError(message)
+
+    function.__name__ = function.__qualname__ = name
+    function.__doc__ = f"{message[0].upper()}{message[1:]}."
+    return function
 
 
 def __dir__() -> list[str]:

@@ -10,6 +10,8 @@ import xarray as xr
 if TYPE_CHECKING:
     from steercube.notebook import Study
 
+__all__ = ["study_of"]
+
 
 def study_of(source: Any) -> "Study":
     """The study of a cube, of cells, or of one grid of these, without a contrast."""

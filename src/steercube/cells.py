@@ -61,6 +61,16 @@ from steercube.schema import (
     structure_violations,
 )
 
+__all__ = [
+    "Cells",
+    "as_cells",
+    "check_cells",
+    "compare_cells",
+    "compared_strengths",
+    "open_cells",
+    "save_cells",
+]
+
 SCHEMA_VERSION = 2
 REMEDY = "make it again from its cube with `steercube analyze`"
 DIMS = (

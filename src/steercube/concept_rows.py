@@ -33,6 +33,8 @@ from steercube.contract import SCORED_LETTERS
 from steercube.schema import name_violations, raise_if_any, read_json, read_text
 from steercube.words import did_you_mean
 
+__all__ = ["concept"]
+
 Rows: TypeAlias = str | Path | pd.DataFrame | Iterable[Mapping[str, Any]]
 MATCHING, OTHER = "answer_matching_behavior", "answer_not_matching_behavior"
 COLUMNS = ("id", "split", "question", "choices", *SCORED_LETTERS, "matching", MATCHING, OTHER)

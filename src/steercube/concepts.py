@@ -23,6 +23,8 @@ from typing import Any
 from steercube.contract import SCORED_LETTERS, Item
 from steercube.schema import name_violations, raise_if_any, read_text
 
+__all__ = ["Concept", "Question", "check_concepts", "read_concepts"]
+
 FIELDS = {"id": str, "split": str, "question": str, "choices": dict, "matching": str}
 SPLITS = ("train", "eval")
 FEWEST = 2

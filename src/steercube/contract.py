@@ -9,6 +9,8 @@ import numpy as np
 from steercube.measures import CELL, LOGIT_DIFF, MEASURES, SAMPLES, Measure
 from steercube.schema import Variable
 
+__all__ = ["GIVEN_ATTRIBUTES", "STATUS", "Item", "Model"]
+
 SCHEMA_VERSION = 2
 CONTRACT: dict[str, Any] = {"Conventions": "CF-1.11, ACDD-1.3", "schema_version": SCHEMA_VERSION}
 """Attributes of every cube."""

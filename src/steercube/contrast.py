@@ -6,6 +6,8 @@ from typing import Any
 
 from steercube.schema import raise_if_any
 
+__all__ = ["Contrast", "parse_contrast"]
+
 FORM = "VARIABLE:LOW:HIGH or VARIABLE:LOW:HIGH:HELD, such as training:base:instruct:n_layers"
 HELD = {"n_params": "size", "n_active_params": "active size", "n_layers": "number of blocks"}
 """Numbers of a model that may be held fixed, in words."""

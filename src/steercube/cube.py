@@ -82,6 +82,8 @@ from steercube.schema import (
     structure_violations,
 )
 
+__all__ = ["Cube", "as_cube", "blank_grid", "check_cube", "grid_of", "open_cube", "save_cube"]
+
 
 class Cube(Grids):
     """The grids and tables of a cube, by path; `attrs` are the attributes of the whole.

@@ -20,6 +20,8 @@ from steercube.replacing import require_no_loss
 from steercube.schema import name_violations, raise_if_any
 from steercube.words import did_you_mean
 
+__all__ = ["add_measure", "merge", "open", "save"]
+
 
 def open(path: str | Path) -> Cube | Cells:
     """The cube, or the cells, in a file: in memory, verified and checked.

@@ -12,6 +12,8 @@ import numpy as np
 
 from steercube.schema import Variable
 
+__all__ = ["MEASURES", "Measure", "measure_of"]
+
 KINDS = {
     "continuous": "any number",
     "binary": "0 or 1, or the share of an item's repeats that are 1",

@@ -10,6 +10,8 @@ from steercube.contract import ARCHITECTURES, Model
 from steercube.schema import name_violations, raise_if_any, read_toml
 from steercube.words import did_you_mean
 
+__all__ = ["Entry", "Weights", "find_model", "read_facts", "read_models"]
+
 MODELS = "data/models.toml"
 """Default file of model entries."""
 DTYPES = ("float32", "bfloat16", "float16")

@@ -29,6 +29,8 @@ from steercube.files import open as open_file
 from steercube.progress import stage
 from steercube.words import did_you_mean
 
+__all__ = ["HierarchicalPosterior", "Plots", "Study", "study"]
+
 Source = Cube | Cells | xr.Dataset | str | Path
 
 

@@ -30,6 +30,8 @@ from steercube.progress import Report, stage
 from steercube.schema import name_violations, raise_if_any
 from steercube.words import did_you_mean
 
+__all__ = ["decoder", "extract", "load", "sweep"]
+
 OF_EXTRACTION = ("controls", "convention", "n_pairs", "seed")
 """Fields of a plan that its vectors depend on."""
 MEASURED = {"measures": "outcomes"}

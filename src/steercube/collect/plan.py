@@ -10,6 +10,8 @@ from steercube.schema import raise_if_any
 from steercube.streams import SEED
 from steercube.words import did_you_mean
 
+__all__ = ["CONVENTIONS", "POSITIONS", "Plan", "layers_of"]
+
 POSITIONS = {"all": "every position", "answer": "the positions after the user's turn"}
 """Where vectors are added."""
 CONVENTIONS = {

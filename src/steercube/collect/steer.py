@@ -19,6 +19,8 @@ from steercube.collect.vectors import OWN
 from steercube.schema import raise_if_any
 from steercube.words import did_you_mean
 
+__all__ = ["Steered", "steer"]
+
 
 class Steered:
     """What steering has changed so far; printed, it is a line for each layer.
