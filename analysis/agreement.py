@@ -16,7 +16,7 @@ print(table.loc[shown, columns].to_string(index=False, na_rep="", float_format="
 layers = study.table("layer_effects").dropna(subset=["delta", "generation_delta"])
 figure, axes = plt.subplots(1, 3, figsize=(12, 4), layout="constrained")
 for ax, (concept, of) in zip(axes, layers.groupby("concept"), strict=False):
-    for model, points in of.groupby("model"):
+    for model, points in of.groupby("model", sort=False):
         ax.plot(points["delta"], points["generation_delta"], "o", markersize=4, label=model)
     ax.set(title=concept, xlabel="delta of the logits (nats)", ylabel="delta of the answers")
 axes[0].legend(frameon=False)

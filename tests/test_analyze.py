@@ -114,6 +114,7 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     )
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("quick")
 def test_cells_are_rebuilt_from_the_cube_and_compared(
     here: Path, capsys: pytest.CaptureFixture[str]
@@ -282,6 +283,7 @@ def test_without_a_contrast_what_compares_models_is_left_out(analysed: Path) -> 
     assert "The interval depends on what one lets vary" not in text
 
 
+@pytest.mark.slow
 def test_a_contrast_compares_models_and_stands_in_the_manifest_and_the_post(
     here: Path, cells: xr.Dataset, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -296,6 +298,7 @@ def test_a_contrast_compares_models_and_stands_in_the_manifest_and_the_post(
     assert not OF_A_CONTRAST & tables_of(here)
 
 
+@pytest.mark.slow
 def test_the_contrast_of_a_ledger_is_asked_unless_another_is(here: Path, cells: xr.Dataset) -> None:
     save_cells(cells, here / "data" / "mine.cells.nc")
     (here / "paper").mkdir()
@@ -320,6 +323,7 @@ words = {rl = "full RL"}
 """
 
 
+@pytest.mark.slow
 def test_models_of_a_third_label_are_left_out_of_the_contrast_and_named(
     here: Path, six: xr.Dataset
 ) -> None:
@@ -349,7 +353,7 @@ WRONG_CONTRASTS = {
     ),
     "two unknown labels": ("training:a:b", "no swept model has the training 'a' or 'b'"),
     "one label twice": ("training:rl:rl", "write VARIABLE:LOW:HIGH", "two labels that differ"),
-    "no label": ("training", "--contrast training: write VARIABLE:LOW:HIGH"),
+    "no label": ("training", "contrast 'training': write VARIABLE:LOW:HIGH"),
     "an empty label": ("training::rl", "write VARIABLE:LOW:HIGH"),
 }
 

@@ -10,7 +10,7 @@ from steercube import analysis
 PACKAGE = Path(analysis.__file__).parents[1]
 COLLECTING = {"torch", "transformers", "accelerate", "gguf"}
 STAGES = [
-    *("schema", "words", "numerals", "streams", "progress", "netcdf", "measures", "contract"),
+    *("words", "schema", "numerals", "streams", "progress", "netcdf", "measures", "contract"),
     *("labels", "cube", "merging", "summary", "replacing", "from_table", "answers"),
     *("concepts", "concept_rows", "models", "published_study", "collect", "cells"),
     *("version_1", "contrast", "estimate"),

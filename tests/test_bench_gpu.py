@@ -73,6 +73,7 @@ def test_the_arithmetic_is_that_of_the_weights_and_of_attention() -> None:
     assert of_none < of_answer < of_all
 
 
+@pytest.mark.slow
 def test_without_netcdf_a_bare_machine_runs_it_but_for_the_files() -> None:
     program = """
 import sys

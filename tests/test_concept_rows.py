@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import pytest
 from builders import ROOT
@@ -81,12 +82,22 @@ def test_every_row_that_cannot_be_scored_is_named() -> None:
         {"question": "two?", "A": "yes", "B": "yes", "matching": "A"},
         {**as_published("train")[0], "question": "(A) (B) (C)"},
         {"A": "yes", "B": "nay", "matching": "A"},
+        {**rows("train")[0], "split": "eval"},
+        {**as_published("train")[0], "matching": "B"},
+        {**as_published("train")[0], "A": "yes", "B": "nay"},
+        {"question": "bare?", "matching": "A"},
+        {**rows("train")[0], "choices": {"A": "one", "B": "other"}},
     ]
     with pytest.raises(ValueError) as error:
         concept(wrong, rows("eval"))
     for part in (
-        *("pairs, row 1: has the unknown column 'C'", "row 2: both choices are the same"),
-        *("row 3: its question offers ['A', 'B', 'C']", "row 4: field 'question' is None"),
+        *("pairs: has the unknown column 'C'", "row 2: both choices are the same"),
+        *("row 3: its question offers ['A', 'B', 'C']", "row 4: field 'question' is missing"),
+        "row 5: its split is 'eval', but it is given among the train",
+        "row 6: holds both answer_matching_behavior and matching",
+        "row 7: holds both answer_matching_behavior and A and B",
+        "row 8: its question offers no choices",
+        "row 9: holds both choices and A and B",
     ):
         assert part in str(error.value)
 
@@ -115,3 +126,37 @@ def test_what_would_bias_the_answers_is_said() -> None:
 
 def test_it_prints_in_one_line() -> None:
     assert repr(concept(rows("train"), rows("eval", 6))) == "Concept 'concept': 4 pairs, 6 items"
+
+
+def test_items_that_are_pairs_are_said() -> None:
+    with pytest.warns(UserWarning, match="items, row 1 repeats the question of pairs, row 1"):
+        concept(rows("train"), rows("train"))
+
+
+def test_ids_and_answers_that_are_numbers_or_missing() -> None:
+    given = pd.DataFrame(rows("train")).assign(id=[1, 2, np.nan, 4], A=[1, 2, 3, 4])
+    found = concept(given, rows("eval"), name="mine").train
+    assert [question.id for question in found] == ["1", "2", "mine/train/003", "4"]
+    assert found[0].prompt.endswith("(A) 1\n (B) nay")
+    for missing in (None, np.float32("nan"), pd.NA, pd.NaT):
+        of = [{**row, "id": missing} for row in rows("train")]
+        assert concept(of, rows("eval"), name="mine").train[0].id == "mine/train/001"
+
+
+def test_files_are_read_as_the_command_line_reads_them(tmp_path: Path) -> None:
+    path = tmp_path / "mine.jsonl"
+    both = [{**row, "id": f"{split}/{i}", "split": split, "choices": {"A": row["A"], "B": row["B"]}}
+            for split in ("train", "eval") for i, row in enumerate(rows(split))]  # fmt: skip
+    for row in both:
+        del row["A"], row["B"]
+        row["question"] += "\u2028why?"
+    path.write_text("\n".join(json.dumps(row, ensure_ascii=False) for row in both) + "\n")
+    assert concept(path).sha256 == read_concepts(path)["mine"].sha256
+    path.write_text('{"id": "1", "id": "2"}\n')
+    with pytest.raises(ValueError, match="appear more than once"):
+        concept(path)
+    (tmp_path / "latin.csv").write_bytes("question\nwhät\n".encode("latin-1"))
+    (tmp_path / "empty.csv").write_text("")
+    for name in ("latin", "empty"):
+        with pytest.raises(ValueError, match=rf"{name}\.csv: is not a table in UTF-8"):
+            concept(tmp_path / f"{name}.csv", rows("eval"))

@@ -109,7 +109,7 @@ UNUSABLE: dict[str, tuple[Spoil, str]] = {
         lambda e: e[2].update(matching="C"),
         r"honesty\.jsonl:3: matching answer 'C' is not a scored letter",
     ),
-    "a missing field": (lambda e: e[0].pop("question"), r":1: field 'question' is None"),
+    "a missing field": (lambda e: e[0].pop("question"), r":1: field 'question' is missing"),
     "an unknown split": (lambda e: e[0].update(split="test"), r":1: split is 'test'"),
     "an empty question": (lambda e: e[0].update(question=" "), r":1: question is empty"),
     "an empty choice": (lambda e: e[0]["choices"].update(A=""), r":1: a choice is empty"),

@@ -24,7 +24,7 @@ def test_anything_else_is_refused_with_what_to_write(text: str) -> None:
         ValueError, match="write VARIABLE:LOW:HIGH or VARIABLE:LOW:HIGH:HELD"
     ) as refused:
         parse_contrast(text)
-    assert f"--contrast {text}:" in str(refused.value)
+    assert f"contrast {text!r}:" in str(refused.value)
     assert "two labels that differ" in str(refused.value)
 
 

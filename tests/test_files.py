@@ -1,6 +1,7 @@
 """Files from Python: opened by what they hold, never silently replaced."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -83,6 +84,8 @@ def test_a_judges_score_stands_beside_the_logits() -> None:
         ({"table": ROWS.drop(columns="strength")}, "the table .*has no column 'strength'"),
         ({"table": ROWS.assign(judge="me")}, "has the unknown column 'judge'"),
         ({"table": ROWS.assign(value=np.nan)}, "the table: holds no value"),
+        ({"table": ROWS.assign(strength="one")}, "column 'strength' holds text"),
+        ({"table": pd.concat([ROWS, ROWS["item"]], axis=1)}, "column\\(s\\) item more than once"),
     ],
 )
 def test_what_cannot_be_used_is_named(change: dict[str, object], message: str) -> None:
@@ -94,3 +97,25 @@ def test_what_cannot_be_used_is_named(change: dict[str, object], message: str) -
 def test_facts_may_be_records_too() -> None:
     given = {"mine": make_model("mine", "sft")}
     assert add_measure(ROWS, "score", models=given)["score"]["n_params"] == given["mine"].n_params
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda rows: rows.convert_dtypes(),
+        lambda rows: rows.astype({"model": "category", "concept": "category", "item": "category"}),
+        lambda rows: rows.astype({"strength": "Int64", "value": object}),
+        lambda rows: rows.assign(layer=pd.Series(2, rows.index, dtype="Int64").astype("category")),
+        lambda rows: rows.assign(letter=pd.Categorical([None, "A", "B"] * 12)).assign(
+            letter=lambda table: table["item"].map(lambda item: "AB"[int(item[1:]) % 2])
+        ),
+        lambda rows: rows.assign(direction=pd.Categorical(["", None, ""] * 12)),
+        lambda rows: rows.assign(repeat=pd.array([1] * 36, dtype="Int64")),
+    ],
+)
+def test_columns_of_any_kind_give_the_same_numbers(change: Any, tmp_path: Path) -> None:
+    wanted = add_measure(ROWS, "score", models=FACTS)["score"]["score"].values
+    found = add_measure(change(ROWS), "score", models=FACTS)
+    np.testing.assert_array_equal(np.ravel(found["score"]["score"].values), np.ravel(wanted))
+    save(found, tmp_path / "mine.nc")
+    assert len(open(tmp_path / "mine.nc").steercube.effects("delta")) == 1

@@ -12,10 +12,11 @@ from matplotlib import pyplot as plt
 from matplotlib.figure import Figure
 
 from steercube.analysis.conclusions.tables import conclude
+from steercube.analyze import analyze
 from steercube.cells import as_cells
 from steercube.contrast import parse_contrast
 from steercube.cube import as_cube
-from steercube.files import save
+from steercube.files import add_measure, save
 from steercube.notebook import Study, study
 
 CONTRAST = "training:distilled:rl"
@@ -38,6 +39,7 @@ def made(six: xr.Dataset) -> Study:
     return study(six, contrast=CONTRAST)
 
 
+@pytest.mark.slow
 def test_tables_are_those_of_the_command_line(six: xr.Dataset, made: Study) -> None:
     wanted = conclude(
         study_of(six, parse_contrast(CONTRAST)), only=["effects", "contrast_effect", "conclusions"]
@@ -50,6 +52,7 @@ def test_tables_are_those_of_the_command_line(six: xr.Dataset, made: Study) -> N
     assert set(made.effects("cohens_d")["estimand"]) == {"cohens_d"}
 
 
+@pytest.mark.slow
 def test_a_cube_a_file_a_grid_and_cells_are_the_same_study(tmp_path: Path) -> None:
     cube = make_cube(np.random.default_rng(1))
     cells = reduce_to_cells(cube)
@@ -72,7 +75,7 @@ def test_nothing_is_reduced_before_it_is_asked_for(monkeypatch: pytest.MonkeyPat
     """So that a notebook's completion, which looks at attributes, does not wait for a minute."""
     from steercube import notebook
 
-    monkeypatch.setattr(notebook, "reduce_to_cells", lambda *_, **__: pytest.fail("reduced"))
+    monkeypatch.setattr(notebook, "cells_from_cube", lambda *_, **__: pytest.fail("reduced"))
     cube = make_cube(np.random.default_rng(1))
     found = study(cube, contrast=CONTRAST)
     assert "3 models x 2 concepts" in repr(found)
@@ -176,8 +179,12 @@ def test_a_posterior_comes_as_the_installed_arviz_has_it(made: Study) -> None:
     assert dict(draws.sizes) == {"chain": 4, "draw": 50}
     again = made.posterior().to_arviz(n_draws=50).posterior
     np.testing.assert_array_equal(draws["contrast"], again["contrast"])
-    with pytest.raises(ValueError, match="no posterior of cohens_d"):
+    with pytest.raises(ValueError, match="no posterior of the contrast: it needs models of"):
         made.among(model="a").posterior()
+    with pytest.raises(ValueError, match="no posterior of cohens_d"):
+        made.among(model="a").comparing(None).posterior()
+    with pytest.raises(ValueError, match="outcome 'cohens' is none of"):
+        made.posterior("cohens")
 
 
 def test_without_arviz_draws_are_a_tree(made: Study, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -197,3 +204,86 @@ def test_the_tree_can_be_saved(made: Study, tmp_path: Path) -> None:
             saved["/cells/logit_diff"]["estimate"], tree["/cells/logit_diff"]["estimate"]
         )
         assert saved["/tables/conclusions"]["verdict"].dtype.kind in "OUT"
+
+
+def test_a_part_of_a_study_keeps_its_plots_directions_and_other_measures(
+    rng: np.random.Generator,
+) -> None:
+    cube = with_controls(make_cube(rng), rng)
+    rows = cube["logit_diff"]["logit_diff"].to_series().dropna().rename("value").reset_index()
+    ids = cube["logit_diff"]["item_id"].to_series().to_dict()
+    rows["item"] = [ids[key] for key in zip(rows["concept"], rows["sample"], strict=True)]
+    both = add_measure(rows.drop(columns="sample"), "judge", to=cube)
+    whole = study(both)
+    left = whole.without(model="small")
+    assert left.plot.items("humour").has_data()
+    plt.close("all")
+    for name in ("ranks", "other_measures", "effects_long"):
+        table = whole.table(name)
+        wanted = table[table["model"] != "small"].reset_index(drop=True)
+        pd.testing.assert_frame_equal(left.table(name), wanted)
+    assert set(left.to_datatree()["/cells"].children) == {"logit_diff", "judge"}
+    assert "2 models x 2 concepts" in repr(left)
+
+
+@pytest.mark.slow
+def test_a_study_of_a_cube_has_the_fits_of_single_items_too(tmp_path: Path) -> None:
+    """So that its tables are those that `analyze` writes, row by row."""
+    cube = make_cube(np.random.default_rng(11), models=SIX_MODELS)
+    (tmp_path / "data").mkdir()
+    save(cube, tmp_path / "data" / "mine.nc")
+    analyze(tmp_path / "data", tmp_path / "paper", contrast=parse_contrast(CONTRAST), nuts=False,
+            report=lambda line: None)  # fmt: skip
+    found = study(cube, contrast=CONTRAST)
+    for name in ("contrast_effect", "variance_components", "effects_long"):
+        written = pd.read_csv(tmp_path / "paper" / "mine" / "tables" / f"{name}.csv")
+        assert len(found.table(name)) == len(written)
+        column = "value" if "value" in written else "estimate"
+        np.testing.assert_allclose(
+            found.table(name)[column].astype(float), written[column], rtol=1e-6, equal_nan=True
+        )
+
+
+def test_what_is_left_of_a_study_must_be_something(made: Study) -> None:
+    with pytest.raises(ValueError, match="no model is left"):
+        made.among(model=[])
+    with pytest.raises(ValueError, match="no concept is left"):
+        made.without(concept=["honesty", "humour"])
+    assert made.among(model=["a", "a"]).models == ["a"]
+    assert made.comparing(None).contrast is None
+    assert "contrast_effect" not in made.comparing(None).tables
+
+
+def test_strengths_that_were_not_swept_are_refused_at_once() -> None:
+    cube = make_cube(np.random.default_rng(2), strengths=(-4.0, 0.0, 4.0))
+    with pytest.raises(ValueError, match=r"compare others, as sc.study\(cube, compare=\(-4, 4\)\)"):
+        study(cube)
+    assert len(study(cube, compare=(-4, 4)).effects("delta"))
+    for compare in (4, (1, 2, 3)):
+        with pytest.raises(ValueError, match="give two strengths"):
+            study(cube, compare=compare)  # type: ignore[arg-type]
+
+
+def test_other_kinds_of_objects_are_refused_by_name(made: Study) -> None:
+    with pytest.raises(TypeError, match="not NoneType"):
+        study(None)  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match="Study is neither a cube, nor cells"):
+        save(made, "mine.nc")  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match="ax must be matplotlib axes, not str"):
+        made.plot.heatmap("delta")
+    with pytest.raises(FileNotFoundError, match=r"nope\.toml: no such file"):
+        study(made.cells, claims="nope.toml")
+
+
+def test_labels_that_a_cube_lacks_are_refused_by_name() -> None:
+    cube = as_cube(make_cube(np.random.default_rng(2)))
+    with pytest.raises(KeyError, match="'logitdiff' is none of logit_diff; did you mean"):
+        cube["logitdiff"]
+    with pytest.raises(KeyError, match="concept 'humor' is none of honesty, humour"):
+        cube.sel(concept="humor")
+
+
+def test_rows_of_every_layer_say_why_a_number_is_missing(made: Study) -> None:
+    frame = made.to_frame()
+    assert (frame["reason"] == "")[frame["value"].notna()].any()
+    assert (frame.loc[frame["value"].isna(), "reason"] != "").all()

@@ -11,7 +11,7 @@ import pytest
 import xarray as xr
 from builders import ROOT, STUDY, make_items, make_model, needs_study
 
-from steercube import study
+from steercube import published_study
 from steercube.cube import Cube, check_cube, open_cube, save_cube
 from steercube.measures import PUBLISHED, READ
 from steercube.models import read_facts
@@ -41,7 +41,7 @@ def sweep_rows() -> pd.DataFrame:
                 difference = sign * (a - b)
                 row = ["4B", "honesty", layer, strength, index, answer, a, b, a - b, difference]
                 rows.append(row)
-    return pd.DataFrame(rows, columns=study.SWEEP_COLUMNS)
+    return pd.DataFrame(rows, columns=published_study.SWEEP_COLUMNS)
 
 
 def spoil(column: str, value: object, row: int = 4) -> Callable[[pd.DataFrame], pd.DataFrame]:
@@ -92,7 +92,7 @@ def test_an_empty_file(tmp_path: Path) -> None:
 
 def test_rates_are_checked(tmp_path: Path) -> None:
     rates = pd.DataFrame([[2, 0.5, 0.6, 0.4, 0.2, 0.9], [3, 0.5, 0.6, 0.4, 0.2, 1.0]])
-    rates.columns = study.RATE_COLUMNS
+    rates.columns = published_study.RATE_COLUMNS
     rates.to_csv(tmp_path / "rates.csv", index=False)
     assert len(read_rates(tmp_path / "rates.csv", MODEL)) == 2
     for column, value, message in [
@@ -108,7 +108,7 @@ def test_rates_are_checked(tmp_path: Path) -> None:
 def test_responses_are_checked(tmp_path: Path) -> None:
     prompts = [{"prompt": "Is it? (A) yes (B) no", "matching_answer": "(A)"}]
     rows = [[2, s, 0, "Is it? (A)", "(A) yes", "(A)", True, True] for s in (-1.0, 0.0, 1.0)]
-    frame = pd.DataFrame(rows, columns=study.RESPONSE_COLUMNS)
+    frame = pd.DataFrame(rows, columns=published_study.RESPONSE_COLUMNS)
     frame.to_csv(tmp_path / "responses.csv", index=False)
     read = read_responses(tmp_path / "responses.csv", MODEL, prompts)
     assert read["published_match"].tolist() == read["generation_match"].tolist() == [1, 1, 1]
@@ -203,7 +203,7 @@ def served(mirror: Path) -> Iterator[str]:
 def few(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Only three of the files are asked for, so that a download is quick."""
     chosen = [SWEEP, *(path for path in needed() if path.startswith("data/corrigible"))]
-    monkeypatch.setattr(study, "needed", lambda: chosen)
+    monkeypatch.setattr(published_study, "needed", lambda: chosen)
     return chosen
 
 
@@ -312,7 +312,7 @@ def test_invalid_items_are_sycophancys_alone(imported: Cube) -> None:
 def test_published_rates_are_whole_numbers_of_sixty(imported: Cube) -> None:
     """What PROMPTS_PER_RATE is read from: 20 prompts at 3 strengths."""
     valid = imported["generation_rate"]["generation_valid_rate"].values
-    counts = valid[np.isfinite(valid)] * 3 * study.PROMPTS_PER_RATE
+    counts = valid[np.isfinite(valid)] * 3 * published_study.PROMPTS_PER_RATE
     assert counts == pytest.approx(np.round(counts), abs=1e-9)
 
 

@@ -128,7 +128,8 @@ def blocks_of(made: Any) -> Any:
 
 def decoder(kind: str = "llama", **options: Any) -> Decoder:
     joined = options.pop("letters_joined", False)
-    return decoder_of(model(kind, **options), tokenizer(letters_joined=joined), name=f"tiny-{kind}")
+    made = model(kind, **options).requires_grad_(False)
+    return decoder_of(made, tokenizer(letters_joined=joined), name=f"tiny-{kind}")
 
 
 def save(kind: str, folder: Path) -> Path:

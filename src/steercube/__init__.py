@@ -11,13 +11,14 @@ From Python, in the order in which one needs them::
     cube = sc.sweep(decoder, concept, vectors, strengths=(-1, 0, 1), layers="0.3:1.0",
                     measures=("logit", "generation"), out="mine.nc")
     with sc.steer(decoder, vectors, layer=14, strength=1.5):
-        model.generate(...)                     # use what was found
+        decoder.model.generate(...)             # use what was found
 
     cube = sc.open("mine.nc")                   # a cube or cells, from a file
     study = sc.study(cube, contrast="training:base:instruct")
     study.effects()                             # every estimand at the best layer, with intervals
-    study.table("contrast_effect"), study.tables
-    study.without(model="8B").table("contrast_effect")
+    study.tables                                # what each table holds, by name
+    study.table("training_effect")              # or "contrast_effect": whatever is compared
+    study.without(model="8B").table("training_effect")
     study.plot.heatmap(), study.plot.layers("sycophancy")
     study.posterior().summary()
 

@@ -239,7 +239,7 @@ def cells_of(
     cube = open_cube(cube_path)
     if compare is not None:
         cube = comparing(cube, primary(cube, measure), compare)
-    rebuilt = _from_cube(cube, contrast, posteriors, report, measure=measure)
+    rebuilt = cells_from_cube(cube, contrast, posteriors, report, measure=measure)
     if not cells_path.exists():
         report(f"  {cells_path} is new")
         return rebuilt, True
@@ -276,7 +276,7 @@ def primary(of: Cells | Cube, asked: str | None = None) -> str:
         raise ValueError(WITHOUT_OWN.format(names=", ".join(of)))
     if asked is not None and asked not in names:
         raise ValueError(
-            f"--measure {asked}: none of {', '.join(names)}{did_you_mean(asked, names)}"
+            f"measure {asked!r} is none of {', '.join(names)}{did_you_mean(asked, names)}"
         )
     return asked or (LOGIT_DIFF.name if LOGIT_DIFF.name in names else names[0])
 
@@ -307,7 +307,7 @@ def _require_compared(
         )
 
 
-def _from_cube(
+def cells_from_cube(
     cube: Cube,
     contrast: Contrast | None,
     posteriors: Path | None,
@@ -315,6 +315,7 @@ def _from_cube(
     *,
     measure: str | None = None,
 ) -> Cells:
+    """The cells of a cube, with the fits of single items; the slow ones with `posteriors`."""
     with stage("  reducing the cube") as under_way:
         asked = measure or LOGIT_DIFF.name
         cells = reduce_to_cells(cube, measure=asked, report=under_way.at)

@@ -109,6 +109,18 @@ class Line:
         return matching, next(a for a in SCORED_LETTERS if a != matching)
 
     @property
+    def options(self) -> dict[str, str]:
+        """The text of each choice by its letter, also where the question offers them itself."""
+        if "choices" in self.entry:
+            return dict(self.entry["choices"])
+        offered = re.search(r"\(A\)(.*?)\(B\)(.*)", self.entry["question"], re.DOTALL)
+        return (
+            dict(zip(SCORED_LETTERS, map(str.strip, offered.groups()), strict=True))
+            if offered
+            else {}
+        )
+
+    @property
     def words(self) -> list[str]:
         """The words of the question."""
         kept = "".join(c if c.isalnum() else " " for c in self.entry["question"].lower())
@@ -215,7 +227,7 @@ def read_lines(path: Path) -> tuple[list[Line], list[str]]:
             problems.append(f"{where}: is blank; every line must be a question")
             continue
         try:
-            entry = json.loads(text, object_pairs_hook=_each_once)
+            entry = json.loads(text, object_pairs_hook=each_once)
         except (ValueError, RecursionError) as error:
             problems.append(f"{where}: is not JSON ({error})")
             continue
@@ -226,7 +238,7 @@ def read_lines(path: Path) -> tuple[list[Line], list[str]]:
     return lines, problems
 
 
-def _each_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+def each_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     """A dict of the pairs; raises ValueError for duplicate fields, of which json keeps the last."""
     names = [name for name, _ in pairs]
     if repeated := sorted({name for name in names if names.count(name) > 1}):
@@ -239,7 +251,9 @@ def field_problems(entry: Any) -> list[str]:
     if not isinstance(entry, dict):
         return [f"is {entry!r}, not an object with the fields {', '.join(FIELDS)}"]
     problems = [
-        f"field {name!r} is {entry.get(name)!r}; it must be {kind.__name__}"
+        f"field {name!r} is {entry[name]!r}; it must be {kind.__name__}"
+        if name in entry
+        else f"field {name!r} is missing"
         for name, kind in FIELDS.items()
         if not isinstance(entry.get(name), kind)
     ]
@@ -306,10 +320,10 @@ def biased(path: str | Path, lines: Sequence[Line]) -> list[str]:
 def _length_skew(lines: Sequence[Line]) -> float:
     """(items whose matching option is longer - items where it is shorter) / items."""
     signs = []
-    for line in (line for line in lines if "choices" in line.entry):
-        matching, other = (len(line.entry["choices"][letter]) for letter in line.letters)
+    for line in lines:
+        matching, other = (len(line.options.get(letter, "")) for letter in line.letters)
         signs.append((matching > other) - (matching < other))
-    return sum(signs) / max(1, len(signs))
+    return sum(signs) / len(signs)
 
 
 def _duplicates(lines: Sequence[Line]) -> list[str]:

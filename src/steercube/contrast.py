@@ -77,7 +77,7 @@ def parse_contrast(text: str) -> Contrast:
     """
     parts = [part.strip() for part in text.split(":")]
     if len(parts) not in (3, 4) or not all(parts) or parts[1] == parts[2]:
-        raise ValueError(f"--contrast {text}: write {FORM}, with two labels that differ")
+        raise ValueError(f"contrast {text!r}: write {FORM}, with two labels that differ")
     by, low, high, *held = parts
     return Contrast(by, low, high, holding=held[0] if held else "n_params")
 

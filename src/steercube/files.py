@@ -23,12 +23,15 @@ from steercube.words import did_you_mean
 __all__ = ["add_measure", "merge", "open", "save"]
 
 
-def open(path: str | Path) -> Cube | Cells:
+def open(path: str | Path) -> Any:
     """The cube, or the cells, in a file: in memory, verified and checked.
 
     `cube["logit_diff"]` is a Dataset (model, concept, layer, strength, sample), and
-    `cube.steercube` has its statistics. Raises FileNotFoundError, and ValueError that lists every
-    rule that the file breaks, or says that it is damaged.
+    `cube.steercube` has its statistics. The vectors of a sweep (`mine.vectors.nc`) are a Dataset
+    (model, concept, direction, layer, hidden); choose one model and concept for `sc.steer`.
+
+    Raises FileNotFoundError, and ValueError that lists every rule that the file breaks, or says
+    that it is damaged.
     """
     file = Path(path)
     if not file.exists():
@@ -37,8 +40,10 @@ def open(path: str | Path) -> Cube | Cells:
             f"{file}: no such file ({file.absolute().parent} has {', '.join(beside) or 'no .nc'})"
             f"{did_you_mean(file.name, beside)}"
         )
-    is_cells = "cells_version" in load_groups(file)[ROOT].attrs
-    return open_cells(file) if is_cells else open_cube(file)
+    root = load_groups(file)[ROOT]
+    if "vector" in root:
+        return root
+    return open_cells(file) if "cells_version" in root.attrs else open_cube(file)
 
 
 def save(what: Cube | Cells | xr.Dataset, path: str | Path) -> None:
@@ -50,6 +55,8 @@ def save(what: Cube | Cells | xr.Dataset, path: str | Path) -> None:
     if isinstance(what, Cells):
         save_cells(what, path)
         return
+    if not isinstance(what, Cube | xr.Dataset):
+        raise TypeError(f"{type(what).__name__} is neither a cube, nor cells, nor a grid of a cube")
     cube = as_cube(what)
     require_no_loss(Path(path), cube)
     save_cube(cube, path)

@@ -32,7 +32,8 @@ from steercube.words import did_you_mean
 REQUIRED = ("model", "concept", "item", "strength", "value")
 OPTIONAL = ("layer", "direction", "repeat", "letter")
 TEXTS = ("model", "concept", "item", "direction", "letter")
-"""Columns of labels; the others hold numbers."""
+"""Columns of labels."""
+NUMBERS = ("strength", "value", "layer")
 MISSING = ("", "NA", "nan", "NaN")
 """How a number that is missing is written."""
 PAIR = ["model", "concept"]
@@ -63,13 +64,11 @@ def read_rows(path: str | Path) -> pd.DataFrame:
 
 def checked_rows(rows: pd.DataFrame, *, what: str) -> pd.DataFrame:
     """The rows that have a value, checked as `read_rows` says; `what` names the table."""
-    rows = rows.assign(
-        **{
-            name: rows[name].map(str, na_action="ignore")
-            for name in TEXTS
-            if name in rows and not pd.api.types.is_string_dtype(rows[name])
-        }
-    )
+    if repeated := sorted({str(name) for name in rows.columns[rows.columns.duplicated()]}):
+        raise ValueError(f"{what}: has the column(s) {', '.join(repeated)} more than once")
+    # Categories, numbers that may be missing, and the like become plain text and plain numbers.
+    rows = rows.assign(**{name: _texts(rows[name]) for name in TEXTS if name in rows})
+    rows = rows.assign(**{name: _numbers(rows[name]) for name in NUMBERS if name in rows})
     known, there = (*REQUIRED, *OPTIONAL), list(map(str, rows))
     problems = [
         f"has no column {name!r}; it has {', '.join(there)}{did_you_mean(name, there)}"
@@ -81,7 +80,7 @@ def checked_rows(rows: pd.DataFrame, *, what: str) -> pd.DataFrame:
         for name in rows
         if name not in known
     ]
-    for name in ("strength", "value", "layer"):
+    for name in NUMBERS:
         if name in rows and not pd.api.types.is_numeric_dtype(rows[name]):
             problems.append(f"column {name!r} holds text, where numbers belong")
     for name in ("model", "concept", "item", "strength"):
@@ -92,6 +91,18 @@ def checked_rows(rows: pd.DataFrame, *, what: str) -> pd.DataFrame:
     if not rows["value"].notna().any():
         raise ValueError(f"{what}: holds no value")
     return rows[rows["value"].notna()].reset_index(drop=True)
+
+
+def _texts(column: pd.Series) -> pd.Series:
+    return column.astype(object).map(str, na_action="ignore").where(column.notna(), np.nan)
+
+
+def _numbers(column: pd.Series) -> pd.Series:
+    """The column as float64, or as it is where it holds something else."""
+    try:
+        return pd.to_numeric(column.astype(object)).astype("float64")
+    except (ValueError, TypeError):
+        return column
 
 
 def measure_cube(

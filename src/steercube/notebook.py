@@ -11,22 +11,34 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import xarray as xr
 
 from steercube.analysis.conclusions.claims import Claim, Ledger, read_ledger
 from steercube.analysis.conclusions.tables import TABLES, Tables
-from steercube.analysis.over_models.cell_effects import cell_effects, primary_terms, why_not
+from steercube.analysis.over_models.cell_effects import (
+    OUTCOMES,
+    cell_effects,
+    primary_terms,
+    why_not,
+)
 from steercube.analysis.over_models.nuts import as_arviz
 from steercube.analysis.over_models.posterior import Posterior, posterior_of
-from steercube.analysis.per_cell.reduce import cells as reduce_to_cells
+from steercube.analysis.per_cell.reduce import is_reducible, lacking
 from steercube.analysis.view import Study as View
-from steercube.analyze import asked_contrast, comparing, primary, require_labels
-from steercube.cells import Cells, as_cells, check_cells
+from steercube.analyze import (
+    asked_contrast,
+    cells_from_cube,
+    comparing,
+    primary,
+    require_labels,
+)
+from steercube.cells import REASONS, Cells, as_cells, check_cells
 from steercube.contrast import Contrast, parse_contrast
 from steercube.cube import Cube, as_cube
 from steercube.files import open as open_file
-from steercube.progress import stage
+from steercube.schema import raise_if_any
 from steercube.words import did_you_mean
 
 __all__ = ["HierarchicalPosterior", "Plots", "Study", "study"]
@@ -45,8 +57,8 @@ def study(
     """The statistics of a cube or of cells, and what may be concluded from them.
 
     - `source`: a cube, cells, one grid of a cube, or the path of a file.
-    - `contrast`: models to compare, as "training:base:instruct": a label of theirs and two of its
-      values; or "training:base:instruct:n_layers" to hold that fixed in place of size.
+    - `contrast`: models to compare, as "training:base:instruct": a label of the models and two of
+      its values; or "training:base:instruct:n_layers" to hold that fixed in place of size.
     - `measure`: what the conclusions are about (default: logit_diff, else the first).
     - `compare`: two strengths whose difference is the effect, as (-4, 4), or "slope".
     - `claims`: a ledger (`claims.toml`), whose contrast counts unless another is given.
@@ -55,6 +67,10 @@ def study(
     ValueError for labels that no model has, and a measure or strengths that are not there.
     """
     found = open_file(source) if isinstance(source, str | Path) else source
+    if not isinstance(found, Cube | Cells | xr.Dataset):
+        raise TypeError(
+            f"sc.study takes a cube, cells, a grid of these or a path, not {type(found).__name__}"
+        )
     ledger = read_ledger(claims) if claims is not None else Ledger("", [])
     given = parse_contrast(contrast) if isinstance(contrast, str) else contrast
     asked = asked_contrast(given, ledger)
@@ -68,15 +84,21 @@ def study(
                              "cube that they were reduced from")  # fmt: skip
         view = View.of(found, asked, measure=name)
         require_labels(view, what="sc.study")
-        return Study(lambda: view, f"{_sizes(found[name])}", name, asked, ledger.claims)
-    cube = found
-    if compare is not None:
-        ends = compare if isinstance(compare, str) else (float(compare[0]), float(compare[1]))
-        cube = comparing(found, name, ends)
+        return Study(lambda: view, _swept(view), name, asked, ledger.claims)
+    if not is_reducible(found, name):
+        raise ValueError(f"{name} has no values of single items, so nothing can be resampled")
+    cube = found if compare is None else comparing(found, name, _ends(compare))
+
+    if absent := lacking(cube[name], cube.measures[name]):
+        swept = cube[name]["strength"].values.tolist()
+        raise ValueError(
+            f"{name} was swept at the strengths {', '.join(f'{s:g}' for s in swept)}, and the "
+            f"effect is {cube.measures[name].compared}, so {absent} is missing: compare others, as "
+            f"sc.study(cube, compare=({min(swept):g}, {max(swept):g}))"
+        )
 
     def reduced() -> View:
-        with stage("reducing the cube") as under_way:
-            cells = reduce_to_cells(cube, measure=name, report=under_way.at)
+        cells = cells_from_cube(cube, asked, None, lambda line: None, measure=name)
         view = View.of(cells, asked, measure=name)
         require_labels(view, what="sc.study")
         return view
@@ -98,6 +120,23 @@ def _require_labels_of(cube: Cube, name: str, contrast: Contrast) -> None:
         )
 
 
+def _ends(compare: Any) -> tuple[float, float] | str:
+    """Two strengths, low and high, or "slope"."""
+    if isinstance(compare, str):
+        return compare
+    if np.shape(compare) != (2,):
+        raise ValueError(f"compare = {compare!r}: give two strengths, as (-4, 4), or 'slope'")
+    return float(compare[0]), float(compare[1])
+
+
+def _swept(view: View) -> str:
+    """How many models, concepts and layers have an effect."""
+    cells = view.cells.sel(model=view.models)
+    layers = cells["estimate"].notnull().any([d for d in cells["estimate"].dims if d != "layer"])
+    counts = {"model": len(view.models), "concept": len(view.concepts), "layer": int(layers.sum())}
+    return " x ".join(f"{n} {what}{'s' * (n != 1)}" for what, n in counts.items())
+
+
 def _sizes(table: xr.Dataset) -> str:
     shown = ("model", "concept", "layer")
     return " x ".join(f"{n} {dim}{'s' * (n != 1)}" for dim, n in table.sizes.items()
@@ -107,8 +146,8 @@ def _sizes(table: xr.Dataset) -> str:
 class Study:
     """The effects of a steering sweep, its tables, plots and posteriors; made by `study`.
 
-    Start with `effects()`, `plot.heatmap()` and `tables`. Every table's numbers are those that the
-    command line writes to `paper/<study>/tables/`.
+    Start with `effects()`, `plot.heatmap()` and `tables`. Every table's numbers are those that
+    `steercube analyze --without-nuts` writes to `paper/<study>/tables/`.
     """
 
     def __init__(
@@ -192,14 +231,18 @@ class Study:
         return layer.transpose("model", "concept")
 
     def to_frame(self) -> pd.DataFrame:
-        """A row for every model, concept, layer and estimand: value, standard error, reason."""
-        frame = self.cells[["estimate", "standard_error", "depth"]].sel(model=self.models)
+        """A row for every model, concept, layer and estimand, with its standard error over items.
+
+        Layers at which nothing was run are left out; a missing number has its `reason`.
+        """
+        names = ["depth", "estimate", "standard_error", "reason"]
         order = ["model", "concept", "layer", "estimand"]
-        rows = frame.reset_coords(["depth"])[["estimate", "standard_error", "depth"]]
-        table = rows.to_dataframe(dim_order=order).reset_index()[
-            [*order, "depth", "estimate", "standard_error"]
-        ]
-        return table[table["estimate"].notna()].reset_index(drop=True)
+        cells = self.cells.reset_coords("depth")[names].sel(model=self.models)
+        table = cells.to_dataframe(dim_order=order).reset_index()[[*order, *names]]
+        unrun = (REASONS["not_run"], REASONS["not_applicable"])
+        table = table[~table["reason"].isin(unrun)].reset_index(drop=True)
+        table["reason"] = table["reason"].map({v: "" if not v else k for k, v in REASONS.items()})
+        return table.rename(columns={"estimate": "value"})
 
     @property
     def tables(self) -> dict[str, str]:
@@ -234,32 +277,43 @@ class Study:
         self, *, model: str | Sequence[str] = (), concept: str | Sequence[str] = ()
     ) -> "Study":
         """The study with these models or concepts left out."""
-        labels = {"model": _listed(model), "concept": _listed(concept)}
-        self._require_there(labels)
+        out = {"model": self._there("model", model), "concept": self._there("concept", concept)}
         kept = {
-            dim: [one for one in self.cells[dim].values.tolist() if one not in labels[dim]]
-            for dim in labels
+            dim: [one for one in self.cells[dim].values.tolist() if one not in names]
+            for dim, names in out.items()
         }
-        return self._among(**kept)
+        return self._among(kept)
 
     def among(
-        self, *, model: str | Sequence[str] = (), concept: str | Sequence[str] = ()
+        self,
+        *,
+        model: str | Sequence[str] | None = None,
+        concept: str | Sequence[str] | None = None,
     ) -> "Study":
         """The study restricted to these models or concepts."""
-        labels = {"model": _listed(model), "concept": _listed(concept)}
-        self._require_there(labels)
-        return self._among(**{d: of or self.cells[d].values.tolist() for d, of in labels.items()})
+        chosen = {"model": model, "concept": concept}
+        return self._among(
+            {
+                dim: self.cells[dim].values.tolist() if names is None else self._there(dim, names)
+                for dim, names in chosen.items()
+            }
+        )
 
-    def _among(self, *, model: Sequence[str], concept: Sequence[str]) -> "Study":
-        of = self._view
-        whole = View(of.cells, self.contrast, of.others, of.sha256)
-        part = whole.among(models=model, concepts=concept)
-        return Study(lambda: part, _sizes(part.cells), self._measure, self.contrast, self._claims)
+    def _among(self, kept: dict[str, list[str]]) -> "Study":
+        raise_if_any([f"no {dim} is left" for dim, of in kept.items() if not of], what="the study")
+        labels = kept | {"model_other": kept["model"]}
+        view = self._view
+        others = {name: _with_labels(cells, labels) for name, cells in view.others.items()}
+        part = View(_with_labels(view.cells, labels), self.contrast, others)
+        said = _swept(part)
+        if self.contrast is not None and not part.has_contrast:
+            said += " (models of one label are left)"
+        return Study(lambda: part, said, self._measure, self.contrast, self._claims)
 
-    def comparing(self, contrast: str | Contrast) -> "Study":
-        """The same effects with another contrast of models."""
+    def comparing(self, contrast: str | Contrast | None) -> "Study":
+        """The same effects with another contrast of models, or with none."""
         asked = parse_contrast(contrast) if isinstance(contrast, str) else contrast
-        view = self._view.comparing(asked)
+        view = View(self._view.cells, asked, self._view.others, self._view.sha256)
         require_labels(view, what="sc.study")
         return Study(lambda: view, self._said, self._measure, asked, self._claims)
 
@@ -274,8 +328,18 @@ class Study:
         Its equation and priors are in `steercube.analysis.over_models.posterior`. Raises ValueError
         with the reason if it cannot be fitted.
         """
+        if outcome not in OUTCOMES:
+            raise ValueError(
+                f"outcome {outcome!r} is none of {', '.join(OUTCOMES)}"
+                f"{did_you_mean(outcome, OUTCOMES)}"
+            )
         effects = cell_effects(self._view, outcome)
         terms = primary_terms(effects)
+        if self.contrast is not None and not self._view.has_contrast:
+            raise ValueError(
+                f"no posterior of the contrast: it {self._view.needs_contrast}; "
+                "study.comparing(None).posterior() leaves it out"
+            )
         if reason := why_not(effects, terms):
             raise ValueError(f"no posterior of {outcome}: {reason}")
         return HierarchicalPosterior(posterior_of(self._view, outcome, terms), self._view)
@@ -303,18 +367,26 @@ class Study:
                 f"estimand {name!r} is none of {', '.join(known)}{did_you_mean(name, known)}"
             )
 
-    def _require_there(self, labels: dict[str, list[str]]) -> None:
-        for dim, names in labels.items():
-            there = [str(one) for one in self.cells[dim].values]
-            for name in names:
-                if name not in there:
-                    raise ValueError(
-                        f"{dim} {name!r} is none of {', '.join(there)}{did_you_mean(name, there)}"
-                    )
+    def _there(self, dim: str, names: str | Sequence[str]) -> list[str]:
+        """The names, each once. Raises ValueError for one that the study does not have."""
+        wanted = list(dict.fromkeys([names] if isinstance(names, str) else names))
+        there = [str(one) for one in self.cells[dim].values]
+        raise_if_any(
+            [
+                f"{dim} {name!r} is none of {', '.join(there)}{did_you_mean(name, there)}"
+                for name in wanted
+                if name not in there
+            ],
+            what="the study",
+        )
+        return wanted
 
 
-def _listed(names: str | Sequence[str]) -> list[str]:
-    return [names] if isinstance(names, str) and names else list(names)
+def _with_labels(cells: xr.Dataset, labels: dict[str, list[str]]) -> xr.Dataset:
+    """The cells at those of the labels that they have."""
+    held = {dim: cells.indexes[dim].isin(names) for dim, names in labels.items()
+            if dim in cells.indexes}  # fmt: skip
+    return cells.isel({dim: np.flatnonzero(mask) for dim, mask in held.items()})
 
 
 @dataclass(frozen=True, repr=False)

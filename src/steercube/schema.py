@@ -16,6 +16,8 @@ from typing import TYPE_CHECKING, Any, Self
 import numpy as np
 import xarray as xr
 
+from steercube.words import did_you_mean
+
 if TYPE_CHECKING:
     from steercube.notebook import Study
 
@@ -76,6 +78,8 @@ class Grids(Mapping[str, xr.Dataset]):
         }
 
     def __getitem__(self, path: str) -> xr.Dataset:
+        if path not in self._tables:
+            raise KeyError(f"{path!r} is none of {', '.join(self)}{did_you_mean(path, self)}")
         return self._tables[path]
 
     def __iter__(self) -> Iterator[str]:
@@ -107,6 +111,12 @@ class Grids(Mapping[str, xr.Dataset]):
     def sel(self, **labels: Any) -> Self:
         """What has any of these labels (`model=["8B"]`) of every table that has such labels."""
         parts = {path: _with_labels(table, labels) for path, table in self.items()}
+        for name, wanted in labels.items():
+            there = {x for table in self.values() if name in table.variables
+                     for x in np.ravel(table[name].values).tolist()}  # fmt: skip
+            if absent := [x for x in np.ravel(wanted).tolist() if x not in there]:
+                known = ", ".join(sorted(map(str, there))[:20])
+                raise KeyError(f"{name} {absent[0]!r} is none of {known}")
         return type(self)({p: ds for p, ds in parts.items() if all(ds.sizes.values())}, self.attrs)
 
 

@@ -8,6 +8,7 @@ import torch
 import xarray as xr
 
 from steercube import netcdf
+from steercube.collect.decoder import decoder_of
 from steercube.collect.hooks import Cell
 from steercube.collect.readout import readout_of
 from steercube.collect.run import shards_of
@@ -114,10 +115,11 @@ def test_logits_that_are_no_numbers_are_told(tmp_path: Path) -> None:
 
 
 def test_hooks_that_do_nothing_are_an_error(tmp_path: Path) -> None:
-    decoder = tiny.decoder()
+    model = tiny.model("llama")
     with torch.no_grad():
-        for parameter in decoder.blocks[-1].parameters():
+        for parameter in tiny.blocks_of(model)[-1].parameters():
             parameter.zero_()
+    decoder = decoder_of(model, tiny.tokenizer(), name="tiny-llama")
     # Every difference between the letters is taken out of the stream before it is read.
     for block in decoder.blocks:
         block.register_forward_hook(lambda module, args, out: torch.zeros_like(out))

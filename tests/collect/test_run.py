@@ -64,6 +64,7 @@ def test_the_vectors_are_beside_the_cube(whole: Path) -> None:
     xr.testing.assert_allclose(lengths, known.broadcast_like(lengths), rtol=1e-4)
 
 
+@pytest.mark.slow
 def test_generation_joins_a_sweep_that_is_there(whole: Path, tmp_path: Path) -> None:
     run(tmp_path, plan=replace(tiny.PLAN, outcomes=("logit",)))
     assert not {"responses", "generation_match"} & open_cube(tmp_path / "mine.nc").keys()
@@ -181,6 +182,7 @@ def test_shards_of_other_settings_are_refused(whole: Path) -> None:
         run(whole.parent, concepts=changed, resume=True)
 
 
+@pytest.mark.slow
 def test_a_cube_is_not_replaced_by_a_smaller_one(tmp_path: Path) -> None:
     out = run(tmp_path)
     before = out.read_bytes()

@@ -1,5 +1,7 @@
 """`steer` against a ten-line hook, and the plain facts of what it touches."""
 
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -7,10 +9,20 @@ import pytest
 import tiny
 import torch
 import xarray as xr
+from transformers import (
+    DynamicCache,
+    Gemma3Config,
+    Gemma3ForConditionalGeneration,
+    StaticCache,
+    T5Config,
+    T5ForConditionalGeneration,
+)
 
+from steercube.collect.decoder import decoder_of
 from steercube.collect.from_python import extract
-from steercube.collect.readout import readout_of
+from steercube.collect.readout import readout_of, turns_of
 from steercube.collect.steer import steer
+from steercube.files import open as open_file
 
 FIVE = ("llama", "qwen3_moe", "gemma3", "gpt2", "bloom")
 AT = {1: 1.0, 3: -2.0}
@@ -203,7 +215,11 @@ def test_an_extracted_direction_is_taken_by_name() -> None:
         ({"layer": 5}, "layer 5 is not among the 5 blocks"),
         ({"layer": [1, 2], "strength": {1: 1.0}}, "layer 2 has no strength"),
         ({"layer": 1, "strength": {1: 1.0, 3: 1.0}}, "strength for layer 3"),
-        ({"layer": 1, "strength": float("nan")}, "strength of layer 1 is not finite"),
+        ({"layer": 1, "strength": float("nan")}, "strength of layer 1 is nan"),
+        ({"layer": 0.5}, "layer 0.5 is not among the 5 blocks"),
+        ({"layer": []}, "no layer is given"),
+        ({"layer": 1, "strength": [1.0]}, r"strength of layer 1 is \[1.0\]"),
+        ({"layer": 1, "direction": "letter"}, "direction 'letter' is none of own"),
         ({"layer": 1, "positions": "answers"}, "positions = 'answers' is none of all, answer"),
     ],
 )
@@ -228,7 +244,7 @@ def test_vectors_that_do_not_fit_are_refused() -> None:
 def test_an_answer_needs_a_users_turn() -> None:
     decoder = tiny.decoder()
     with (
-        pytest.raises(ValueError, match="row 0 of this batch does not have the end"),
+        pytest.raises(ValueError, match="row 0 of this batch does not end a user's turn"),
         steer(decoder, vectors(), layer=1, positions="answer"),
     ):
         decoder.model(input_ids=torch.tensor([[1, 2, 3]]))
@@ -237,3 +253,200 @@ def test_an_answer_needs_a_users_turn() -> None:
         steer(decoder.model, vectors(), layer=1, positions="answer"),
     ):
         pass
+
+
+def chat(*texts: str, open_answer: bool = True) -> str:
+    roles = ("user", "assistant")
+    turns = [{"role": roles[at % 2], "content": text} for at, text in enumerate(texts)]
+    return tiny.tokenizer().apply_chat_template(
+        turns, tokenize=False, add_generation_prompt=open_answer
+    )
+
+
+def ids_of(text: str) -> torch.Tensor:
+    return torch.tensor([tiny.tokenizer()(text, add_special_tokens=False)["input_ids"]])
+
+
+def steered_positions(decoder: Any, run: Any) -> int:
+    with steer(decoder, vectors(), layer=2, positions="answer") as steered:
+        run()
+    return int(steered.to_frame().loc[2, "positions"])
+
+
+def test_a_prompt_in_the_cache_changes_nothing() -> None:
+    """One's own prefix cache, a second turn on an old cache: only what follows the user's text."""
+    decoder, first, second = tiny.decoder(), "Is it so?", "And why is it?"
+    whole = ids_of(chat(first))
+    want = steered_positions(decoder, lambda: decoder.model(whole))
+    past = DynamicCache(config=decoder.model.config)
+    decoder.model(whole[:, :10], past_key_values=past)
+    run = partial(decoder.model, whole[:, 10:], past_key_values=past)
+    assert steered_positions(decoder, run) == want
+    two = ids_of(chat(first, "It is.", second))
+    past = DynamicCache(config=decoder.model.config)
+    n_first = whole.shape[1]
+
+    def conversation() -> None:
+        decoder.model(two[:, :n_first], past_key_values=past)
+        decoder.model(two[:, n_first:], past_key_values=past)
+
+    assert steered_positions(decoder, conversation) == 2 * want
+
+
+def test_the_last_turn_counts_and_must_have_ended() -> None:
+    decoder = tiny.decoder()
+    one, two = (ids_of(chat(*texts)) for texts in (["Is it?"], ["Why?", "So.", "Is it?"]))
+    alone = steered_positions(decoder, lambda: decoder.model(one))
+    assert steered_positions(decoder, lambda: decoder.model(two)) == alone
+    unended = ids_of(chat("Why?", "So.", "Is it?", open_answer=False))
+    with pytest.raises(ValueError, match="does not end a user's turn"):
+        steered_positions(decoder, lambda: decoder.model(unended))
+    answered = ids_of(chat("Is it?", "It is so.", open_answer=False))
+    text = chat("Is it?", "It is so.", open_answer=False)
+    n_answer = len(ids_of(text[text.index("?") + 1 :])[0])
+    assert steered_positions(decoder, lambda: decoder.model(answered)) == n_answer
+
+
+def test_what_is_decoded_in_pieces_is_still_the_answer() -> None:
+    """Prompt lookup runs several tokens of an answer at a time."""
+    decoder, ids = tiny.decoder(), ids_of(chat("Is it so, is it so, is it so?"))
+    how = {"max_new_tokens": 8, "do_sample": False, "pad_token_id": 0, "eos_token_id": None}
+    with steer(decoder, vectors(), layer=2, positions="answer"):
+        one_by_one = decoder.model.generate(ids, **how)
+        in_pieces = decoder.model.generate(ids, prompt_lookup_num_tokens=3, **how)
+    assert torch.equal(one_by_one, in_pieces)
+
+
+def test_a_compiled_model_is_steered_too() -> None:
+    """Also one that ran before, whose graph does not know of the hook."""
+    decoder, ids = tiny.decoder(), torch.tensor([[1, 2, 3]])
+    with torch.no_grad(), steer(decoder, vectors(), layer=2):
+        wanted = decoder.model(ids).logits
+    compiled = torch.compile(decoder.model, backend="eager")
+    with torch.no_grad():
+        before = compiled(ids).logits
+        with steer(decoder, vectors(), layer=2):
+            found = compiled(ids).logits
+        after = compiled(ids).logits
+    torch.testing.assert_close(found, wanted)
+    torch.testing.assert_close(before, after)
+    assert (found - before).abs().max() > 0.1
+
+
+def test_labels_of_layers_count_not_their_order() -> None:
+    decoder, ids = tiny.decoder(), torch.tensor([[1, 2, 3]])
+    labelled = vectors().assign_coords(layer=range(5))
+    out = []
+    for given in (labelled, labelled.isel(layer=slice(None, None, -1)), labelled.T):
+        with torch.no_grad(), steer(decoder, given, layer=1):
+            out.append(decoder.model(ids).logits)
+    assert torch.equal(out[0], out[1])
+    assert torch.equal(out[0], out[2])
+    with pytest.raises(ValueError, match="needs one of each"), steer(
+        decoder, labelled.isel(layer=[0, 1]), layer=1
+    ):  # fmt: skip
+        pass
+
+
+def test_the_vectors_of_a_sweep_are_taken_from_their_file(tmp_path: Path) -> None:
+    decoder = tiny.decoder()
+    out = tiny.collected(tmp_path, decoder)
+    beside = open_file(out.with_name("mine.vectors.nc"))
+    own = extract(decoder, tiny.CONCEPTS["honesty"])
+    ids, found = torch.tensor([[1, 2, 3]]), []
+    for given in (
+        own,
+        beside.sel(model="tiny-llama", concept="honesty"),
+        beside.sel(concept=["honesty"]),
+    ):
+        with torch.no_grad(), steer(decoder, given, layer=2):
+            found.append(decoder.model(ids).logits)
+    assert torch.equal(found[0], found[1])
+    assert torch.equal(found[0], found[2])
+    with pytest.raises(ValueError, match="vectors of several: choose one"), steer(
+        decoder, beside, layer=2
+    ):  # fmt: skip
+        pass
+
+
+def test_a_mask_as_long_as_the_cache_will_be_is_read_where_the_pass_is() -> None:
+    decoder, ids = tiny.decoder(), torch.tensor([[1, 2, 3, 4]])
+    mask = torch.tensor([[1, 1, 1, 1, 0, 0, 0, 0]])
+    cache = StaticCache(config=decoder.model.config, max_cache_len=8)
+    with torch.no_grad(), steer(decoder, vectors(), layer=2) as steered:
+        decoder.model(ids, attention_mask=mask, past_key_values=cache)
+    assert steered.to_frame().loc[2, "positions"] == 4
+
+
+def test_a_positional_mask_is_seen() -> None:
+    decoder, given = tiny.decoder(), batch()
+    with torch.no_grad(), steer(decoder, vectors(), layer=2) as steered:
+        decoder.model(given["input_ids"], given["attention_mask"])
+    assert steered.to_frame().loc[2, "positions"] == int(given["attention_mask"].sum())
+
+
+def test_a_model_of_images_and_text_is_steered_after_the_users_turn() -> None:
+    """Its text decoder is given embeddings; only the whole model sees token ids."""
+    text = tiny.CONFIGS["gemma3"](**tiny.SHAPE, vocab_size=300)
+    sight = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1,
+             "num_attention_heads": 2, "image_size": 28, "patch_size": 14}  # fmt: skip
+    config = Gemma3Config(text_config=text.to_dict(), vision_config=sight, mm_tokens_per_image=4)
+    model = Gemma3ForConditionalGeneration(config).eval()
+    decoder = decoder_of(model, tiny.tokenizer(), name="sees")
+    ids = ids_of(chat("Is it so?"))
+    readout = readout_of(tiny.tokenizer()).prompt("Is it so?")
+    found = steered_positions(decoder, lambda: model(input_ids=ids))
+    assert found > 0
+    assert found == ids.shape[1] - turns_of(tiny.tokenizer()).answer_start(ids[0].tolist())
+    assert readout.answer_start == turns_of(tiny.tokenizer()).answer_start(list(readout.ids))
+
+
+def test_a_vector_that_half_precision_cannot_hold_is_refused() -> None:
+    half = tiny.model("llama", dtype=torch.float16)
+    with (
+        pytest.raises(ValueError, match=r"layer 1 is too large for torch\.float16"),
+        steer(half, np.full(tiny.HIDDEN, 1e6), layer=1),
+    ):
+        half(torch.tensor([[1, 2, 3]]))
+    with (
+        pytest.raises(ValueError, match="not finite"),
+        steer(half, np.full(tiny.HIDDEN, np.nan), layer=1),
+    ):
+        pass
+
+
+def test_encoder_decoders_and_wrappers_are_refused() -> None:
+    encoder_decoder = T5ForConditionalGeneration(
+        T5Config(vocab_size=50, d_model=16, d_kv=4, d_ff=16, num_layers=2, num_heads=2)
+    )
+    for model in (encoder_decoder, torch.nn.DataParallel(tiny.model("llama"))):
+        with (
+            pytest.raises(ValueError, match="is not a decoder-only transformers model"),
+            steer(model, np.ones(16), layer=1),
+        ):
+            pass
+
+
+def test_the_receipt_says_how_large_the_vector_is() -> None:
+    decoder, ids = tiny.decoder(), torch.tensor([[1, 2, 3], [4, 5, 6]])
+    kept: list[torch.Tensor] = []
+    handle = decoder.blocks[2].register_forward_hook(lambda *given: kept.append(given[2].clone()))
+    with torch.no_grad():
+        decoder.model(ids)
+    handle.remove()
+    with torch.no_grad(), steer(decoder, vectors(), layer=2, strength=0.5) as steered:
+        decoder.model(ids)
+    ratio = 0.5 * np.linalg.norm(vectors().values[2]) / kept[0].norm(dim=-1).numpy()
+    assert steered.to_frame().loc[2, "added_over_residual"] == pytest.approx(ratio.mean(), rel=1e-4)
+
+
+def test_a_thinking_template_ends_the_turn_with_and_without_its_thought() -> None:
+    """An answer under way may follow `<think></think>`, or nothing of the kind."""
+    turns = turns_of(tiny.tokenizer())
+    for options in ({"enable_thinking": False}, {}):
+        text = tiny.tokenizer().apply_chat_template(
+            [{"role": "user", "content": "Is it?"}], tokenize=False, add_generation_prompt=True,
+            **options,
+        )  # fmt: skip
+        ids = ids_of(text)[0].tolist()
+        assert turns.answer_start(ids) == len(ids_of(text[: text.index("?") + 1])[0])

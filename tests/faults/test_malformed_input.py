@@ -462,7 +462,7 @@ CASES = (
         "concept: a missing field",
         concept(questions('{"id": "x"}')),
         CHECK,
-        ("honesty.jsonl:9", "'question' is None", "must be str"),
+        ("honesty.jsonl:9", "field 'question' is missing"),
     ),
     Case(
         "concept: a field twice",
@@ -1085,7 +1085,7 @@ CASES = (
         "analyze: no contrast",
         DATA,
         "analyze --contrast training:rl",
-        ("--contrast training:rl", "VARIABLE:LOW:HIGH", "training:base:instruct"),
+        ("contrast 'training:rl'", "VARIABLE:LOW:HIGH", "training:base:instruct"),
     ),
     Case(
         "analyze: nearly a variable",

@@ -7,7 +7,7 @@ from matplotlib.figure import Figure
 
 from steercube.analysis.conclusions.tables import Tables, conclude
 from steercube.contrast import Contrast
-from steercube.report.figures import _best_quantiles, _curves, _model_labels, _readable_on, draw
+from steercube.report.figures import _curves, _readable_on, best_quantiles, draw, model_labels
 from steercube.report.style import HIGH_COLOUR, LOW_COLOUR, OTHER_COLOUR
 
 pytestmark = pytest.mark.usefixtures("few_priors")
@@ -51,7 +51,7 @@ def test_the_heatmap_holds_every_effect_with_its_interval(
 
 
 def test_violins_get_the_quantiles_of_the_best_layer(study_cells: xr.Dataset) -> None:
-    quantiles = _best_quantiles(study_of(study_cells))
+    quantiles = best_quantiles(study_of(study_cells))
     assert set(quantiles["sycophancy"]) == {"4B", "8B", "14B", "30B-A3B", "32B"}
     middle = quantiles["corrigible"]["4B"][1.0][10]
     layer = float(study_cells["selected_layer"].sel(model="4B", concept="corrigible"))
@@ -120,12 +120,13 @@ def models_of(figures: dict[str, Figure]) -> list[str]:
     return [text.get_text() for text in figures["effect_size_heatmap"].axes[0].get_xticklabels()]
 
 
+@pytest.mark.slow
 def test_models_have_the_labels_of_the_contrast(six: xr.Dataset) -> None:
     """In its words, and its low and high colour; those of a third label have neither."""
     third = ["sft", "distilled", "distilled", "distilled", "rl", "rl"]
     study = study_of(six.assign_coords(training=("model", third)))
     assert models_of(draw(study, Tables(study)))[::3] == ["a\nsft", "d\ndistilled"]
-    assert [model.colour for model in _model_labels(study).values()] == [
+    assert [model.colour for model in model_labels(study).values()] == [
         *(OTHER_COLOUR, LOW_COLOUR, LOW_COLOUR, LOW_COLOUR, HIGH_COLOUR, HIGH_COLOUR)
     ]
     contrast = Contrast("architecture", "dense", "moe", {"moe": "a mixture"})

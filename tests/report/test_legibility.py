@@ -240,6 +240,7 @@ def figures(
     return {name: Drawn(figure) for name, figure in made.items()}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("check", CHECKS)
 def test_figures_hold_up_at_column_width(figures: dict[str, Drawn], check: Check) -> None:
     assert not {name: found for name, drawn in figures.items() if (found := check(drawn))}

@@ -194,6 +194,7 @@ OWN_TITLE = "{% block title %}\n# My {{ swept }} models\n{% endblock %}\n"
 OWN_NUMBER = '[swept]\nid = "counts/models"\nformat = ".0f"\n'
 
 
+@pytest.mark.slow
 def test_a_study_has_a_template_and_numbers_of_its_own(
     cells: xr.Dataset, assets: Assets, tmp_path: Path
 ) -> None:
@@ -255,6 +256,7 @@ def test_an_error_in_a_studys_own_template_is_said_with_its_line(
         render(results, read_assets(tmp_path, "mine"))
 
 
+@pytest.mark.slow
 def test_a_study_without_a_contrast_has_a_post_that_compares_nothing(
     six: xr.Dataset, assets: Assets, tmp_path: Path
 ) -> None:
@@ -273,6 +275,7 @@ def test_a_study_without_a_contrast_has_a_post_that_compares_nothing(
     assert "nan" not in re.sub(r"[a-z]nan|nan[a-z]", "", text.lower())
 
 
+@pytest.mark.slow
 def test_a_post_speaks_of_the_contrast_that_was_asked_for(
     six: xr.Dataset, assets: Assets, tmp_path: Path
 ) -> None:

@@ -11,7 +11,7 @@ import os
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -25,6 +25,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from transformers.cache_utils import DynamicCache, DynamicLayer, DynamicSlidingWindowLayer
 from transformers.utils import cached_file
 
+from steercube.collect.hooks import STEERED_NOW
 from steercube.collect.rank import Rank
 from steercube.contract import Model
 from steercube.models import Entry, Weights
@@ -47,7 +48,7 @@ SHAREABLE = {"full_attention", "sliding_attention"}
 """Layer types whose past is only keys and values, which many rows can share."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Decoder:
     """A causal language model, its tokenizer, its blocks in order, and what identifies it."""
 
@@ -58,6 +59,15 @@ class Decoder:
     revision: str
     dtype: str
     facts: Model
+    state: str = field(default="", repr=False, compare=False)
+    """What `state_of` gave when it was made."""
+
+    def __repr__(self) -> str:
+        size = f"{self.facts.n_params:.3g} parameters, {self.dtype} on {self.device}"
+        return (
+            f"Decoder {self.name!r}: {self.facts.family}, {self.n_layers} blocks of "
+            f"{self.hidden_size}, {size}, training {self.facts.training!r}"
+        )
 
     @property
     def n_layers(self) -> int:
@@ -204,29 +214,81 @@ def decoder_of(
         revision=revision or f"weights:{_hash_of_weights(model)}",
         dtype=str(model.dtype).removeprefix("torch."),
         facts=counted,
+        state=state_of(model),
     )
 
 
 @contextmanager
-def evaluating(model: Any) -> Iterator[None]:
-    """The model in evaluation mode; afterwards every module's mode and buffers are as before.
+def evaluating(decoder: Decoder) -> Iterator[None]:
+    """The model in evaluation mode and uncompiled; afterwards every module is as it was before.
 
-    Buffers, because some rotary embeddings replace theirs in a forward pass, and a tensor that is
-    made in inference mode cannot be trained through.
+    That is its mode, and its buffers and attributes: some rotary embeddings replace theirs in a
+    forward pass, and a tensor that is made in inference mode cannot be trained through.
+
+    Raises ValueError if the weights were changed since the decoder was made, or vectors are being
+    added to the model.
     """
-    modes = {module: module.training for module in model.modules()}
-    buffers = {module: dict(module._buffers) for module in modes}
+    model = decoder.model
+    if decoder.state not in ("", state_of(model)):
+        raise ValueError(
+            f"model {decoder.name!r}: its weights, dtype or adapters were changed since this "
+            "decoder was made, which would be taken for the same model: make it again, with "
+            "sc.decoder(model, tokenizer)"
+        )
+    if any(module is model.get_decoder() for module in STEERED_NOW):
+        raise ValueError(
+            f"model {decoder.name!r} is being steered: extract and sweep outside of sc.steer"
+        )
+    before = {module: (dict(vars(module)), dict(module._buffers)) for module in model.modules()}
     model.eval()
     try:
-        yield
+        with uncompiled():
+            yield
     finally:
-        for module, training in modes.items():
-            module.training = training
-            module._buffers.update(buffers[module])
+        for module, (attributes, buffers) in before.items():
+            for name in vars(module).keys() - attributes.keys():
+                delattr(module, name)
+            vars(module).update(attributes)
+            module._buffers.update(buffers)
+
+
+def uncompiled() -> Any:
+    """A context in which compiled models run as they are written: a graph ignores later hooks."""
+    return torch.compiler.set_stance("force_eager")
+
+
+def state_of(model: Any) -> str:
+    """What changes if a model in memory is trained, cast, or another of its adapters is used.
+
+    Empty where weights are not in memory.
+    """
+    tensors = [*model.parameters(), *model.buffers()]
+    if any(tensor.device.type == "meta" for tensor in tensors):
+        return ""
+    versions = [(str(t.dtype), 0 if t.is_inference() else t._version) for t in model.parameters()]
+    return hashlib.sha256(repr((versions, _adapters(model))).encode()).hexdigest()
+
+
+def _adapters(model: Any) -> list[tuple[Any, ...]]:
+    """What decides how PEFT's adapters act beside their weights: which are active, how strongly."""
+    names = ("active_adapters", "disable_adapters", "merged_adapters", "scaling")
+    return [
+        (name, *(str(getattr(module, one, None)) for one in names))
+        for name, module in model.named_modules()
+        if hasattr(module, "base_layer")
+    ]
 
 
 def find_blocks(model: Any) -> tuple[nn.Module, ...]:
-    """The decoder blocks: the one list of `num_hidden_layers` modules in the text decoder."""
+    """The decoder blocks: the one list of `num_hidden_layers` modules in the text decoder.
+
+    Raises ValueError for a model that is no decoder, or whose blocks are not found.
+    """
+    if not hasattr(model, "get_decoder") or model.config.is_encoder_decoder:
+        raise ValueError(
+            f"{type(model).__name__} is not a decoder-only transformers model. A model wrapped by "
+            "DataParallel or the like is given as its .module; encoder-decoders are not supported"
+        )
     wanted = model.config.get_text_config().num_hidden_layers
     lists = [
         module
@@ -363,6 +425,8 @@ def _hash_of_weights(model: Any, *, block: int = 1 << 22) -> str:
     """
     config = {k: v for k, v in model.config.to_dict().items() if k not in IGNORED_CONFIG_FIELDS}
     sha = hashlib.sha256(json.dumps(config, sort_keys=True, default=str).encode())
+    if adapters := _adapters(model):
+        sha.update(repr(adapters).encode())
     for name, tensor in sorted(model.state_dict().items()):
         if tensor.device.type == "meta":
             raise ValueError(

@@ -12,6 +12,7 @@ from zipfile import BadZipFile
 
 import numpy as np
 import torch
+import xarray as xr
 from safetensors import SafetensorError
 from safetensors.numpy import load_file
 
@@ -20,6 +21,7 @@ from steercube.collect.plan import CONTROLS
 from steercube.collect.vectors import OWN
 from steercube.contract import NAMES_IN_A_GRID
 from steercube.schema import name_violations, raise_if_any
+from steercube.words import did_you_mean
 
 OF_VERSION_1 = "concept"
 """The name of a concept's own vector in files of version 1."""
@@ -68,11 +70,64 @@ def checked_directions(
     return {name: np.broadcast_to(values, shape).copy() for name, values in found.items()}
 
 
-def array_of(values: Any) -> np.ndarray:
-    """A tensor of any device and dtype, a DataArray, or nested lists, as an array."""
-    if isinstance(values, torch.Tensor):
-        return values.detach().float().cpu().numpy()
-    return np.asarray(values)
+def layers_by_number(vectors: Any, shape: tuple[int, int], *, direction: str = OWN) -> np.ndarray:
+    """One direction as an array (layer, hidden), float32, layers in the order of the blocks.
+
+    `vectors` is a Dataset with `vector`, a DataArray, or an array or tensor of any device and
+    dtype, (hidden) for the same at all layers. Where layers are labelled, the labels count, not
+    their order. Raises ValueError for other shapes, labels, directions, or values not finite.
+    """
+    table = vectors["vector"] if isinstance(vectors, xr.Dataset) else vectors
+    if isinstance(table, xr.DataArray):
+        table = _of_one(_of_direction(table, direction), shape)
+        table = table.transpose(..., "layer", "hidden", missing_dims="ignore")
+        if "layer" in table.indexes:
+            labels = table["layer"].values.tolist()
+            if sorted(labels) != list(range(shape[0])):
+                raise ValueError(
+                    f"the vectors are of the layers {labels}; this model needs one of each of its "
+                    f"{shape[0]} blocks, 0 to {shape[0] - 1}"
+                )
+            table = table.sortby("layer")
+    elif direction != OWN:
+        raise ValueError(f"direction = {direction!r}, but the vectors are an array without names")
+    if isinstance(table, torch.Tensor):
+        table = table.detach().float().cpu()
+    values = np.asarray(table).astype("float32")
+    if values.shape not in (shape[1:], shape):
+        raise ValueError(
+            f"the vectors have the shape {values.shape}; this model needs ({shape[1]},), or "
+            f"{shape} for a vector of each block"
+        )
+    if not np.isfinite(values).all():
+        raise ValueError("the vectors hold values that are not finite")
+    return np.broadcast_to(values, shape).copy()
+
+
+def _of_one(table: xr.DataArray, shape: tuple[int, int]) -> xr.DataArray:
+    """The vectors of one model and concept, without the padding to larger models."""
+    several = [dim for dim in ("model", "concept") if table.sizes.get(dim, 1) > 1]
+    if several:
+        chosen = ", ".join(f"{dim}={table[dim].values[0]!r}" for dim in several)
+        raise ValueError(f"these are vectors of several: choose one, as vectors.sel({chosen})")
+    table = table.squeeze([dim for dim in ("model", "concept") if dim in table.dims], drop=True)
+    if table.shape != shape and {"layer", "hidden"} == set(table.dims):
+        table = table.dropna("layer", how="all").dropna("hidden", how="all")
+    return table
+
+
+def _of_direction(table: xr.DataArray, direction: str) -> xr.DataArray:
+    if "direction" not in table.coords and "direction" not in table.dims:
+        names = [OWN]
+    else:
+        names = [str(name) for name in np.atleast_1d(table["direction"].values)]
+    if direction not in names and not (len(names) == 1 and direction == OWN):
+        raise ValueError(
+            f"direction {direction!r} is none of {', '.join(names)}{did_you_mean(direction, names)}"
+        )
+    if "direction" not in table.dims:
+        return table
+    return table.sel(direction=direction) if direction in names else table.isel(direction=0)
 
 
 def _arrays(path: str | Path, model: str) -> Mapping[str, np.ndarray]:

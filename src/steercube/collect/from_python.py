@@ -17,15 +17,15 @@ import xarray as xr
 
 from steercube.collect.decoder import Decoder, decoder_of, evaluating
 from steercube.collect.decoder import load as load_entry
-from steercube.collect.directions import array_of, checked_directions, read_directions
+from steercube.collect.directions import checked_directions, layers_by_number, read_directions
 from steercube.collect.plan import Plan
 from steercube.collect.run import ROWS_A_PAIR, collect_units, rows_at_once, units_of
 from steercube.collect.unit import Unit
-from steercube.collect.vectors import OWN
+from steercube.collect.vectors import OWN, of_arrays
 from steercube.concepts import Concept
 from steercube.contract import Model
 from steercube.cube import Cube, open_cube
-from steercube.models import MODELS, entries_in, find_model
+from steercube.models import DTYPES, MODELS, entries_in, find_model
 from steercube.progress import Report, stage
 from steercube.schema import name_violations, raise_if_any
 from steercube.words import did_you_mean
@@ -34,8 +34,15 @@ __all__ = ["decoder", "extract", "load", "sweep"]
 
 OF_EXTRACTION = ("controls", "convention", "n_pairs", "seed")
 """Fields of a plan that its vectors depend on."""
+NOT_OF_VECTORS = ("positions", "concept_sha256")
+"""Settings of a unit that its vectors do not depend on."""
 MEASURED = {"measures": "outcomes"}
 """Options of `sweep` by another name than the plan's."""
+SEVERAL = ("strengths", "controls", "outcomes", "generation_strengths")
+"""Fields of a plan that hold several of something; one is as good as a list of one."""
+LAYERS = ("layers", "control_layers", "generation_layers")
+UNKNOWN = "vector given by its user, added at the output of block L"
+"""`layer_convention` of a vector of unknown origin."""
 
 
 def decoder(
@@ -54,12 +61,22 @@ def decoder(
     other facts (layers, parameters, family) are counted from the weights unless `facts` are given.
     `revision` identifies the weights; without it they are read once, and hashed.
 
-    The model is not changed. Raises ValueError if its decoder blocks cannot be found.
+    The model is not changed; if you train it, cast it or choose another adapter, make the decoder
+    again. Raises ValueError if its decoder blocks cannot be found, TypeError for anything but a
+    model and a tokenizer.
     """
+    if not hasattr(model, "config") or not callable(tokenizer):
+        raise TypeError(
+            "sc.decoder takes a loaded transformers or PEFT model and its tokenizer, and was given "
+            f"{type(model).__name__} and {type(tokenizer).__name__}"
+        )
     name = name or Path(str(model.config._name_or_path)).name or str(model.config.model_type)
-    raise_if_any(name_violations("model", [name]), what="sc.decoder (give it a name=)")
+    problems = name_violations("model", [name]) + name_violations("training", [str(training)])
+    if not hasattr(model, "get_output_embeddings") or model.get_output_embeddings() is None:
+        problems.append(f"{type(model).__name__} has no output embedding, so no logits to read")
+    raise_if_any(problems, what="sc.decoder")
     found = decoder_of(model, tokenizer, name=name, revision=revision, facts=facts)
-    return found if facts else replace(found, facts=replace(found.facts, training=training))
+    return found if facts else replace(found, facts=replace(found.facts, training=str(training)))
 
 
 def load(
@@ -82,6 +99,8 @@ def load(
     entry = find_model(source, entries_in(models), where=models)
     given = {"revision": revision, "dtype": dtype, "device_map": device_map}
     known: dict[str, Any] = {key: value for key, value in given.items() if value is not None}
+    if dtype not in (None, *DTYPES):
+        raise ValueError(f"dtype = {dtype!r} is none of {', '.join(DTYPES)}")
     weights = replace(entry.weights, **known)
     with stage(f"loading {entry.name}"):
         return load_entry(replace(entry, weights=weights), offload_folder=offload)
@@ -91,7 +110,7 @@ def extract(
     decoder: Decoder,
     concept: Concept,
     *,
-    controls: Sequence[str] = (),
+    controls: str | Sequence[str] = (),
     convention: str = "same",
     n_pairs: int | None = None,
     seed: int = Plan.seed,
@@ -103,34 +122,44 @@ def extract(
     `vector` (direction, layer, hidden), float32, is what strength 1 adds; the direction `own` is
     the concept's. `controls` are directions to compare it with, as `"random:19"`, `"shuffled:19"`
     and `"letter"`. For each layer also `vector_norm`, `residual_norm`, and cosines that say how
-    well the pairs agree (`steercube.collect.vectors`). `convention="study"` reads h at a block's
-    input instead of its output. `n_pairs` uses the first few pairs, letters balanced.
+    well the pairs agree (`steercube.collect.vectors`). `convention="study"` reads h at the input of
+    a block instead of its output, as the published study did. `n_pairs` uses the first few pairs,
+    letters balanced.
     """
-    plan = Plan(controls=tuple(controls), convention=convention, n_pairs=n_pairs, seed=seed)
+    _require_kinds(decoder, concept)
+    options = {"controls": controls, "convention": convention, "n_pairs": n_pairs, "seed": seed}
+    plan = _plan(options, {})
     (unit,) = units_of(decoder, [concept], plan, "unused.nc")
-    with evaluating(decoder.model), stage(
+    with evaluating(decoder), stage(
         f"{decoder.name}: vectors of {concept.name}", total=len(unit.concept.train), unit="pair"
     ) as under_way:  # fmt: skip
         found = unit.computed_vectors(
             batch_size=max(1, rows_at_once(decoder, plan, "samples") // ROWS_A_PAIR),
             progress=under_way.advance,
         )
-    options = {name: getattr(plan, name) for name in OF_EXTRACTION}
-    return found.assign_attrs(
-        model=decoder.name,
-        concept=concept.name,
-        options=json.dumps(options),
-        extraction_sha256=_extraction(unit, found),
-    )
+    attrs = {
+        "model": decoder.name,
+        "revision": decoder.revision,
+        "concept": concept.name,
+        "options": json.dumps({name: getattr(plan, name) for name in OF_EXTRACTION}),
+        "pairs_sha256": _pairs_sha256(unit),
+    }
+    found["vector"].attrs = attrs
+    return found.assign_attrs(**attrs, extraction_sha256=_extraction(unit, found))
+
+
+def _pairs_sha256(unit: Unit) -> str:
+    return str(unit.vector_settings["pairs_sha256"])
 
 
 def _extraction(unit: Unit, vectors: xr.Dataset) -> str:
     """SHA-256 of the vectors and of all that they were extracted from."""
     every = unit.vector_settings
-    settings = {name: every[name] for name in every if name not in ("positions", "concept_sha256")}
+    settings = {name: every[name] for name in every if name not in NOT_OF_VECTORS}
     sha = hashlib.sha256(json.dumps(settings, sort_keys=True).encode())
     table = vectors["vector"].transpose("direction", "layer", "hidden")
-    sha.update(json.dumps(table["direction"].values.tolist()).encode())
+    labels = [table[dim].values.tolist() for dim in ("direction", "layer")]
+    sha.update(json.dumps(labels).encode())
     sha.update(np.ascontiguousarray(table.values).tobytes())
     return sha.hexdigest()
 
@@ -148,44 +177,71 @@ def sweep(
 ) -> Cube:
     """The concept's items under its vector, at every layer and strength, as a cube.
 
-    - `vectors`: of `extract`, or your own: an array or tensor (layer, hidden), or a Dataset or
+    What is swept:
+
+    - `vectors`: from `extract`, or your own: an array or tensor (layer, hidden), or a Dataset or
       DataArray with these dims, of which the direction `own` is the concept's. None extracts them.
     - `strengths`: what the vector is multiplied by, such as (-1, 0, 1); 0 is always among them.
-    - `layers`: "all", "12,18,24", "12:24", or depths as "0.3:1.0".
+    - `layers`: "all", 14, [12, 18, 24], "12:24", or depths as "0.3:1.0".
     - `positions`: "all", or "answer" for those after the user's turn only.
     - `measures`: "logit", "generation", or both.
+    - `n_items`: only the first few, letters balanced.
     - `directions`: your own beside it: arrays (hidden) or (layer, hidden) by name, or a file.
-    - `out`: the cube's file. Finished chunks are kept beside it, and `resume=True` goes on from
-      them; other concepts and models that are collected into the same file join the cube. Without
-      `out` everything is kept in memory, and lost if it is interrupted.
-    - all other options are the fields of `steercube.collect.plan.Plan`.
+    - `controls`: if `vectors` is None, directions to compare with, as "random:19". They and
+      `directions` are swept at `control_layers` and on `control_items` items, if these are given.
+    - `convention`, `n_pairs`, `seed`: of the extraction, as in `extract`.
 
-    A few cells are compared with the plain loop before the sweep is trusted. Raises ValueError for
-    an option that cannot be used, vectors of another model, concept or shape, or a difference from
-    the plain loop.
+    Generated answers have their own `generation_layers`, `generation_strengths` (default: those
+    above) and `generation_samples` (items), of at most `max_new_tokens`; with a `temperature` they
+    are sampled, `repeats` times each.
+
+    How it runs:
+
+    - `out`: the cube's file. Finished chunks are kept beside it ("mine.shards" for "mine.nc"), and
+      `resume=True` goes on from them; other concepts and models that are collected into the same
+      file join the cube. Without `out` all is kept in memory, and lost if it is interrupted.
+    - `chunk`: items in a chunk. `max_rows`: rows in a forward pass, 0 for as many as fit.
+    - `report`: called with each line of text, in place of `print`.
+
+    A few cells are compared with the plain loop before the sweep is trusted. The model is left as
+    it was. Raises ValueError for an option that cannot be used, vectors of another model, concept
+    or shape, or a difference from the plain loop.
     """
-    # One name or number is as good as a list of one.
-    listed = {
-        MEASURED.get(name, name): (value,)
-        if name in ("measures", "strengths", "controls") and isinstance(value, str | int | float)
-        else tuple(value) if isinstance(value, list | np.ndarray) else value
-        for name, value in options.items()
-    }  # fmt: skip
-    _require_known(listed)
-    known = getattr(vectors, "attrs", {})
-    plan = _plan(listed, json.loads(known.get("options", "{}")))
-    if known.get("concept", concept.name) != concept.name:
-        raise ValueError(
-            f"these are the vectors of {known['concept']!r}, and the items are of "
-            f"{concept.name!r}: to see what they do there, give them as directions="
-            f"{{{known['concept']!r}: vectors['vector'].sel(direction='own')}}, beside the "
-            "concept's own"
-        )
+    _require_kinds(decoder, concept)
+    given = {MEASURED.get(name, name): value for name, value in options.items()}
+    _require_known(given)
+    known = dict(getattr(getattr(vectors, "vector", vectors), "attrs", {}))
+    plan = _plan(given, json.loads(known.get("options", "{}")))
     with TemporaryDirectory() as folder:
         path = Path(folder) / "sweep.nc" if out is None else Path(out)
-        units = _units(decoder, concept, plan, path, vectors, directions)
-        collect_units(units, path, resume=resume, report=report if out else _unwritten(report))
+        (unit,) = units_of(decoder, [concept], plan, path)
+        _require_its_own(unit, known)
+        unit = _with_vectors(unit, vectors, directions, known)
+        collect_units([unit], path, resume=resume, report=report, brief=True)
         return open_cube(path)
+
+
+def _require_its_own(unit: Unit, known: Mapping[str, Any]) -> None:
+    """Raise ValueError for vectors that were extracted from another model, concept or pairs."""
+    name = unit.concept.name
+    for what, own in (("model", unit.decoder.name), ("revision", unit.decoder.revision)):
+        if known.get(what, own) != own:
+            raise ValueError(
+                f"these vectors were extracted from the {what} {known[what]!r}, and this is "
+                f"{own!r}: to see what they do here, give them as directions, beside the "
+                "concept's own"
+            )
+    if known.get("concept", name) != name:
+        other = known["concept"]
+        raise ValueError(
+            f"these are the vectors of {other!r}, and the items are of {name!r}: to see what they "
+            f"do there, give them as directions={{{other!r}: vectors}}, beside the concept's own"
+        )
+    if known.get("pairs_sha256", _pairs_sha256(unit)) != _pairs_sha256(unit):
+        raise ValueError(
+            f"these vectors were extracted from other pairs than those of this {name!r}; give "
+            "concepts names of their own, or extract again"
+        )
 
 
 def _with_the_plans_options(function: Callable[..., Any]) -> None:
@@ -221,7 +277,8 @@ def _require_known(options: Mapping[str, Any]) -> None:
 
 def _plan(given: Mapping[str, Any], extracted: Mapping[str, Any]) -> Plan:
     """The plan of the sweep, with the options that its vectors were extracted with."""
-    extracted = {**extracted, **{k: tuple(v) for k, v in extracted.items() if isinstance(v, list)}}
+    given = {name: _listed(name, value) for name, value in given.items()}
+    extracted = {name: _listed(name, value) for name, value in extracted.items()}
     raise_if_any(
         [
             f"{name} = {given[name]!r}, but the vectors were extracted with {extracted[name]!r}"
@@ -233,77 +290,79 @@ def _plan(given: Mapping[str, Any], extracted: Mapping[str, Any]) -> Plan:
     return Plan(**{**extracted, **given})
 
 
-def _units(
-    decoder: Decoder,
-    concept: Concept,
-    plan: Plan,
-    out: Path,
-    vectors: Any,
-    directions: Mapping[str, Any] | str | Path | None,
-) -> list[Unit]:
-    """The unit of a sweep, with the vectors that it is given."""
-    shape = (decoder.n_layers, decoder.hidden_size)
-    given = _directions(directions, decoder.name, shape)
+def _listed(name: str, value: Any) -> Any:
+    """A value as the plan holds it: several of something as a tuple, layers as text."""
+    if name in SEVERAL:
+        return (value,) if isinstance(value, str) or np.ndim(value) == 0 else tuple(value)
+    if name in LAYERS and not isinstance(value, str):
+        return ",".join(str(layer) for layer in np.atleast_1d(value).tolist())
+    return value
+
+
+def _with_vectors(unit: Unit, vectors: Any, directions: Any, known: Mapping[str, Any]) -> Unit:
+    """The unit with the vectors and directions that it is given."""
+    shape = (unit.decoder.n_layers, unit.decoder.hidden_size)
+    given = _directions(directions, unit, shape)
     if vectors is None:
-        return units_of(decoder, [concept], plan, out, given=given)
-    (unit,) = units_of(decoder, [concept], plan, out)
-    if isinstance(vectors, xr.Dataset) and not given:
-        extracted_sha256 = vectors.attrs.get("extraction_sha256")
-        if extracted_sha256 and extracted_sha256 == _extraction(unit, vectors):
-            return [replace(unit, extracted=vectors.drop_attrs(deep=False))]
-    arrays = _arrays(vectors, shape)
-    own = arrays.pop(OWN)
-    raise_if_any(
-        [f"direction {name!r} is given twice" for name in arrays if name in given],
-        what="sc.sweep",
-    )
-    # Their names and values are all that is known of them: controls are not drawn again.
-    plan = replace(plan, controls=())
-    return units_of(decoder, [concept], plan, out, own=own, given={**arrays, **given})
-
-
-def _arrays(vectors: Any, shape: tuple[int, int]) -> dict[str, np.ndarray]:
-    """Arrays (layer, hidden) by direction, of which one is OWN."""
+        return replace(unit, given=given)
+    if isinstance(vectors, xr.Dataset):
+        bare = vectors.drop_attrs(deep=True)
+        if vectors.attrs.get("extraction_sha256") == _extraction(unit, bare):
+            added = of_arrays({OWN: bare["vector"].sel(direction=OWN).values, **given})
+            every = xr.concat([bare["vector"], added["vector"].isel(direction=slice(1, None))],
+                              dim="direction")  # fmt: skip
+            # Labels are text of any length: those of the result, not of its parts.
+            whole = bare.drop_dims("direction").assign(vector=every)
+            return replace(unit, given=given, extracted=whole[list(bare.data_vars)])
     table = vectors["vector"] if isinstance(vectors, xr.Dataset) else vectors
-    if not isinstance(table, xr.DataArray):
-        values = array_of(table)
-        dims = ("layer", "hidden") if values.ndim == 2 else None
-        table = xr.DataArray(values, dims=dims)
-    if "direction" not in table.dims:
-        table = table.drop_vars("direction", errors="ignore").expand_dims(direction=[OWN])
-    problems = [
-        f"has no dim {dim!r}; it has {', '.join(map(str, table.dims))}"
-        for dim in ("layer", "hidden")
-        if dim not in table.dims
-    ]
-    if not problems:
-        table = table.transpose("direction", "layer", "hidden")
-        if table.shape[1:] != shape:
-            problems.append(
-                f"has {table.sizes['layer']} layers of {table.sizes['hidden']} values; the model "
-                f"has {shape[0]} blocks of {shape[1]}, so give all of them"
-            )
-        if not np.isfinite(table).all():
-            problems.append("holds values that are not finite")
-        if OWN not in table["direction"].values:
-            names = ", ".join(map(str, table["direction"].values))
-            problems.append(f"has no direction {OWN!r}, the concept's vector, among {names}")
-    raise_if_any(problems, what="the array of vectors")
-    return {str(d): table.sel(direction=d).values.astype("float32")
-            for d in table["direction"].values}  # fmt: skip
+    names = [OWN]
+    if isinstance(table, xr.DataArray) and "direction" in table.dims:
+        names = [str(name) for name in table["direction"].values]
+    arrays = {name: layers_by_number(table, shape, direction=name) for name in names}
+    own = arrays.pop(OWN, None)
+    problems = [f"direction {name!r} is given twice" for name in arrays if name in given]
+    if own is None:
+        problems.append(f"no direction is {OWN!r}, the concept's vector, among {', '.join(names)}")
+    raise_if_any(problems, what="sc.sweep")
+    # Their names and values are all that is known of them: controls are not drawn again.
+    return replace(
+        unit,
+        plan=replace(unit.plan, controls=()),
+        own=own,
+        given={**arrays, **given},
+        read_at="" if "options" in known else UNKNOWN,
+    )
 
 
-def _directions(
-    given: Mapping[str, Any] | str | Path | None, model: str, shape: tuple[int, int]
-) -> dict[str, np.ndarray]:
+def _directions(given: Any, unit: Unit, shape: tuple[int, int]) -> dict[str, np.ndarray]:
+    """A user's own directions, from memory or a file; none that the concept's vector is called."""
     if not given:
         return {}
+    model = unit.decoder.name
     if isinstance(given, str | Path):
-        return read_directions(given, model=model, shape=shape)
-    arrays = {name: array_of(values) for name, values in given.items()}
-    return checked_directions(arrays, model=model, shape=shape, what="directions")
+        found = read_directions(given, model=model, shape=shape)
+    else:
+        arrays = {name: _named(name, values, shape) for name, values in given.items()}
+        found = checked_directions(arrays, model=model, shape=shape, what="directions")
+    if unit.concept.name in found:
+        raise ValueError(
+            f"directions: {unit.concept.name!r} is the name of the concept itself; give its own "
+            "vector as vectors=, and this one another name"
+        )
+    return found
 
 
-def _unwritten(report: Report) -> Report:
-    """`report` without the lines on a file that nobody asked for."""
-    return lambda line: None if line.startswith("wrote ") else report(line)
+def _named(name: str, values: Any, shape: tuple[int, int]) -> np.ndarray:
+    try:
+        return layers_by_number(values, shape)
+    except ValueError as error:
+        raise ValueError(f"direction {name!r}: {error}") from error
+
+
+def _require_kinds(decoder: Any, concept: Any) -> None:
+    for given, kind, made_by in (
+        (decoder, Decoder, "sc.decoder(model, tokenizer) or sc.load(...)"),
+        (concept, Concept, "sc.concept(pairs, items)"),
+    ):
+        if not isinstance(given, kind):
+            raise TypeError(f"{type(given).__name__} is not a {kind.__name__}: {made_by} makes one")

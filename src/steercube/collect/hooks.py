@@ -18,6 +18,8 @@ from transformers.cache_utils import Cache
 
 Edit = Callable[[Tensor], Tensor]
 HALVES = (torch.bfloat16, torch.float16)
+STEERED_NOW: list[nn.Module] = []
+"""The decoders that `steer` is adding vectors to."""
 AT_ONCE = 2**22
 """Weights of an unembedding that are in float32 at a time (16 MiB, not several GB)."""
 

@@ -10,6 +10,8 @@ letter is never read inside a thought: one that the template opens is closed fir
 
 import hashlib
 import re
+from bisect import bisect_left
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
@@ -198,23 +200,51 @@ def _render(tokenizer: Any, content: str) -> _Rendered:
     return _Rendered(text + closing, end, closing)
 
 
-def closings(tokenizer: Any) -> list[list[int]]:
-    """Token ids that may follow the user's own text: with and without a thought, longest first.
+@dataclass(frozen=True)
+class Turns:
+    """How a chat template ends a user's turn, by the texts that may follow it.
 
-    Empty for a tokenizer without a chat template.
+    `closings` stand between a user's text and an answer, with and without a thought; `opening`
+    between an answer and the next user's text.
     """
+
+    tokenizer: Any
+    closings: tuple[str, ...]
+    opening: str
+
+    def answer_start(self, ids: Sequence[int]) -> int | None:
+        """The first position after the last user's own text; None if that turn does not end.
+
+        As in a sweep, a token that holds the end of the user's text belongs to that text.
+        """
+        text = self._text(ids)
+        end = max(text.rfind(closing) for closing in self.closings)
+        if end < 0 or (self.opening and text.rfind(self.opening) > end):
+            return None
+        return bisect_left(range(len(ids)), end, key=lambda at: len(self._text(ids[:at])))
+
+    def _text(self, ids: Sequence[int]) -> str:
+        return str(self.tokenizer.decode(ids, clean_up_tokenization_spaces=False))
+
+
+def turns_of(tokenizer: Any) -> Turns | None:
+    """How the tokenizer's chat template ends a user's turn; None if it has no template."""
     if not tokenizer.chat_template:
-        return []
-    found = []
-    for options in ({"enable_thinking": False}, {}):
-        turn = [{"role": "user", "content": PROBE}]
-        text = str(
-            tokenizer.apply_chat_template(
-                turn, tokenize=False, add_generation_prompt=True, **options
-            )
-        )
-        found.append(_plain_ids(tokenizer, text[_end_of(PROBE, text) :]))
-    return sorted({tuple(ids): ids for ids in found}.values(), key=len, reverse=True)
+        return None
+
+    def rendered(*texts: str, **options: Any) -> str:
+        roles = ("user", "assistant")
+        chat = [{"role": roles[at % 2], "content": text} for at, text in enumerate(texts)]
+        return str(tokenizer.apply_chat_template(chat, tokenize=False, **options))
+
+    user, answer, again = "Is it so?", "It is.", "Really?"
+    asked = [rendered(user, add_generation_prompt=True, **options)
+             for options in ({"enable_thinking": False}, {})]  # fmt: skip
+    chat = rendered(user, answer, again)
+    closings = {text[_end_of(user, text) :] for text in asked}
+    closings.add(chat[_end_of(user, chat) : chat.rfind(answer)])
+    opening = chat[_end_of(answer, chat) : chat.rfind(again)]
+    return Turns(tokenizer, tuple(sorted(closings - {""}, key=len)), opening)
 
 
 def _closing(turn: str) -> str:

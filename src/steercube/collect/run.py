@@ -99,14 +99,18 @@ def collect_units(
     resume: bool = False,
     rank: Rank | None = None,
     report: Report = print,
+    brief: bool = False,
 ) -> None:
-    """Sweep units of one model and plan, as `collect` does; afterwards the model is as before."""
+    """Sweep units of one model and plan, as `collect` does; afterwards the model is as before.
+
+    With `brief` the cube itself is not reported.
+    """
     rank = rank or Rank.of_environment()
     out, decoder, plan = Path(out), units[0].decoder, units[0].plan
-    with evaluating(decoder.model):
+    with evaluating(decoder):
         _make_shards(units, out, decoder, plan, resume=resume, rank=rank, report=report)
     if rank.leads:
-        write_cube(out, report=report)
+        write_cube(out, report=report, brief=brief)
 
 
 def _make_shards(
@@ -140,8 +144,9 @@ def _make_shards(
         for line in _costs(units):
             report(line)
     with stage(decoder.name, total=total // rank.count, unit="row", shown=rank.leads) as under_way:
+        say = under_way.write if report is print else report
         progress = Progress(
-            under_way, {name: rows_at_once(decoder, plan, name) for name in ROWS_AT_ONCE}
+            under_way, say, {name: rows_at_once(decoder, plan, name) for name in ROWS_AT_ONCE}
         )
         for unit in units:
             with held(unit.folder) if rank.leads else nullcontext():
@@ -181,6 +186,8 @@ class Progress:
     """The state of a run across units: how far it is, the rows that fit, the outcomes checked."""
 
     stage: Stage
+    report: Report
+    """For lines that stand above the stage's bar."""
     max_rows: dict[str, int]
     checked: set[str] = field(default_factory=set)
 
@@ -196,7 +203,7 @@ def shards_of(out: Path) -> Path:
     return out.with_name(f"{out.name.removesuffix('.nc')}.shards")
 
 
-def write_cube(out: Path, *, report: Report = print) -> None:
+def write_cube(out: Path, *, report: Report = print, brief: bool = False) -> None:
     """The cube `out`, `<out>.vectors.nc` and `<out>.manifest.json` from the shards beside it."""
     folder, stem = shards_of(out), out.name.removesuffix(".nc")
     if not folder.is_dir():
@@ -216,7 +223,8 @@ def write_cube(out: Path, *, report: Report = print) -> None:
         }
         with netcdf.aside(out.with_name(f"{stem}.manifest.json")) as part:
             part.write_text(json.dumps(manifest, indent=1, sort_keys=True) + "\n")
-    report(f"wrote {out}\n\n{cube}")
+    if not brief:
+        report(f"wrote {out}\n\n{cube}")
 
 
 def units_of(
@@ -294,7 +302,8 @@ def _require_new(units: Iterable[Unit]) -> None:
     folders = [unit.folder for unit in units if any(unit.folder.glob("*.nc"))]
     raise_if_any(
         [f"{folder} holds shards of an earlier run" for folder in folders],
-        what="starting a new run (go on with --resume, delete them, or change --out)",
+        what="starting a new run (go on with --resume, in Python resume=True; delete them; or "
+        "choose another out)",
     )
 
 
@@ -307,7 +316,7 @@ def _collect_unit(unit: Unit, rank: Rank, progress: Progress) -> None:
     if not rank.leads:
         _wait_until(lambda: unit.found_vectors() is not None, what=str(unit.vectors_path))
     if rank.leads and unit.vectors_path.exists() and unit.found_vectors() is None:
-        stage.write(f"{unit.vectors_path} is damaged, and is made again")
+        progress.report(f"{unit.vectors_path} is damaged, and is made again")
     vectors = unit.vectors(
         batch_size=max(1, progress.max_rows["samples"] // ROWS_A_PAIR),
         progress=_pairs_shown(unit, stage),
@@ -348,12 +357,12 @@ def _collect_outcome(outcome: Outcome, vectors: xr.Dataset, rank: Rank, progress
         result = outcome.check(vectors)
         progress.checked.add(check)
         if rank.leads:
-            stage.write(result)
+            progress.report(result)
     stage.at(f"{concept}, {outcome.kind}")
     stage.skip(outcome.n_rows * sum(len(chunk) for chunk in own if chunk not in wanted))
     for chunk in wanted:
         if every[chunk].exists():
-            stage.write(f"{every[chunk]} is damaged, and is made again")
+            progress.report(f"{every[chunk]} is damaged, and is made again")
         progress.max_rows[outcome.kind] = save_chunk(
             outcome,
             chunk,

@@ -42,6 +42,8 @@ class Unit:
     """A user's own vector of the concept (layer, hidden), in place of the one of its pairs."""
     extracted: xr.Dataset | None = None
     """Its vectors, where they were extracted with these settings before."""
+    read_at: str = ""
+    """The cube's `layer_convention`, where it is not that of the plan."""
 
     @property
     def directions(self) -> list[str]:
@@ -164,7 +166,7 @@ class Unit:
                 "source": f"{facts.hf_id} at {facts.revision}; {self.concept.source}",
                 "history": f"steercube {__version__} collect: {self.decoder.name} x "
                 f"{self.concept.name}, {n_pairs} pairs, {n_items} items",
-                "layer_convention": CONVENTIONS[self.plan.convention],
+                "layer_convention": self.read_at or CONVENTIONS[self.plan.convention],
                 "positions_steered": POSITIONS[self.plan.positions],
                 "read_token": self.readout.description,
                 "chat_template_sha256": self.readout.template_sha256,

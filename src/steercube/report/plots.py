@@ -34,7 +34,7 @@ def heatmap(study: Study, tables: Tables, ax: Axes | None = None) -> Axes:
     effects = tables["effects"]
     labels = model_labels(study)
     n_concepts = effects["concept"].nunique()
-    figure = _figure(ax, 1.4 + 1.1 * len(labels), 1.6 + 0.6 * n_concepts)
+    figure = _figure(ax, max(5.0, 1.4 + 1.1 * len(labels)), 1.8 + 0.6 * n_concepts)
     with mpl.rc_context(STYLE):
         ax = ax or figure.subplots()
         width = ax.get_window_extent().transformed(ax.figure.dpi_scale_trans.inverted()).width
@@ -49,10 +49,13 @@ def layers(study: Study, tables: Tables, concept: str | None = None, ax: Axes | 
 
     def draw(ax: Axes, concept: str) -> None:
         of_layers = tables["layer_effects"]
-        draw_layer_curves(ax, of_layers[of_layers["concept"] == concept], model_labels(study))
+        of = of_layers[of_layers["concept"] == concept]
+        labels = {m: label for m, label in model_labels(study).items() if m in set(of["model"])}
+        draw_layer_curves(ax, of, labels)
         ax.set_xlabel(f"depth of the steered layer ({DEPTH})")
         ax.set_ylabel("Cohen's d, 95% pointwise")
-        ax.legend(fontsize=SMALL, frameon=False)
+        lines, _ = ax.get_legend_handles_labels()
+        ax.legend(lines, [one.line for one in labels.values()], fontsize=SMALL, frameon=False)
 
     return _panels(study, draw, concept, ax)
 
@@ -111,12 +114,14 @@ def _panels(
         return np.array(axes.flat[: len(concepts)])
 
 
-def _figure(ax: Axes | None, width: float, height: float) -> Any:
+def _figure(ax: Any, width: float, height: float) -> Any:
     """The figure of `ax`, else a new one, which a notebook shows.
 
     It is made outside of any style: the first figure of a session turns on a notebook's display of
     figures, which the end of a style would turn off again.
     """
+    if ax is not None and not isinstance(ax, Axes):
+        raise TypeError(f"ax must be matplotlib axes, not {type(ax).__name__}")
     if ax is not None:
         return ax.figure
     return plt.figure(figsize=(width, height), layout="constrained")

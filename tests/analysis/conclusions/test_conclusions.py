@@ -157,6 +157,7 @@ def test_every_objection_can_be_made(
     assert said in row["sentence"]
 
 
+@pytest.mark.slow
 def test_models_of_one_size_are_asked_about_training_alone(six: xr.Dataset) -> None:
     alike = six.assign_coords(n_params=six["n_params"] * 0 + 1e9)
     table = conclude(study_of(alike))["conclusions"].set_index("id")

@@ -181,6 +181,7 @@ def test_without_a_contrast_what_compares_models_is_left_out(
         pd.testing.assert_frame_equal(tables[name], small_tables[name])
 
 
+@pytest.mark.slow
 def test_models_of_a_third_label_are_compared_with_none(six: xr.Dataset) -> None:
     """They are left out of the contrast, which says so, and out of nothing else."""
     labels = ["sft", "distilled", "distilled", "distilled", "rl", "rl"]

@@ -169,6 +169,7 @@ def test_the_studys_items_would_claim_what_its_models_do_not(
     assert of.loc[(PERMUTATION, "labels of models", "training"), "p_value"] > 1 / 15
 
 
+@pytest.mark.slow
 def test_fits_of_items_come_from_the_cells(study_cells: xr.Dataset) -> None:
     rows = {r.method: r for r in contrast_effects(study_of(study_cells)) if r.outcome == "cohens_d"}
     crossed = study_cells.sel(item_fit="REML, items crossed", item_term="training")

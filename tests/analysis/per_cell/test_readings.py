@@ -227,6 +227,7 @@ def change(rate: pd.Series) -> pd.Series:
     return of_strength[1.0] - of_strength[-1.0]
 
 
+@pytest.mark.slow
 @needs_study
 def test_the_audit_of_the_study_says_what_the_raw_file_says() -> None:
     cube = study_cube(study_files(STUDY), read_facts(ROOT / "data" / "models.toml"))

@@ -320,6 +320,7 @@ def without_fits(cells: xr.Dataset) -> xr.Dataset:
     return cells.drop_dims(["item_fit", "item_term"]).drop_vars("item_fit_of")
 
 
+@pytest.mark.slow
 def test_the_committed_cells_of_smollm2_are_those_of_its_cube() -> None:
     committed = open_view(ROOT / "data" / "smollm2.cells.nc")
     rebuilt = reduce_to_cells(open_cube(ROOT / "data" / "smollm2.nc"))

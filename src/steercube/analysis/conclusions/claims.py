@@ -185,6 +185,8 @@ class Ledger:
 def read_ledger(path: str | Path) -> Ledger:
     """The ledger in a file. Raises ValueError with every problem."""
     path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: no such file ({path.absolute()})")
     table = read_toml(path)
     claims, problems = [], []
     entries = table.get("claim", [])
