@@ -122,4 +122,4 @@ def bench_of(sizes: Sizes, device: str) -> Bench:
         Prompt(tuple(rng.integers(0, n_words, n).tolist()), int(n) - ANSWER_TOKENS) for n in lengths
     ]
     answers = rng.integers(0, n_words, (sizes.n_prompts, 2))
-    return Bench(sizes, decoder_of(model, tiny.tokenizer(), name="random"), prompts, answers)
+    return Bench(sizes, decoder_of(model.eval(), tiny.tokenizer(), name="random"), prompts, answers)

@@ -3,8 +3,10 @@
     python installed.py CUBE
 
 Analyzes the cube in data/, writes the post, shows the file; then the same with folders elsewhere.
+From Python, opens the cube and its study, where torch is not installed.
 """
 
+import pydoc
 import shutil
 import subprocess
 import sys
@@ -31,10 +33,20 @@ def main(cube: Path) -> None:
         run("analyze", *options)
         run("paper", *options[2:])
         run("show", str(file))
-        study = Path(paper) / file.name.removesuffix(".nc")
+        results = Path(paper) / file.name.removesuffix(".nc")
         for name in ("post.md", "post.html", "numbers.json"):
-            assert (study / name).stat().st_size > 1000, study / name
+            assert (results / name).stat().st_size > 1000, results / name
     assert sorted(path.name for path in Path().iterdir()) == ["data", "far", "paper"]
+    study = steercube.open(next(Path("data").glob("*.cells.nc"))).steercube
+    assert study.plot.heatmap().has_data()
+    print(study.effects("cohens_d").to_string(), "", sep="\n")
+    assert "sc.sweep(" in pydoc.render_doc(steercube)
+    try:
+        steercube.sweep()
+    except ImportError as error:
+        print(error)
+    else:
+        raise AssertionError("torch is installed here, so nothing was tried without it")
 
 
 if __name__ == "__main__":

@@ -69,7 +69,7 @@ def test_steering_works_in_every_pair_that_was_run() -> None:
     effects = pd.read_csv(ROOT / "paper" / "qwen3" / "tables" / "effects.csv")
     run = effects["cohens_d"].notna()
     assert set(effects.loc[run, "steers"]) == {"yes"}
-    assert f"by a test over all layers steering works in all {run.sum()} pairs" in TEXT
+    assert f"By a test over all layers steering works in all {run.sum()} pairs" in TEXT
 
 
 def test_none_of_smollm2s_concepts_steers() -> None:
