@@ -1,5 +1,8 @@
 """What a notebook sees: a study's tables, plots and posterior, and `.steercube`."""
 
+import sys
+import types
+from importlib.machinery import ModuleSpec
 from pathlib import Path
 
 import matplotlib as mpl
@@ -194,6 +197,18 @@ def test_without_arviz_draws_are_a_tree(made: Study, monkeypatch: pytest.MonkeyP
     tree = made.posterior().to_arviz(n_draws=20)
     assert isinstance(tree, xr.DataTree)
     assert dict(tree["posterior"].sizes) == {"chain": 4, "draw": 20}
+
+
+def test_with_arviz_of_version_one_draws_are_a_tree(
+    made: Study, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Which has no InferenceData."""
+    later = types.ModuleType("arviz")
+    later.__spec__ = ModuleSpec("arviz", None)
+    monkeypatch.setitem(sys.modules, "arviz", later)
+    tree = made.posterior().to_arviz(n_draws=20)
+    assert isinstance(tree, xr.DataTree)
+    assert set(tree.children) == {"posterior"}
 
 
 def test_the_tree_can_be_saved(made: Study, tmp_path: Path) -> None:
