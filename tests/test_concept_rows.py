@@ -160,3 +160,14 @@ def test_files_are_read_as_the_command_line_reads_them(tmp_path: Path) -> None:
     for name in ("latin", "empty"):
         with pytest.raises(ValueError, match=rf"{name}\.csv: is not a table in UTF-8"):
             concept(tmp_path / f"{name}.csv", rows("eval"))
+
+
+def test_what_many_rows_lack_is_said_once() -> None:
+    bare = [{"question": f"{i}?", "A": "yes", "B": "nay"} for i in range(12)]
+    with pytest.raises(ValueError) as error:
+        concept(bare, rows("eval"))
+    assert "pairs, row 1; pairs, row 2 and 10 more: field 'matching' is missing" in str(error.value)
+    with pytest.raises(ValueError, match="pairs: is a single dict"):
+        concept(rows("train")[0], rows("eval"))  # type: ignore[arg-type]
+    small = [{**row, "matching": row["matching"].lower()} for row in rows("train")]
+    assert [q.matching for q in concept(small, rows("eval")).train] == ["A", "B", "A", "B"]

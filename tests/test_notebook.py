@@ -151,6 +151,16 @@ def test_a_plot_is_drawn_in_the_axes_it_is_given(made: Study, name: str) -> None
     plt.close("all")
 
 
+def test_markers_stand_at_the_best_layers(made: Study) -> None:
+    ax = made.plot.layers("humour", ax=Figure().subplots())
+    depth = made.effect().depth
+    best = made.best_layer().sel(concept="humour")
+    for model, line in zip(made.models, ax.get_lines(), strict=False):
+        (at,) = line.get_markevery()
+        wanted = float(depth.sel(model=model, layer=best.sel(model=model)))
+        assert line.get_xdata()[at] == pytest.approx(wanted)
+
+
 def test_without_a_concept_there_is_a_panel_for_each(made: Study) -> None:
     axes = made.plot.layers()
     assert [ax.get_title(loc="left") for ax in axes] == ["honesty", "humour"]
@@ -269,10 +279,13 @@ def test_what_is_left_of_a_study_must_be_something(made: Study) -> None:
     assert "contrast_effect" not in made.comparing(None).tables
 
 
-def test_strengths_that_were_not_swept_are_refused_at_once() -> None:
+def test_strengths_that_were_not_swept_are_refused() -> None:
     cube = make_cube(np.random.default_rng(2), strengths=(-4.0, 0.0, 4.0))
     with pytest.raises(ValueError, match=r"compare others, as sc.study\(cube, compare=\(-4, 4\)\)"):
-        study(cube)
+        study(cube).effects()
+    with pytest.raises(ValueError, match="so -3, \\+3 is missing"):
+        study(cube, compare=(-3, 3))
+    assert hasattr(cube, "steercube")
     assert len(study(cube, compare=(-4, 4)).effects("delta"))
     for compare in (4, (1, 2, 3)):
         with pytest.raises(ValueError, match="give two strengths"):
@@ -280,6 +293,8 @@ def test_strengths_that_were_not_swept_are_refused_at_once() -> None:
 
 
 def test_other_kinds_of_objects_are_refused_by_name(made: Study) -> None:
+    with pytest.raises(ValueError, match="these are steering vectors"):
+        study(xr.Dataset({"vector": ("layer", np.zeros(3))}))
     with pytest.raises(TypeError, match="not NoneType"):
         study(None)  # type: ignore[arg-type]
     with pytest.raises(TypeError, match="Study is neither a cube, nor cells"):

@@ -287,7 +287,7 @@ def comparing(cube: Cube, name: str, compare: tuple[float, float] | str) -> Cube
     Raises ValueError for two equal strengths.
     """
     measure = replace(cube.measures[name], compare=compare)
-    raise_if_any(record_violations(measure), what="--compare")
+    raise_if_any(record_violations(measure), what="compare")
     grids = {path: grid.copy() for path, grid in cube.grids.items() if measure_name(path) == name}
     for grid in grids.values():
         grid[name].attrs = grid[name].attrs | {"compare": measure.attrs["compare"]}

@@ -561,7 +561,7 @@ def _warnings(
 
 def _concept_warnings(whole: "Concept", plan: "Plan", n_answered: int | None) -> Iterator[str]:
     """Warnings for one concept: fewer questions than requested, too few, or all of one letter."""
-    from steercube.analysis.per_cell.bootstrap import MIN_ITEMS
+    from steercube.contract import MIN_ITEMS
 
     concept = whole.cut_to(n_pairs=plan.n_pairs, n_items=plan.n_items)
     for option, what, given, there in (

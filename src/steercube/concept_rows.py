@@ -72,6 +72,7 @@ def concept(pairs: Rows, items: Rows | None = None, *, name: str = "") -> Concep
     parts = {"": pairs} if items is None else dict(zip(SPLITS, (pairs, items), strict=True))
     lines: list[Line] = []
     problems: list[str] = []
+    found: dict[str, list[str]] = {}
     for split, rows in parts.items():
         counted: dict[str, int] = {}
         what = {"": "questions", "train": "pairs", "eval": "items"}[split]
@@ -92,8 +93,10 @@ def concept(pairs: Rows, items: Rows | None = None, *, name: str = "") -> Concep
             counted[of_split] = counted.get(of_split, 0) + 1
             entry.setdefault("id", f"{name}/{of_split}/{counted[of_split]:03d}")
             wrong = wrong or field_problems(_with_choices(entry))
-            problems += [f"{where}: {problem}" for problem in wrong]
+            for problem in wrong:
+                found.setdefault(problem, []).append(where)
             lines.append(Line(where, entry))
+    problems += [_at(where, problem) for problem, where in found.items()]
     raise_if_any(problems or unusable(name, lines, {}), what=f"the concept {name!r}")
     doubtful = biased(name, lines)
     seen: dict[str, str] = {}
@@ -108,6 +111,12 @@ def concept(pairs: Rows, items: Rows | None = None, *, name: str = "") -> Concep
         warnings.warn(f"the concept {name!r} may be biased:\n{listed}", stacklevel=2)
     source = Path(pairs).name if isinstance(pairs, str | Path) else "in memory"
     return concept_of(name, lines, source=source)
+
+
+def _at(where: list[str], problem: str) -> str:
+    """A problem with the first few of the rows that have it."""
+    more = f" and {len(where) - 2} more" if len(where) > 3 else ""
+    return f"{'; '.join(where[:2] if more else where)}{more}: {problem}"
 
 
 def _rows(rows: Rows, what: str) -> Iterable[tuple[str, dict[str, Any]]]:
@@ -133,7 +142,9 @@ def _rows(rows: Rows, what: str) -> Iterable[tuple[str, dict[str, Any]]]:
     if isinstance(rows, pd.DataFrame):
         rows = rows.to_dict("records")
     found = []
-    listed: Any = [rows] if isinstance(rows, Mapping) else rows
+    listed: Any = rows
+    if isinstance(rows, Mapping):
+        raise ValueError(f"{what}: is a single dict; give a list of them")
     for at, row in enumerate(listed, start=1):
         where = f"{what}, row {at}"
         if not isinstance(row, Mapping):
@@ -173,7 +184,7 @@ def _entry(row: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
     if answers:
         entry["choices"] = answers
     if isinstance(entry.get("matching"), str):
-        entry["matching"] = entry["matching"].strip(" ()")
+        entry["matching"] = entry["matching"].strip(" ()").upper()
     if MATCHING in row:
         letters = [str(row.get(column, "")).strip(" ()") for column in (MATCHING, OTHER)]
         entry["matching"] = letters[0]

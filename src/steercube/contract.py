@@ -123,6 +123,8 @@ MAX_JOINT_LOGPROB = 0.01
 MAX_GAP_FLOAT32, MAX_GAP_16_BITS = 1e-3, 0.5
 """Largest difference, in nats, of two computations of one unsteered value. In 16 bits, logits
 near 20 are multiples of 1/8, and a logit difference has the rounding of two logits."""
+MIN_ITEMS = 10
+"""Fewest items for which a bootstrap is meaningful; with fewer, statistics are NaN."""
 MIN_STRENGTH_GAP = 1e-4
 """Strengths closer than this are the same strength up to rounding."""
 ATTRIBUTES = GIVEN_ATTRIBUTES | {"schema_version": "which contract this is"}

@@ -142,7 +142,10 @@ def as_cube(given: Cube | xr.Dataset) -> Cube:
         if n in MEASURES or ("kind" in variable.attrs and n not in columns)
     ]
     if not measures:
-        raise ValueError("this dataset holds no measure: no variable of it records its `kind`")
+        said = "no variable of it records its `kind`"
+        if "vector" in given:
+            said = "these are steering vectors, not what they do: sc.sweep makes a cube"
+        raise ValueError(f"this dataset holds no measure: {said}")
     if len(measures) > 1:
         raise ValueError(
             f"this dataset holds the measures {', '.join(measures)}; a grid holds one. Give each a "

@@ -28,7 +28,8 @@ def open(path: str | Path) -> Any:
 
     `cube["logit_diff"]` is a Dataset (model, concept, layer, strength, sample), and
     `cube.steercube` has its statistics. The vectors of a sweep (`mine.vectors.nc`) are a Dataset
-    (model, concept, direction, layer, hidden); choose one model and concept for `sc.steer`.
+    (model, concept, direction, layer, hidden), without the random ones, norms and cosines; choose a
+    model and a concept for `sc.steer`.
 
     Raises FileNotFoundError, and ValueError that lists every rule that the file breaks, or says
     that it is damaged.

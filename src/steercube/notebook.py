@@ -60,7 +60,8 @@ def study(
     - `contrast`: models to compare, as "training:base:instruct": a label of the models and two of
       its values; or "training:base:instruct:n_layers" to hold that fixed in place of size.
     - `measure`: what the conclusions are about (default: logit_diff, else the first).
-    - `compare`: two strengths whose difference is the effect, as (-4, 4), or "slope".
+    - `compare`: two strengths whose difference is the effect, as (-4, 4), or "slope" (default: what
+      the measure's record says, -1 and +1 unless it is your own).
     - `claims`: a ledger (`claims.toml`), whose contrast counts unless another is given.
 
     Nothing is computed until it is asked for; reducing a cube takes seconds to a minute. Raises
@@ -89,15 +90,11 @@ def study(
         raise ValueError(f"{name} has no values of single items, so nothing can be resampled")
     cube = found if compare is None else comparing(found, name, _ends(compare))
 
-    if absent := lacking(cube[name], cube.measures[name]):
-        swept = cube[name]["strength"].values.tolist()
-        raise ValueError(
-            f"{name} was swept at the strengths {', '.join(f'{s:g}' for s in swept)}, and the "
-            f"effect is {cube.measures[name].compared}, so {absent} is missing: compare others, as "
-            f"sc.study(cube, compare=({min(swept):g}, {max(swept):g}))"
-        )
+    if compare is not None:
+        _require_swept(cube, name)
 
     def reduced() -> View:
+        _require_swept(cube, name)
         cells = cells_from_cube(cube, asked, None, lambda line: None, measure=name)
         view = View.of(cells, asked, measure=name)
         require_labels(view, what="sc.study")
@@ -117,6 +114,17 @@ def _require_labels_of(cube: Cube, name: str, contrast: Contrast) -> None:
         raise ValueError(
             f"sc.study: contrast {contrast.by}:{contrast.low}:{contrast.high}, but the models have "
             f"{known}"
+        )
+
+
+def _require_swept(cube: Cube, name: str) -> None:
+    """Raise ValueError where the strengths that an effect compares were not swept."""
+    measure, swept = cube.measures[name], cube[name]["strength"].values.tolist()
+    if absent := lacking(cube[name], measure):
+        raise ValueError(
+            f"{name} was swept at the strengths {', '.join(f'{s:g}' for s in swept)}, and the "
+            f"effect is {measure.compared}, so {absent} is missing: compare others, as "
+            f"sc.study(cube, compare=({min(swept):g}, {max(swept):g}))"
         )
 
 

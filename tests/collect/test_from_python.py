@@ -21,6 +21,7 @@ from steercube.collect.plan import Plan
 from steercube.collect.run import collect
 from steercube.collect.steer import steer
 from steercube.cube import Cube, open_cube
+from steercube.files import open as open_file
 
 CONCEPT = tiny.concept()
 OPTIONS: dict[str, Any] = {
@@ -199,6 +200,7 @@ def test_a_model_is_loaded_from_a_folder(tmp_path: Path) -> None:
     [
         ({"strength": (1,)}, "no option is called 'strength'; did you mean 'strengths'"),
         ({"controls": "random:3"}, r"the vectors were extracted with \(\)"),
+        ({"strengths": "one"}, "strengths: 'one' is no number"),
         ({"measures": "logits"}, "outcomes = 'logits' is none of logit, generation"),
     ],
 )
@@ -390,6 +392,7 @@ def test_one_of_something_and_lists_of_layers_will_do() -> None:
         {"strengths": 2, "layers": [2, 3]},
         {"strengths": np.int64(2), "layers": np.array([3, 2])},
         {"strengths": [0, 2], "layers": (2, 3), "measures": "logit"},
+        {"strengths": "0,2", "layers": range(2, 4)},
     ):
         assert sweep(decoder, CONCEPT, report=quiet, **options).identical(wanted)
 
@@ -431,3 +434,36 @@ def test_a_decoder_prints_in_a_line() -> None:
     shown = repr(tiny.decoder())
     assert shown.startswith("Decoder 'tiny-llama': llama, 5 blocks of 32")
     assert len(shown.splitlines()) == 1
+
+
+def test_vectors_from_a_file_are_still_of_their_model_and_concept(tmp_path: Path) -> None:
+    decoder, out = tiny.decoder(), tmp_path / "mine.nc"
+    cube = sweep(decoder, CONCEPT, layers="2", controls="letter", out=out, report=quiet)
+    vectors = open_file(tmp_path / "mine.vectors.nc")
+    again = sweep(decoder, CONCEPT, vectors, layers="2", report=quiet)
+    for path in ("logit_diff", "logit_diff/letter"):
+        xr.testing.assert_equal(again[path]["logit_diff"], cube[path]["logit_diff"])
+    assert again.attrs["layer_convention"] == cube.attrs["layer_convention"]
+    chosen = vectors.sel(model="tiny-llama", concept="honesty")
+    other = from_python.decoder(decoder.model, tiny.tokenizer(), name="another")
+    for of in (vectors, chosen, chosen["vector"]):
+        with pytest.raises(ValueError, match="extracted from the model 'tiny-llama'"):
+            sweep(other, CONCEPT, of, layers="2", report=quiet)
+        with pytest.raises(ValueError, match="the vectors of 'honesty'"):
+            sweep(decoder, tiny.concept("humour"), of, layers="2", report=quiet)
+
+
+def test_one_direction_of_what_was_extracted_will_do() -> None:
+    decoder = tiny.decoder()
+    vectors = extract(decoder, CONCEPT, controls="random:2,letter")
+    assert vectors["direction"].values.tolist() == ["own", "random/0", "random/1", "letter"]
+    wanted = sweep(decoder, CONCEPT, vectors, layers="2", report=quiet)["logit_diff"]["logit_diff"]
+    for part in (vectors.sel(direction="own"), vectors.sel(direction=["own"])):
+        cube = sweep(decoder, CONCEPT, part, layers="2", report=quiet)
+        assert "logit_diff/random" not in cube
+        xr.testing.assert_equal(cube["logit_diff"]["logit_diff"], wanted)
+
+
+def test_too_few_items_are_said_before_the_sweep() -> None:
+    with pytest.warns(UserWarning, match="6 items are too few: effects need 10"):
+        sweep(tiny.decoder(), CONCEPT, layers="2", n_items=6, report=quiet)

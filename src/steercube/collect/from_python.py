@@ -6,6 +6,7 @@ The model is left as it was given: its mode, gradients, hooks and device.
 import hashlib
 import inspect
 import json
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields, replace
 from pathlib import Path
@@ -23,7 +24,7 @@ from steercube.collect.run import ROWS_A_PAIR, collect_units, rows_at_once, unit
 from steercube.collect.unit import Unit
 from steercube.collect.vectors import OWN, of_arrays
 from steercube.concepts import Concept
-from steercube.contract import Model
+from steercube.contract import MIN_ITEMS, Model
 from steercube.cube import Cube, open_cube
 from steercube.models import DTYPES, MODELS, entries_in, find_model
 from steercube.progress import Report, stage
@@ -41,6 +42,12 @@ MEASURED = {"measures": "outcomes"}
 SEVERAL = ("strengths", "controls", "outcomes", "generation_strengths")
 """Fields of a plan that hold several of something; one is as good as a list of one."""
 LAYERS = ("layers", "control_layers", "generation_layers")
+KINDS_OF_OPTIONS = {
+    **dict.fromkeys(LAYERS, int | str | Sequence[int]),
+    **dict.fromkeys(SEVERAL, str | Sequence[str]),
+    **dict.fromkeys(("strengths", "generation_strengths"), float | Sequence[float]),
+}
+"""What options of `sweep` may be, where that is more than the plan holds."""
 UNKNOWN = "vector given by its user, added at the output of block L"
 """`layer_convention` of a vector of unknown origin."""
 
@@ -203,14 +210,17 @@ def sweep(
     - `chunk`: items in a chunk. `max_rows`: rows in a forward pass, 0 for as many as fit.
     - `report`: called with each line of text, in place of `print`.
 
-    A few cells are compared with the plain loop before the sweep is trusted. The model is left as
-    it was. Raises ValueError for an option that cannot be used, vectors of another model, concept
-    or shape, or a difference from the plain loop.
+    A few cells are compared with the plain loop before the sweep is trusted. The model runs in
+    evaluation mode, without dropout, and is left as it was. Raises ValueError for an option that
+    cannot be used, vectors of another model, concept or shape, or a difference from the plain loop.
     """
     _require_kinds(decoder, concept)
+    n_items = options.get("n_items") or len(concept.evaluation)
+    if min(n_items, len(concept.evaluation)) < MIN_ITEMS:
+        warnings.warn(f"{n_items} items are too few: effects need {MIN_ITEMS}", stacklevel=2)
     given = {MEASURED.get(name, name): value for name, value in options.items()}
     _require_known(given)
-    known = dict(getattr(getattr(vectors, "vector", vectors), "attrs", {}))
+    known = _known(vectors)
     plan = _plan(given, json.loads(known.get("options", "{}")))
     with TemporaryDirectory() as folder:
         path = Path(folder) / "sweep.nc" if out is None else Path(out)
@@ -219,6 +229,17 @@ def sweep(
         unit = _with_vectors(unit, vectors, directions, known)
         collect_units([unit], path, resume=resume, report=report, brief=True)
         return open_cube(path)
+
+
+def _known(vectors: Any) -> dict[str, Any]:
+    """What vectors say of themselves: by their attributes, or their labels in a sweep's file."""
+    table = vectors["vector"] if isinstance(vectors, xr.Dataset) else vectors
+    if not isinstance(table, xr.DataArray):
+        return {}
+    labels = {dim: str(table[dim].item()) for dim in ("model", "concept")
+              if dim in table.coords and table[dim].size == 1}  # fmt: skip
+    whole = vectors.attrs if "layer_convention" in vectors.attrs else {}
+    return {**labels, **whole, **table.attrs}
 
 
 def _require_its_own(unit: Unit, known: Mapping[str, Any]) -> None:
@@ -253,7 +274,7 @@ def _with_the_plans_options(function: Callable[..., Any]) -> None:
             names.get(field.name, field.name),
             inspect.Parameter.KEYWORD_ONLY,
             default=field.default,
-            annotation=field.type,
+            annotation=KINDS_OF_OPTIONS.get(field.name, field.type),
         )
         for field in fields(Plan)
     ]
@@ -293,10 +314,22 @@ def _plan(given: Mapping[str, Any], extracted: Mapping[str, Any]) -> Plan:
 def _listed(name: str, value: Any) -> Any:
     """A value as the plan holds it: several of something as a tuple, layers as text."""
     if name in SEVERAL:
-        return (value,) if isinstance(value, str) or np.ndim(value) == 0 else tuple(value)
+        if isinstance(value, str):
+            value = value.split(",")
+        several = tuple(value) if np.ndim(value) else (value,)
+        if "strengths" in name:
+            return tuple(map(_number, several))
+        return tuple(map(str, several))
     if name in LAYERS and not isinstance(value, str):
         return ",".join(str(layer) for layer in np.atleast_1d(value).tolist())
     return value
+
+
+def _number(value: Any) -> float:
+    try:
+        return float(value)
+    except (TypeError, ValueError):
+        raise ValueError(f"strengths: {value!r} is no number; write them as (-1, 0, 1)") from None
 
 
 def _with_vectors(unit: Unit, vectors: Any, directions: Any, known: Mapping[str, Any]) -> Unit:
@@ -307,7 +340,9 @@ def _with_vectors(unit: Unit, vectors: Any, directions: Any, known: Mapping[str,
         return replace(unit, given=given)
     if isinstance(vectors, xr.Dataset):
         bare = vectors.drop_attrs(deep=True)
-        if vectors.attrs.get("extraction_sha256") == _extraction(unit, bare):
+        whole_table = set(bare["vector"].dims) == {"direction", "layer", "hidden"}
+        sha256 = vectors.attrs.get("extraction_sha256")
+        if sha256 and whole_table and sha256 == _extraction(unit, bare):
             added = of_arrays({OWN: bare["vector"].sel(direction=OWN).values, **given})
             every = xr.concat([bare["vector"], added["vector"].isel(direction=slice(1, None))],
                               dim="direction")  # fmt: skip
@@ -330,7 +365,7 @@ def _with_vectors(unit: Unit, vectors: Any, directions: Any, known: Mapping[str,
         plan=replace(unit.plan, controls=()),
         own=own,
         given={**arrays, **given},
-        read_at="" if "options" in known else UNKNOWN,
+        read_at="" if "options" in known else known.get("layer_convention", UNKNOWN),
     )
 
 

@@ -251,7 +251,7 @@ def _require_one_cube(folder: Path, units: Sequence[Unit]) -> None:
     }
     planned = [identity(attrs[unit.folder], _grids(unit)) for unit in units]
     problems = why_apart([*identities(folder, attrs), *planned])
-    raise_if_any(problems, what=f"one cube with the shards in {folder} (or change --out)")
+    raise_if_any(problems, what=f"one cube with the shards in {folder} (or choose another out)")
 
 
 def _grids(unit: Unit) -> dict[str, dict[str, Any]]:

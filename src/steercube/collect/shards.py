@@ -74,7 +74,7 @@ def has_shard(path: Path, settings: Settings) -> bool:
     changes = [f"{n}: {made_with.get(n)!r} there, {settings.get(n)!r} now" for n in differing]
     raise ValueError(
         f"{path} was made with other settings ({'; '.join(changes)}). Use those settings, "
-        "another --out, or delete the file."
+        "another out, or delete the file."
     )
 
 

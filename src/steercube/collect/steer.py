@@ -91,7 +91,8 @@ def steer(
     - `positions`: "all", or "answer" for those after the last user's turn, as in a sweep; this
       needs the tokenizer's chat template and token ids as the model's input.
 
-    Works under `generate` with and without a cache, in batches, with padding on either side; what
+    Works under `generate` with and without a cache, in batches, with padding on either side, in
+    the mode that the model is in: `model.eval()` turns dropout off. What
     was compiled runs uncompiled meanwhile. Gradients flow through. What is yielded says what
     was touched; afterwards all hooks are removed. Raises ValueError for layers, directions or
     shapes that the model does not have and, with "answer", when the model is run on tokens whose

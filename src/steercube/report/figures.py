@@ -654,14 +654,26 @@ def logit_layer_curves(layer_effects: pd.DataFrame, models: ModelLabels) -> Figu
 
 
 def draw_layer_curves(
-    ax: Axes, of_concept: pd.DataFrame, models: ModelLabels, *, gid: str = ""
+    ax: Axes,
+    of_concept: pd.DataFrame,
+    models: ModelLabels,
+    *,
+    gid: str = "",
+    best: Mapping[str, float] | None = None,
 ) -> None:
-    """The curves of one concept's `layer_effects`; `gid` ends the ids of their parts."""
+    """The curves of one concept's `layer_effects`; `gid` ends the ids of their parts.
+
+    Markers stand at the `best` layer of each model; without it here and there, to tell models
+    apart.
+    """
     for number, (model, label) in enumerate(models.items()):
         of = of_concept[of_concept["model"] == model]
         name = f"curve-{label.number}{gid}"
+        marked: Any = (number, 6)
+        if best is not None:
+            marked = np.flatnonzero(of["layer"].to_numpy() == best[model]).tolist()
         ax.plot(of["depth"], of["cohens_d"], linestyle=DASHES[number % 4], linewidth=1.3,
-                marker=MARKERS[number % len(MARKERS)], markevery=(number, 6), markersize=3.5,
+                marker=MARKERS[number % len(MARKERS)], markevery=marked, markersize=3.5,
                 color=label.colour, label=model, gid=name)  # fmt: skip
         ax.fill_between(of["depth"], of["cohens_d_low"], of["cohens_d_high"],
                         color=label.colour, alpha=0.15, linewidth=0,

@@ -51,11 +51,13 @@ def layers(study: Study, tables: Tables, concept: str | None = None, ax: Axes | 
         of_layers = tables["layer_effects"]
         of = of_layers[of_layers["concept"] == concept]
         labels = {m: label for m, label in model_labels(study).items() if m in set(of["model"])}
-        draw_layer_curves(ax, of, labels)
+        best = study.cells["selected_layer"].sel(concept=concept)
+        draw_layer_curves(ax, of, labels, best={m: float(best.sel(model=m)) for m in labels})
         ax.set_xlabel(f"depth of the steered layer ({DEPTH})")
         ax.set_ylabel("Cohen's d, 95% pointwise")
         lines, _ = ax.get_legend_handles_labels()
-        ax.legend(lines, [one.line for one in labels.values()], fontsize=SMALL, frameon=False)
+        ax.legend(lines, [one.line for one in labels.values()], fontsize=SMALL, frameon=False,
+                  title="marker: best layer", title_fontsize=SMALL)  # fmt: skip
 
     return _panels(study, draw, concept, ax)
 

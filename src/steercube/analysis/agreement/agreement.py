@@ -50,8 +50,8 @@ from steercube.analysis.agreement.generation import (
 )
 from steercube.analysis.over_models.means import ONE_MODEL, mean_of_models, t_half_width
 from steercube.analysis.over_models.permute import orders, two_sided_p
-from steercube.analysis.per_cell.bootstrap import MIN_ITEMS
 from steercube.analysis.view import Study, kept, where_recorded
+from steercube.contract import MIN_ITEMS
 from steercube.estimate import Estimate, percentile_ends, t_quantile
 
 MEAN_R = "mean r of models"

@@ -42,8 +42,8 @@ from steercube.analysis.over_models import (
 from steercube.analysis.per_cell import bootstrap, estimands, readings, steers
 from steercube.analysis.per_cell.estimands import NAMES, UNITS
 from steercube.analysis.view import Study
-from steercube.cells import with_every_estimand
-from steercube.contract import LETTER
+from steercube.cells import REASONS, with_every_estimand
+from steercube.contract import LETTER, MIN_ITEMS
 from steercube.estimate import Estimate
 from steercube.numerals import NONE, decimals, p_value, signed
 
@@ -146,9 +146,13 @@ class Tables(Mapping[str, pd.DataFrame]):
     ) -> "Tables":
         """The tables of cells of any age. Raises ValueError for cells without any effect."""
         if not study.models:
+            codes = set(study.cells["selected_reason"].values.ravel().tolist())
+            why = ", ".join(
+                name.replace("_", " ") for name, code in REASONS.items() if code in codes
+            )
             raise ValueError(
-                "the cells hold no effect: every (model, concept, layer) is unrun, failed, not "
-                "finite or of too few items; `reason` in the cells says which."
+                f"the cells hold no effect: every (model, concept) is {why} (effects need "
+                f"{MIN_ITEMS} items); `reason` in the cells says which layers."
             )
         study = replace(study, cells=with_every_estimand(study.cells))
         return cls(study, claims, sampled, report)

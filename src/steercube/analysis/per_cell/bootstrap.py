@@ -35,8 +35,6 @@ from steercube.analysis.per_cell.estimands import ESTIMANDS, Array, Effect, Esti
 N_RESAMPLES = 10_000
 N_SPLITS = 500
 CONFIDENCE_LEVEL = 0.95
-MIN_ITEMS = 10
-"""Fewest items for which a bootstrap is meaningful; with fewer, statistics are NaN."""
 _RESAMPLES_AT_ONCE = 1_000
 
 

@@ -17,7 +17,7 @@ import numpy as np
 import pandas as pd
 import xarray as xr
 
-from steercube.analysis.per_cell.bootstrap import MIN_ITEMS, resample_weights
+from steercube.analysis.per_cell.bootstrap import resample_weights
 from steercube.analysis.per_cell.responses import (
     MIN_LAYERS,
     Answers,
@@ -32,7 +32,7 @@ from steercube.cells import (
     READING_VARIABLES,
     READINGS,
 )
-from steercube.contract import STATUS, UNSTEERED
+from steercube.contract import MIN_ITEMS, STATUS, UNSTEERED
 from steercube.measures import CELL, PUBLISHED, READ
 from steercube.numerals import with_interval
 from steercube.streams import stream

@@ -20,7 +20,6 @@ from scipy.stats import binomtest
 from steercube import __version__, netcdf
 from steercube.analysis.per_cell.bootstrap import (
     CONFIDENCE_LEVEL,
-    MIN_ITEMS,
     N_RESAMPLES,
     N_SPLITS,
     SelectedCell,
@@ -67,6 +66,7 @@ from steercube.cells import (
 from steercube.contract import (
     CELL_STATUS,
     DEPTH,
+    MIN_ITEMS,
     MODEL_VARIABLES,
     RESPONSES,
     SCORED_LETTERS,
