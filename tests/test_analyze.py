@@ -606,20 +606,6 @@ def test_the_committed_results_are_those_of_the_committed_cells(tmp_path: Path) 
 
 
 @pytest.mark.slow
-def test_the_numbered_scripts_give_what_the_command_gives(here: Path, cells: xr.Dataset) -> None:
-    two = ["small", "middle"]
-    save_cells(cells.sel(model=two, model_other=two), here / "data" / "mine.cells.nc")
-    assert main(["analyze"]) == 0
-    by_command = contents(here / "paper")
-    shutil.rmtree(here / "paper")
-    for script in ("02_tables.py", "03_paper.py"):
-        subprocess.run([sys.executable, ROOT / "analysis" / script, "mine"], check=True)
-        made = contents(here / "paper")
-        assert all(by_command[name] == content for name, content in made.items())
-    assert made == by_command
-
-
-@pytest.mark.slow
 def test_nuts_stands_beside_the_exact_fit_and_keeps_its_draws(
     here: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

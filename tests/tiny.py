@@ -214,5 +214,6 @@ def collected(folder: Path, of: Decoder | None = None, plan: Plan = PLAN, **opti
     """The cube `mine.nc` in `folder`; here, because a process of its own can import this module."""
     out = folder / "mine.nc"
     concepts = options.pop("concepts", CONCEPTS)
-    collect(of or decoder(), concepts, plan, out, report=lambda line: None, **options)
+    quiet = {"report": lambda line: None}
+    collect(of or decoder(), concepts, plan, out, **(quiet | options))
     return out
