@@ -1,4 +1,4 @@
-"""Do logits foretell generated answers?  python analysis/agreement.py
+"""Do logits predict generated answers?  python analysis/agreement.py
 
 r of the two measures over layers, for every concept and model whose answers were generated.
 """

@@ -161,7 +161,9 @@ def _parsed(text: str, where: str) -> Any:
 
 
 def _is_missing(value: Any) -> bool:
-    return bool(np.ndim(value) == 0 and pd.isna(value)) or value == ""
+    if isinstance(value, str):
+        return not value
+    return bool(np.ndim(value) == 0 and pd.isna(value))
 
 
 def _text(value: Any) -> str:

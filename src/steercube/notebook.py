@@ -38,6 +38,7 @@ from steercube.cells import REASONS, Cells, as_cells, check_cells
 from steercube.contrast import Contrast, parse_contrast
 from steercube.cube import Cube, as_cube
 from steercube.files import open as open_file
+from steercube.measures import CELL
 from steercube.schema import raise_if_any
 from steercube.words import did_you_mean
 
@@ -102,7 +103,8 @@ def study(
 
     if asked is not None:
         _require_labels_of(cube, name, asked)
-    return Study(reduced, _sizes(cube[name]), name, asked, ledger.claims)
+    sizes = [cube[name].sizes[dim] for dim in CELL if dim in cube[name].dims]
+    return Study(reduced, _counted(*sizes), name, asked, ledger.claims)
 
 
 def _require_labels_of(cube: Cube, name: str, contrast: Contrast) -> None:
@@ -141,14 +143,13 @@ def _swept(view: View) -> str:
     """How many models, concepts and layers have an effect."""
     cells = view.cells.sel(model=view.models)
     layers = cells["estimate"].notnull().any([d for d in cells["estimate"].dims if d != "layer"])
-    counts = {"model": len(view.models), "concept": len(view.concepts), "layer": int(layers.sum())}
-    return " x ".join(f"{n} {what}{'s' * (n != 1)}" for what, n in counts.items())
+    return _counted(len(view.models), len(view.concepts), int(layers.sum()))
 
 
-def _sizes(table: xr.Dataset) -> str:
-    shown = ("model", "concept", "layer")
-    return " x ".join(f"{n} {dim}{'s' * (n != 1)}" for dim, n in table.sizes.items()
-                      if dim in shown)  # fmt: skip
+def _counted(*sizes: int) -> str:
+    """Numbers of models, concepts and, where they were recorded, layers in words."""
+    named = zip(sizes, CELL, strict=False)
+    return " x ".join(f"{n} {what}{'s' * (n != 1)}" for n, what in named)
 
 
 class Study:
@@ -205,8 +206,9 @@ class Study:
     def effects(self, estimand: str | None = None) -> pd.DataFrame:
         """A row for every model, concept and estimand at the best layer, with its interval.
 
-        `value` in `units` with its 95% interval over items [`low`, `high`], which covers the
-        selection of the layer; what the selection adds is `optimism`. `estimand` keeps one.
+        `value` in `units` with its interval over items [`low`, `high`] (95% unless the cells say
+        otherwise), which covers the selection of the layer; what that adds is `optimism`.
+        `estimand` keeps one.
         """
         table = self.table("effects_long")
         if estimand is None:
@@ -223,7 +225,7 @@ class Study:
         return found.assign_attrs(units=units, long_name=estimand.replace("_", " "))
 
     def interval(self, estimand: str = "cohens_d") -> xr.Dataset:
-        """The estimand at the best layer with its 95% interval over items, dims (model, concept).
+        """The estimand at the best layer with its interval over items, dims (model, concept).
 
         `value`, `low`, `high`, `optimism` and `corrected`, and `layer`.
         """

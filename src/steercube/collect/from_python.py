@@ -22,7 +22,7 @@ from steercube.collect.directions import checked_directions, layers_by_number, r
 from steercube.collect.plan import Plan
 from steercube.collect.run import ROWS_A_PAIR, collect_units, rows_at_once, units_of
 from steercube.collect.unit import Unit
-from steercube.collect.vectors import OWN, of_arrays
+from steercube.collect.vectors import OWN
 from steercube.concepts import Concept
 from steercube.contract import MIN_ITEMS, Model
 from steercube.cube import Cube, open_cube
@@ -343,12 +343,7 @@ def _with_vectors(unit: Unit, vectors: Any, directions: Any, known: Mapping[str,
         whole_table = set(bare["vector"].dims) == {"direction", "layer", "hidden"}
         sha256 = vectors.attrs.get("extraction_sha256")
         if sha256 and whole_table and sha256 == _extraction(unit, bare):
-            added = of_arrays({OWN: bare["vector"].sel(direction=OWN).values, **given})
-            every = xr.concat([bare["vector"], added["vector"].isel(direction=slice(1, None))],
-                              dim="direction")  # fmt: skip
-            # Labels are text of any length: those of the result, not of its parts.
-            whole = bare.drop_dims("direction").assign(vector=every)
-            return replace(unit, given=given, extracted=whole[list(bare.data_vars)])
+            return replace(unit, given=given, extracted=_with_directions(bare, given))
     table = vectors["vector"] if isinstance(vectors, xr.Dataset) else vectors
     names = [OWN]
     if isinstance(table, xr.DataArray) and "direction" in table.dims:
@@ -367,6 +362,17 @@ def _with_vectors(unit: Unit, vectors: Any, directions: Any, known: Mapping[str,
         given={**arrays, **given},
         read_at="" if "options" in known else known.get("layer_convention", UNKNOWN),
     )
+
+
+def _with_directions(vectors: xr.Dataset, given: Mapping[str, np.ndarray]) -> xr.Dataset:
+    """The vectors and, after them, the given directions (layer, hidden) by name."""
+    names = [*vectors["direction"].values, *given]
+    every = np.stack(
+        [*vectors["vector"].transpose("direction", "layer", "hidden"), *given.values()]
+    )
+    table = xr.DataArray(every, {"direction": names}, ("direction", "layer", "hidden"))
+    whole = vectors.drop_dims("direction").assign(vector=table)
+    return whole[list(vectors.data_vars)]
 
 
 def _directions(given: Any, unit: Unit, shape: tuple[int, int]) -> dict[str, np.ndarray]:

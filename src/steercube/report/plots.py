@@ -39,7 +39,10 @@ def heatmap(study: Study, tables: Tables, ax: Axes | None = None) -> Axes:
         ax = ax or figure.subplots()
         width = ax.get_window_extent().transformed(ax.figure.dpi_scale_trans.inverted()).width
         draw_heat_map(ax, effects, labels, width / len(labels))
-        notes = ["Cohen's d at the best layer, 95% over items", *notes_of_heat_map(effects)]
+        notes = [
+            f"Cohen's d at the best layer, {study.level:.0%} over items",
+            *notes_of_heat_map(effects),
+        ]
         ax.set_title("\n".join(notes), loc="left")
     return ax
 
@@ -54,7 +57,7 @@ def layers(study: Study, tables: Tables, concept: str | None = None, ax: Axes | 
         best = study.cells["selected_layer"].sel(concept=concept)
         draw_layer_curves(ax, of, labels, best={m: float(best.sel(model=m)) for m in labels})
         ax.set_xlabel(f"depth of the steered layer ({DEPTH})")
-        ax.set_ylabel("Cohen's d, 95% pointwise")
+        ax.set_ylabel(f"Cohen's d, {study.level:.0%} pointwise")
         lines, _ = ax.get_legend_handles_labels()
         ax.legend(lines, [one.line for one in labels.values()], fontsize=SMALL, frameon=False,
                   title="marker: best layer", title_fontsize=SMALL)  # fmt: skip
