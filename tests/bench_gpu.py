@@ -7,6 +7,7 @@ It runs from a checkout: `PYTHONPATH=src python tests/bench_gpu.py --out FILE`.
 """
 
 import argparse
+import os
 import platform
 import sys
 import tempfile
@@ -20,13 +21,15 @@ import numpy as np
 import tiny
 import torch
 import transformers
-from bench_shape import ANSWER_TOKENS, FULL, STRENGTHS, TINY, Bench, Sizes, bench_of
+from bench_shape import ANSWER_TOKENS, FULL, STRENGTHS, TINY, Bench, Sizes, bench_of, experts_of
 
 import steercube
 from steercube import netcdf
 from steercube.collect import generate as generating
 from steercube.collect import sweep as sweeping
+from steercube.collect.decoder import ALLOCATOR, Decoder, evaluating
 from steercube.collect.hooks import Cell, steering
+from steercube.collect.memory import bytes_of_row
 from steercube.collect.plan import POSITIONS, Plan
 from steercube.collect.readout import Prompt, readout_of
 from steercube.collect.run import collect
@@ -91,7 +94,8 @@ def one_pass(bench: Bench, positions: str) -> str:
     memory = "no GPU memory"
     if bench.on_gpu:
         bench.found[f"memory, {positions}"] = torch.cuda.max_memory_allocated()
-        memory = f"{torch.cuda.max_memory_allocated() / 2**30:.1f} GiB at most"
+        most = (torch.cuda.max_memory_allocated(), torch.cuda.max_memory_reserved())
+        memory = "{:.1f} GiB at most, in {:.1f} of segments".format(*(n / 2**30 for n in most))
     return (
         f"{took:.1f} s, {bench.found['plain'] / took:.1f} times as fast as the plain loop; floor "
         f"{floor:.2g} s, {floor / took:.0%} of peak; {memory}"
@@ -147,10 +151,11 @@ def generation(bench: Bench) -> str:
     timed = range(0, len(grid), sizes.every // 2)
 
     def ours(n_tokens: int = sizes.n_tokens) -> np.ndarray:
-        return generating.generate(
-            bench.decoder, prompts, np.zeros((len(prompts), 1), int), grid, positions="answer",
-            decoding=generating.Decoding(n_tokens), max_rows=sizes.max_rows,
-        ).tokens  # fmt: skip
+        with evaluating(bench.decoder):
+            return generating.generate(
+                bench.decoder, prompts, np.zeros((len(prompts), 1), int), grid, positions="answer",
+                decoding=generating.Decoding(n_tokens), max_rows=sizes.max_rows,
+            ).tokens  # fmt: skip
 
     ours(2)
     generated_plainly(bench, prompts, grid[0])
@@ -190,6 +195,53 @@ def generated_plainly(bench: Bench, prompts: Sequence[Prompt], cell: Cell) -> np
     )  # fmt: skip
     hook.remove()
     return said[:, width:].cpu().numpy()
+
+
+def memory_of_rows(bench: Bench, decoder: Decoder) -> str:
+    """What rows of the longest prompts take in a sweep, beside what `memory` estimates."""
+    if not bench.on_gpu:
+        return "no GPU memory"
+    longest = bench.prompts[-4:]
+    cells = [Cell(0, 1.0, torch.ones(decoder.hidden_size))] * (bench.sizes.max_rows // 16)
+    n_rows, said = len(longest) * (1 + len(cells)), []
+    for positions in POSITIONS:
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats()
+        held = torch.cuda.memory_allocated()
+        sweeping.sweep(
+            decoder, longest, bench.answers[-4:], cells, positions=positions, max_rows=n_rows
+        )
+        took = (torch.cuda.max_memory_allocated() - held) / n_rows
+        estimated = np.mean([
+            bytes_of_row(
+                decoder.model,
+                len(prompt.ids),
+                shared=0 if positions == "all" else prompt.answer_start,
+                n_new=0,
+            )
+            for prompt in longest
+        ])  # fmt: skip
+        each = took / (2 * decoder.hidden_size * np.mean([len(p.ids) for p in longest]))
+        said.append(
+            f"{positions} {took / 2**20:.2f} MiB a row ({each:.1f} x positions x hidden elements), "
+            f"estimated {estimated / 2**20:.2f} MiB"
+        )
+    return f"{n_rows} rows; {'; '.join(said)}"
+
+
+def mixture(bench: Bench) -> str:
+    """Qwen3-30B-A3B's blocks: the memory of rows, and the checks of a run."""
+    decoder = experts_of(bench.sizes, bench.decoder.device)
+    few = [0, len(bench.prompts) - 1]
+    prompts, answers = [bench.prompts[i] for i in few], bench.answers[few]
+    cells = [Cell(layer, 1.0, torch.ones(decoder.hidden_size)) for layer in (0, 3)]
+    gaps = []
+    for positions in POSITIONS:
+        gap = sweeping.check_against_plain_loop(
+            decoder, prompts, answers, cells, positions=positions
+        )
+        gaps.append(f"{positions} {gap:.2g} nat at most")
+    return f"{memory_of_rows(bench, decoder)}; one pass and plain loop: {', '.join(gaps)}"
 
 
 def less_memory(bench: Bench) -> str:
@@ -288,6 +340,8 @@ ROWS: dict[str, Callable[[Bench], str]] = {
     "generated tokens and plain loop": lambda bench: checks(bench, "generation"),
     "logits and float64": unembedding,
     "generation, positions answer": generation,
+    "memory of rows": lambda bench: memory_of_rows(bench, bench.decoder),
+    "mixture of experts": mixture,
     "too little memory": less_memory,
     "collect and a direct sweep": collected,
 }
@@ -302,6 +356,7 @@ def main(argv: Sequence[str] | None = None, *, tiny_sizes: Sizes = TINY) -> int:
     if not given.tiny and not torch.cuda.is_available():
         print("no GPU here: Qwen3-8B's shape is not measured (--tiny runs a small one anywhere)")
         return 0
+    os.environ.setdefault(*ALLOCATOR)
     bench = bench_of(tiny_sizes, "cpu") if given.tiny else bench_of(FULL, "cuda")
     lines, failed = ["| what | measured |", "|---|---|"], False
     for name, row in ROWS.items():

@@ -8,10 +8,10 @@ from typing import Any
 import numpy as np
 import tiny
 import torch
-from transformers import AutoModelForCausalLM, Qwen3Config
+from transformers import AutoModelForCausalLM, Qwen3Config, Qwen3MoeConfig
 
 from steercube.collect import sweep as sweeping
-from steercube.collect.decoder import Decoder, decoder_of
+from steercube.collect.decoder import Decoder, decoder_of, evaluating
 from steercube.collect.hooks import Cell
 from steercube.collect.readout import Prompt
 
@@ -29,6 +29,7 @@ class Sizes:
     n_tokens: int
     max_rows: int
     matmul: int
+    experts: dict[str, int]
     every: int = 8
 
 
@@ -40,10 +41,22 @@ SMALL = {
     "vocab_size": 500, "hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 8,
     "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 16,
 }  # fmt: skip
+# Qwen3-30B-A3B's, with 4 of its 48 blocks.
+QWEN3_30B_A3B = {
+    "vocab_size": 151936, "hidden_size": 2048, "moe_intermediate_size": 768, "num_experts": 128,
+    "num_experts_per_tok": 8, "num_hidden_layers": 4, "num_attention_heads": 32,
+    "num_key_value_heads": 4, "head_dim": 128,
+}  # fmt: skip
+SMALL_EXPERTS = SMALL | {
+    "moe_intermediate_size": 24, "num_experts": 16, "num_experts_per_tok": 8, "num_hidden_layers": 4
+}  # fmt: skip
 FULL = Sizes(
-    QWEN3_8B, 100, (80, 200), tuple(range(12, 36)), tuple(range(12, 36, 3)), 32, 32, 1024, 8192
+    QWEN3_8B, 100, (80, 200), tuple(range(12, 36)), tuple(range(12, 36, 3)), 32, 32, 1024, 8192,
+    QWEN3_30B_A3B,
+)  # fmt: skip
+TINY = Sizes(
+    SMALL, 24, (20, 50), tuple(range(2, 8)), (2, 4, 5, 7), 8, 16, 104, 512, SMALL_EXPERTS, every=4
 )
-TINY = Sizes(SMALL, 24, (20, 50), tuple(range(2, 8)), (2, 4, 5, 7), 8, 16, 104, 512, every=4)
 STRENGTHS = (-1.0, 1.0)
 ANSWER_TOKENS = 9
 """Positions after the user's turn, as in Qwen3's chat template."""
@@ -71,9 +84,15 @@ class Bench:
 
     def sweep(self, positions: str) -> sweeping.Swept:
         grid, max_rows = self.cells(self.sizes.layers), self.sizes.max_rows
-        return sweeping.sweep(
-            self.decoder, self.prompts, self.answers, grid, positions=positions, max_rows=max_rows
-        )
+        with evaluating(self.decoder):
+            return sweeping.sweep(
+                self.decoder,
+                self.prompts,
+                self.answers,
+                grid,
+                positions=positions,
+                max_rows=max_rows,
+            )
 
     def seconds(self, run: Callable[[], Any]) -> tuple[float, Any]:
         """How long it takes, what is queued on the device included, and what it returns."""
@@ -111,10 +130,6 @@ class Bench:
 
 def bench_of(sizes: Sizes, device: str) -> Bench:
     """The model, made on the device, and random prompts of unlike lengths, in order of length."""
-    torch.manual_seed(0)
-    with torch.device(device):
-        model = AutoModelForCausalLM.from_config(Qwen3Config(**sizes.shape), dtype=torch.bfloat16)
-    model.generation_config.eos_token_id = None
     rng = np.random.default_rng(0)
     lengths = np.sort(rng.integers(*sizes.lengths, sizes.n_prompts, endpoint=True))
     n_words = sizes.shape["vocab_size"]
@@ -122,4 +137,18 @@ def bench_of(sizes: Sizes, device: str) -> Bench:
         Prompt(tuple(rng.integers(0, n_words, n).tolist()), int(n) - ANSWER_TOKENS) for n in lengths
     ]
     answers = rng.integers(0, n_words, (sizes.n_prompts, 2))
-    return Bench(sizes, decoder_of(model.eval(), tiny.tokenizer(), name="random"), prompts, answers)
+    return Bench(sizes, random_decoder(Qwen3Config(**sizes.shape), device), prompts, answers)
+
+
+def random_decoder(config: Any, device: str | torch.device) -> Decoder:
+    """A model with random weights in bfloat16, made on the device."""
+    torch.manual_seed(0)
+    with torch.device(device):
+        model = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16)
+    model.generation_config.eos_token_id = None
+    return decoder_of(model.eval(), tiny.tokenizer(), name="random")
+
+
+def experts_of(sizes: Sizes, device: str | torch.device) -> Decoder:
+    """The mixture of experts."""
+    return random_decoder(Qwen3MoeConfig(**sizes.experts), device)

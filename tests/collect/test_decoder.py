@@ -13,7 +13,14 @@ from builders import ROOT
 from transformers import AutoModelForCausalLM
 
 from steercube.collect import decoder as decoder_module
-from steercube.collect.decoder import Decoder, _Files, decoder_of, find_blocks, load
+from steercube.collect.decoder import (
+    Decoder,
+    _Files,
+    decoder_of,
+    evaluating,
+    find_blocks,
+    load,
+)
 from steercube.collect.hooks import Cell
 from steercube.collect.plan import POSITIONS
 from steercube.collect.readout import readout_of
@@ -362,3 +369,17 @@ def test_one_of_several_gguf_files_of_a_commit_is_named_beside_it() -> None:
     assert _Files("me/mine", {"revision": commit}).revision == commit
     of_file = _Files("me/mine", {"revision": commit, "gguf_file": "q8.gguf"})
     assert of_file.revision == f"{commit}:q8.gguf"
+
+
+def test_cudnn_attends_to_nothing_while_a_model_is_swept() -> None:
+    """Its kernels would be planned anew for every number of rows; they come back afterwards."""
+    enabled = torch.backends.cuda.cudnn_sdp_enabled
+    before = enabled()
+    with evaluating(tiny.decoder()):
+        assert not enabled()
+    assert enabled() == before
+    torch.backends.cuda.enable_cudnn_sdp(True)
+    with pytest.raises(RuntimeError, match="made up"), evaluating(tiny.decoder()):
+        raise RuntimeError("made up")
+    assert enabled()
+    torch.backends.cuda.enable_cudnn_sdp(before)
