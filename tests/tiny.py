@@ -18,6 +18,7 @@ from transformers import (
     GPT2Config,
     GPTJConfig,
     GPTNeoConfig,
+    GptOssConfig,
     LlamaConfig,
     MistralConfig,
     MptConfig,
@@ -47,11 +48,16 @@ SHAPE: dict[str, Any] = {
     "max_position_embeddings": 512,
 }
 EXPERTS = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 24}
+FEW_EXPERTS = {"num_local_experts": 4, "num_experts_per_tok": 2}
+ROPE = {"rope_type": "default", "rope_theta": 10000.0}
 ALTERNATING = ["sliding_attention", "sliding_attention", "full_attention"] * 2
 CONFIGS: dict[str, Any] = {
     "llama": lambda **shape: LlamaConfig(**shape),
     "qwen3": lambda **shape: Qwen3Config(**shape),
-    "qwen3_moe": lambda **shape: Qwen3MoeConfig(**shape, **EXPERTS),
+    "qwen3_moe": lambda **shape: Qwen3MoeConfig(**(EXPERTS | shape)),
+    "gpt_oss": lambda **shape: GptOssConfig(
+        **(FEW_EXPERTS | shape), sliding_window=8, layer_types=ALTERNATING[:5], rope_parameters=ROPE
+    ),
     # Windows shorter than the prompts, so that what they hide matters.
     "gemma3": lambda **shape: Gemma3TextConfig(
         **shape, sliding_window=8, query_pre_attn_scalar=8, layer_types=ALTERNATING[:5]
@@ -99,10 +105,10 @@ def tokenizer(*, letters_joined: bool = False, chat: bool = True) -> PreTrainedT
     return found
 
 
-def model(kind: str, *, seed: int = 0, dtype: torch.dtype = torch.float32) -> Any:
+def model(kind: str, *, seed: int = 0, dtype: torch.dtype = torch.float32, **shape: int) -> Any:
     """A random model of five blocks, its weights large enough that steering moves its logits."""
     torch.manual_seed(seed)
-    made = Auto.from_config(CONFIGS[kind](**SHAPE, vocab_size=300), dtype=dtype)
+    made = Auto.from_config(CONFIGS[kind](**(SHAPE | shape), vocab_size=300), dtype=dtype)
     for parameter in made.parameters():
         if parameter.ndim > 1:
             parameter.data.normal_(0, 0.25)
@@ -132,9 +138,9 @@ def decoder(kind: str = "llama", **options: Any) -> Decoder:
     return decoder_of(made, tokenizer(letters_joined=joined), name=f"tiny-{kind}")
 
 
-def save(kind: str, folder: Path) -> Path:
+def save(kind: str, folder: Path, **shape: int) -> Path:
     """The model and its tokenizer as a folder that any user could point at."""
-    model(kind).save_pretrained(folder)
+    model(kind, **shape).save_pretrained(folder)
     tokenizer().save_pretrained(folder)
     return folder
 

@@ -3,6 +3,7 @@
 import argparse
 import os
 import re
+import shlex
 import signal
 import sys
 import threading
@@ -24,6 +25,8 @@ if TYPE_CHECKING:
     from steercube.contrast import Contrast
     from steercube.models import Entry
 
+STARTED = "STEERCUBE_STARTED"
+"""Set in the processes that `collect --parallel` starts."""
 INTERNAL = 70
 """Exit code of a bug in steercube (EX_SOFTWARE of sysexits.h); 2 is for input errors."""
 
@@ -34,7 +37,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Other codes: 70 for an internal error, whose traceback `--debug` shows, and as in a shell 130
     after Ctrl-C, 143 after SIGTERM and 141 if the reader of stdout closed the pipe.
     """
-    options = parsed(sys.argv[1:] if arguments is None else arguments)
+    words = sys.argv[1:] if arguments is None else arguments
+    options = parsed(words)
+    options.words = list(words)
     _escape_unprintable()
     try:
         with _terminable():
@@ -47,30 +52,41 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (ValueError, OSError, MemoryError) as error:
         if options.debug:
             raise
-        print(f"steercube: {error}", file=sys.stderr)
+        _say(str(error))
         return 2
     except ImportError as error:
         if options.debug:
             raise
-        print(f"steercube: {_how_to_install(error)}", file=sys.stderr)
+        _say(_how_to_install(error))
         return 2
     except Exception as error:
         if options.debug:
             raise
         message = " ".join(str(error).split())
-        print(
-            f"steercube: internal error: {type(error).__name__}: {message}; run it as `steercube "
-            f"--debug {options.command} ...` for the traceback, and please report that",
-            file=sys.stderr,
+        _say(
+            f"internal error: {type(error).__name__}: {message}; run it as `steercube "
+            f"--debug {options.command} ...` for the traceback, and please report that"
         )
         return INTERNAL
     except KeyboardInterrupt as stopped:
-        print(
-            "steercube: interrupted; finished work is kept (collect continues with --resume)",
-            file=sys.stderr,
-        )
+        if STARTED not in os.environ:  # else the command that started this one says it
+            _say("interrupted; finished work is kept (collect continues with --resume)")
         return 143 if isinstance(stopped, Terminated) else 130
     return 0
+
+
+def _say(message: str) -> None:
+    """Print why the command ends; among the processes of one launch, only the first to fail does.
+
+    The others fail because of it, or in the same way.
+    """
+    if os.environ.get("WORLD_SIZE", "1") != "1":
+        from steercube.collect.rank import Rank
+
+        with suppress(ValueError):  # that RANK is no rank may be what is said
+            if not Rank.of_environment().first_to_fail():
+                return
+    print(f"steercube: {message}", file=sys.stderr)
 
 
 def _escape_unprintable() -> None:
@@ -322,6 +338,11 @@ def _add_collect(commands: Any) -> None:
     add("--revision", help="branch or commit of the weights (default: the entry's, else main)")
     add("--dtype", help="float32, bfloat16 or float16 (default: the entry's, else bfloat16)")
     add("--device-map", help="auto: spread over GPUs, memory and disk (default: the entry's)")
+    add(
+        "--parallel",
+        help="auto: what suits the model and the GPUs here; tensor: all processes hold the model "
+        "together, tensor:4 four of them",
+    )
     add("--offload", help="folder for weights that fit neither on the GPUs nor in memory")
     add(
         "--concepts",
@@ -470,7 +491,7 @@ def _collect(options: argparse.Namespace) -> None:
     try:
         from steercube.collect.decoder import load
         from steercube.collect.plan import layers_of
-        from steercube.collect.rank import Rank
+        from steercube.collect.rank import Rank, end_with_parent
         from steercube.collect.run import collect
     except ImportError as error:
         raise ValueError(
@@ -481,17 +502,84 @@ def _collect(options: argparse.Namespace) -> None:
     if entry.facts:  # before minutes of loading
         for selection in filter(None, (plan.layers, plan.generation_layers, plan.control_layers)):
             layers_of(selection, entry.facts.n_layers)
-    leads = Rank.of_environment().leads
+    if options.parallel and "RANK" not in os.environ:
+        n_processes, parallel, device_map = _processes(options, entry)
+        if n_processes > 1:
+            _start(n_processes, parallel, options.words)
+        options.parallel = None
+        entry = replace(entry, weights=replace(entry.weights, device_map=device_map))
+    rank = Rank.of_environment(_group_size(options))
+    if rank.count > 1:
+        end_with_parent()
+    leads = rank.leads
     if leads:
         for line in _warnings(plan, concepts, n_answered=options.generation_samples):
             print(line)
         print(f"loading {entry.name} ({entry.weights.location}, {entry.weights.dtype})", flush=True)
-    with stage(f"loading {entry.name}", shown=leads):
-        decoder = load(entry, offload_folder=options.offload)
     out = Path(options.out)
     if options.quick:
         out = out.with_name(f"{out.name.removesuffix('.nc')}-quick.nc")
-    collect(decoder, concepts, plan, out, directions=options.directions, resume=options.resume)
+    with rank.together():
+        with stage(f"loading {entry.name}", shown=leads):
+            decoder = load(entry, offload_folder=options.offload, rank=rank)
+        collect(decoder, concepts, plan, out, directions=options.directions, resume=options.resume)
+
+
+def _group_size(options: argparse.Namespace) -> int | None:
+    """How many processes hold the model together, by `--parallel`; None for all of a launch."""
+    if options.parallel is None:
+        return 1
+    if options.parallel == "auto":
+        raise ValueError(
+            "--parallel auto starts the processes itself: leave out the launcher, or give "
+            "--parallel tensor"
+        )
+    kind, _, size = options.parallel.partition(":")
+    if kind != "tensor" or (size and not (size.isdecimal() and int(size) > 1)):
+        raise ValueError(f"--parallel {options.parallel}: write auto, tensor or tensor:4")
+    return int(size) if size else None
+
+
+def _start(n_processes: int, parallel: str, words: Sequence[str]) -> NoReturn:
+    """Run this command in `n_processes` processes, and exit as they do."""
+    from steercube.collect.launch import start
+
+    # An entry's own device map would spread the model of every process over all GPUs.
+    spread = ["--parallel", parallel] if parallel else ["--device-map", ""]
+    words = [*_without(words, "--parallel"), *spread]
+    print(f"starting {n_processes} processes: steercube {shlex.join(words)}", flush=True)
+    raise SystemExit(start(n_processes, words, {STARTED: "1"}))
+
+
+def _without(words: Sequence[str], option: str) -> list[str]:
+    """The words of a command line without an option and its value."""
+    kept, skip = [], False
+    for word in words:
+        if not skip and word != option and not word.startswith(f"{option}="):
+            kept.append(word)
+        skip = word == option
+    return kept
+
+
+def _processes(options: argparse.Namespace, entry: "Entry") -> tuple[int, str, str]:
+    """How many processes to start on this machine, their `--parallel`, and their device map."""
+    from steercube.collect.launch import choose, gpus
+
+    if options.parallel != "auto":
+        size, n_gpus = _group_size(options) or 0, gpus()[0]
+        n_processes = n_gpus // size * size if size else n_gpus
+        if n_gpus and n_processes < 2:
+            raise ValueError(
+                f"--parallel {options.parallel}: a group needs {size or 'at least 2'} GPUs, and "
+                f"there are {n_gpus} here"
+            )
+        return n_processes or size or 2, options.parallel, ""
+    way = choose(entry, report=print)
+    if way is None:
+        return 1, "", entry.weights.device_map
+    if way.size == 0:
+        return 1, "", "auto"
+    return way.size * way.n_groups, f"tensor:{way.size}" if way.size > 1 else "", ""
 
 
 def _chosen_model(options: argparse.Namespace) -> "Entry":
@@ -504,7 +592,12 @@ def _chosen_model(options: argparse.Namespace) -> "Entry":
             f"--dtype {options.dtype}: is none of {', '.join(DTYPES)}"
             f"{did_you_mean(options.dtype, DTYPES)}"
         )
-    given = {"revision": options.revision, "dtype": options.dtype, "device_map": options.device_map}
+    device_map = options.device_map
+    if options.parallel is not None:
+        if device_map:
+            raise ValueError("--device-map and --parallel both spread the model: give one of them")
+        device_map = ""
+    given = {"revision": options.revision, "dtype": options.dtype, "device_map": device_map}
     given = {name: value for name, value in given.items() if value is not None}
     return replace(entry, weights=replace(entry.weights, **given))
 

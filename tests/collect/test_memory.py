@@ -15,6 +15,7 @@ from steercube.collect.generate import Decoding, generate
 from steercube.collect.hooks import Cell
 from steercube.collect.memory import SHARE, bytes_of_row, free_bytes, rows_that_fit
 from steercube.collect.plan import POSITIONS
+from steercube.collect.rank import Rank
 from steercube.collect.readout import Prompt
 from steercube.collect.sweep import sweep
 
@@ -111,7 +112,8 @@ def test_the_fullest_gpu_counts_and_what_torch_holds_is_free(
     monkeypatch.setattr(torch.cuda, "memory_allocated", lambda gpu: used[gpu.index])
     places = [torch.device("cuda", 0), torch.device("cuda", 1), torch.device("cpu")]
     parameters = [SimpleNamespace(device=place) for place in places]
-    decoder: Any = SimpleNamespace(model=SimpleNamespace(parameters=lambda: parameters))
+    model = SimpleNamespace(parameters=lambda: parameters)
+    decoder: Any = SimpleNamespace(model=model, rank=Rank())
     assert free_bytes(decoder) == SHARE * 550
 
 

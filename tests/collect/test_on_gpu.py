@@ -10,7 +10,7 @@ import torch
 import xarray as xr
 from accelerate import dispatch_model
 
-from steercube.collect.decoder import Decoder, decoder_of
+from steercube.collect.decoder import Decoder, decoder_of, evaluating
 from steercube.collect.generate import check_generation_against_plain_loop
 from steercube.collect.hooks import Cell
 from steercube.collect.steer import steer
@@ -74,8 +74,9 @@ def test_the_checks_before_a_run_pass(
     decoder, prompts = on_device(kind, dtype=dtype), tiny.prompts(rng)
     cells = [Cell(layer, 1.0, torch.from_numpy(VECTORS.values[layer])) for layer in (1, 4)]
     answers = rng.integers(0, 300, (len(prompts), 2))
-    check_against_plain_loop(decoder, prompts, answers, cells, positions=positions)
-    check_generation_against_plain_loop(decoder, prompts, cells, positions=positions)
+    with evaluating(decoder):
+        check_against_plain_loop(decoder, prompts, answers, cells, positions=positions)
+        check_generation_against_plain_loop(decoder, prompts, cells, positions=positions)
 
 
 @pytest.mark.parametrize("cache", [{"use_cache": False}, {}, {"cache_implementation": "static"}])

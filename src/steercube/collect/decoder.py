@@ -18,14 +18,18 @@ from typing import Any
 
 import numpy as np
 import torch
+from accelerate.utils import get_max_memory
 from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
 from torch import nn
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 from transformers.cache_utils import DynamicCache, DynamicLayer, DynamicSlidingWindowLayer
 from transformers.utils import cached_file
+from transformers.utils.logging import disable_progress_bar
 
 from steercube.collect.hooks import STEERED_NOW
+from steercube.collect.memory import lacks_memory, memory_for_weights
+from steercube.collect.parallel import is_recent, layout_of, on_paper
 from steercube.collect.rank import Rank
 from steercube.contract import Model
 from steercube.models import Entry, Weights
@@ -64,6 +68,8 @@ class Decoder:
     facts: Model
     state: str = field(default="", repr=False, compare=False)
     """What `state_of` gave when it was made."""
+    rank: Rank = field(default=Rank(), repr=False, compare=False)
+    """This process among those that hold the model together."""
 
     def __repr__(self) -> str:
         size = f"{self.facts.n_params:.3g} parameters, {self.dtype} on {self.device}"
@@ -113,16 +119,22 @@ class Decoder:
         return ", ".join(ignored)
 
 
-def load(entry: Entry, *, offload_folder: str | Path | None = None) -> Decoder:
+def load(
+    entry: Entry, *, offload_folder: str | Path | None = None, rank: Rank | None = None
+) -> Decoder:
     """The model of `entry` in evaluation mode, from safetensors or GGUF; runs no remote code.
 
     A folder with only a LoRA adapter is loaded on the base model it names; `revision` names both.
+    Where `rank` is of a group, its processes load the model together, each its own part.
 
     Raises ValueError for a missing package or file; for weights of another kind, damaged or
-    incomplete; for a model whose blocks cannot be identified or are not `n_layers` many.
+    incomplete; for a model whose blocks cannot be identified or are not `n_layers` many, or that
+    the group cannot hold.
     """
-    weights = entry.weights
-    if weights.device_map and Rank.of_environment().count > 1:
+    weights, rank = entry.weights, rank or Rank.of_environment()
+    if not rank.leads:
+        disable_progress_bar()
+    if weights.device_map and rank.count > 1:
         raise ValueError(
             f"model {entry.name!r} has device_map = {weights.device_map!r}, which spreads it over "
             "every GPU: start one process, or give --device-map '' for one GPU per process"
@@ -131,6 +143,7 @@ def load(entry: Entry, *, offload_folder: str | Path | None = None) -> Decoder:
     files = _files(weights)
     base = _base_of_adapter(files)
     model_files = _files(replace(weights, **base)) if base else files
+    together = _together(rank, model_files, weights.dtype, name=entry.name, is_adapter=bool(base))
     try:
         model, loaded = AutoModelForCausalLM.from_pretrained(
             model_files.folder,
@@ -138,7 +151,8 @@ def load(entry: Entry, *, offload_folder: str | Path | None = None) -> Decoder:
             trust_remote_code=False,
             output_loading_info=True,
             **_formats(model_files.options),
-            **_placement(weights, offload_folder),
+            **_placement(weights, offload_folder, model_files),
+            **together,
         )
         _require_every_weight(loaded, model_files.folder, model)
         if base:
@@ -148,17 +162,70 @@ def load(entry: Entry, *, offload_folder: str | Path | None = None) -> Decoder:
         tokenizer = AutoTokenizer.from_pretrained(
             source.folder, trust_remote_code=False, **source.options
         )
+        if together:
+            rank.least(0.0)  # all wait for the slowest, which may read for many minutes more
+            _run_whole_once(model)
+        elif not weights.device_map and torch.cuda.is_available():
+            model.to(torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0))))
     except LOADING_ERRORS as error:
+        if rank.is_lost(error):
+            raise
+        if lacks_memory(error):
+            raise MemoryError(
+                f"{entry.name} does not fit into memory ({error}). Spread it over several GPUs or "
+                "the CPU's memory: --parallel auto, in Python device_map='auto'"
+            ) from error
         raise ValueError(f"{files.folder}: cannot be loaded as a model ({error})") from error
-    if not weights.device_map and torch.cuda.is_available():
-        model.to(torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0))))
-    return decoder_of(
+    found = decoder_of(
         model.eval().requires_grad_(False),
         tokenizer,
         name=entry.name,
         revision=f"{files.revision} on {model_files.revision}" if base else files.revision,
         facts=entry.facts,
     )
+    return replace(found, rank=rank)
+
+
+def _together(
+    rank: Rank, files: "_Files", dtype: str, *, name: str, is_adapter: bool
+) -> dict[str, Any]:
+    """Options of `from_pretrained` for this process's part of a model, whose group it joins."""
+    if rank.size == 1:
+        return {}
+    if is_adapter or files.options.get("gguf_file"):
+        kind = "a LoRA adapter" if is_adapter else "a GGUF file"
+        raise ValueError(
+            f"{name}: {kind} cannot be spread over several processes. Save it as a whole model in "
+            "safetensors first, or start one process for each GPU, without --parallel"
+        )
+    paper = _on_paper(files, dtype)
+    layout = layout_of(paper.config, rank.size, name=name)
+    rank.join("cuda" if torch.cuda.is_available() else "cpu")
+    return {"distributed_config": layout.config(paper)}
+
+
+def paper_of(entry: Entry) -> tuple[Any, bool]:
+    """The model of `entry` without its weights, and whether several processes can hold it."""
+    files = _files(entry.weights)
+    base = _base_of_adapter(files)
+    if base:
+        files = _files(replace(entry.weights, **base))
+    is_whole = not base and not files.options.get("gguf_file")
+    return _on_paper(files, entry.weights.dtype), is_whole and is_recent()
+
+
+def _on_paper(files: "_Files", dtype: str) -> Any:
+    try:
+        config = AutoConfig.from_pretrained(files.folder, trust_remote_code=False, **files.options)
+        return on_paper(config, dtype)
+    except LOADING_ERRORS as error:
+        raise ValueError(f"{files.folder}: cannot be loaded as a model ({error})") from error
+
+
+@torch.no_grad()
+def _run_whole_once(model: Any) -> None:
+    """Run the model on one token. FSDP takes the first module that is run for the whole model."""
+    model(input_ids=torch.zeros(1, 1, dtype=torch.long, device=model.device))
 
 
 def _formats(options: dict[str, str]) -> dict[str, Any]:
@@ -166,8 +233,12 @@ def _formats(options: dict[str, str]) -> dict[str, Any]:
     return options if options.get("gguf_file") else options | {"use_safetensors": True}
 
 
-def _placement(weights: Weights, offload_folder: str | Path | None) -> dict[str, Any]:
+def _placement(
+    weights: Weights, offload_folder: str | Path | None, files: "_Files"
+) -> dict[str, Any]:
     placed: dict[str, Any] = {"device_map": weights.device_map} if weights.device_map else {}
+    if weights.device_map == "auto" and torch.cuda.is_available():
+        placed["max_memory"] = memory_for_weights(_on_paper(files, weights.dtype), get_max_memory())
     return placed | ({"offload_folder": str(offload_folder)} if offload_folder else {})
 
 

@@ -15,6 +15,7 @@ of a prompt differ only by what was added.
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import NamedTuple
 
 import numpy as np
@@ -136,7 +137,14 @@ def generate(
         shared=shared_starts(decoder, prompts, positions),
         n_new=decoding.max_new_tokens,
     )
-    max_rows = in_batches(prompts, shape[0], generate_batch, max_rows=max_rows, fitting=fitting)
+    max_rows = in_batches(
+        prompts,
+        shape[0],
+        generate_batch,
+        max_rows=max_rows,
+        fitting=fitting,
+        alone=decoder.rank.size == 1,
+    )
     return Generated(tokens, logprobs, probed, touched, max_rows)
 
 
@@ -159,7 +167,7 @@ class _Group(NamedTuple):
     touched: dict[int, Touched]
 
 
-@torch.inference_mode()
+@torch.no_grad()
 def _generate_group(
     decoder: Decoder,
     run: Run,
@@ -191,7 +199,8 @@ def _generate_group(
     logits = logits[live]
     for step in range(decoding.max_new_tokens):
         at = row_cell[live], row_prompt[live]
-        chosen = _chosen(logits, decoding, None if uniforms is None else uniforms[at[1], step])
+        drawn = None if uniforms is None else uniforms[at[1], step]
+        chosen = decoder.rank.agreed(partial(_chosen, logits, decoding, drawn))
         tokens[(*at, step)] = chosen
         if decoding.probes:
             probed[(*at, step)] = logprobs_of(logits, np.tile(decoding.probes, (len(live), 1)))[0]
@@ -272,7 +281,7 @@ def _chosen(logits: Tensor, decoding: Decoding, uniforms: np.ndarray | None) -> 
     return np.where(finite, tokens, NONFINITE)
 
 
-@torch.inference_mode()
+@torch.no_grad()
 def check_generation_against_plain_loop(
     decoder: Decoder, prompts: Sequence[Prompt], cells: Sequence[Cell], *, positions: str
 ) -> float:

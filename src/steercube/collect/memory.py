@@ -12,26 +12,47 @@ rows are halved (`in_batches` in `sweep`).
 """
 
 import math
-from collections.abc import Sequence
-from typing import Any
+import re
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 
-from steercube.collect.decoder import Decoder
-from steercube.collect.readout import Prompt
+from steercube.collect.parallel import values_of
 
-ATTENTION, DENSE, EXPERT, READ = 3.0, 2.75, 4.0, 2.5
-"""Peaks of what torch allocated on CPU for small random models, in units of `hidden` elements a
-position: ATTENTION + DENSE x intermediate / hidden in Llama's blocks (8.3 to 22.1 for ratios of 2
-to 7; 12.5 at Llama 3's 3.5), ATTENTION + EXPERT x experts a token in Qwen3-MoE's (32.8 to 40.0 for
-eight); READ for a position that is only read. GPT-2's MLP keeps more: 18.4 where this says 14."""
+if TYPE_CHECKING:
+    from steercube.collect.decoder import Decoder
+    from steercube.collect.readout import Prompt
+
+ATTENTION, DENSE, EXPERT, READ = 3.5, 2.75, 4.0, 2.5
+"""Peaks of what torch allocated, in units of `hidden` elements a position.
+
+ATTENTION + DENSE x intermediate / hidden in dense blocks (on an H200, 11.8 in Qwen3-8B's, where the
+ratio is 3; on a CPU 8.3 to 22.1 for ratios of 2 to 7), ATTENTION + EXPERT x experts a token in
+Qwen3-MoE's (34.8 on the H200, 32.8 to 40.0 on a CPU, for eight); READ for a position that is only
+read. GPT-2's MLP keeps more: 18.4 where this says 14.5. Where several processes hold a model, a row
+takes less on each than this (by an eighth or more, on a CPU), so passes are smaller than they could
+be."""
 SHARE = 0.8
 """Share of the free memory that a pass may use: a prefix, and what cannot be used in pieces."""
+MOST_ROWS = 1024
+"""Rows of a pass on a GPU, if they fit: more are no faster."""
+USUAL_POSITIONS = 200
+"""Positions of a prompt, where its rows are estimated before there are prompts."""
+
+
+OUT_OF_MEMORY = re.compile(
+    r"out.of.(device.|host.)?memory|allocate memory|not enough memory|ALLOC(ATION)?_FAILED",
+    re.IGNORECASE,
+)
+"""Out-of-memory messages of torch (CUDA, MPS, CPU), cuBLAS and cuDNN."""
+UNEVEN = 1.1
+"""Most weights on one of several GPUs, in units of their mean: blocks are not cut."""
 
 
 def rows_that_fit(
-    decoder: Decoder, prompts: Sequence[Prompt], *, shared: Sequence[int], n_new: int = 0
+    decoder: "Decoder", prompts: Sequence["Prompt"], *, shared: Sequence[int], n_new: int = 0
 ) -> np.ndarray:
     """How many rows of each prompt (prompt) fit into memory at a time; infinite without a GPU.
 
@@ -48,10 +69,14 @@ def rows_that_fit(
     )
 
 
-def free_bytes(decoder: Decoder) -> float:
-    """Bytes that a pass may use on each GPU that holds a part of the model; infinite on others."""
+def free_bytes(decoder: "Decoder") -> float:
+    """Bytes that a pass may use on each GPU that holds a part of the model; infinite on others.
+
+    The least of all processes that hold it together, so that they make the same passes.
+    """
     devices = {parameter.device for parameter in decoder.model.parameters()}
-    return min((SHARE * _free(one) for one in devices if one.type == "cuda"), default=math.inf)
+    gpus = [SHARE * _free(one) for one in devices if one.type == "cuda"]
+    return decoder.rank.least(min(gpus)) if gpus else math.inf
 
 
 def _free(gpu: torch.device) -> int:
@@ -76,6 +101,36 @@ def bytes_of_row(model: Any, n_positions: int, *, shared: int, n_new: int) -> fl
 
 
 def _field(config: Any, name: str, default: float) -> float:
-    """A number of a config, the largest where it differs between blocks (Gemma 3n)."""
-    value = getattr(config, name, None)
-    return float(np.max(value)) if value else default
+    """A number of a config, the largest where it differs between blocks (Gemma 3n, Gemma 4)."""
+    return float(max(values_of(config, name), default=default))
+
+
+def lacks_memory(error: BaseException) -> bool:
+    """Whether a smaller batch may succeed: torch, a library under it or the system lacks memory.
+
+    >>> lacks_memory(RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling ..."))
+    True
+    """
+    if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
+        return True
+    return isinstance(error, RuntimeError) and bool(OUT_OF_MEMORY.search(str(error)))
+
+
+def memory_for_weights(
+    model: Any, free: Mapping[int | str, float], *, rows: int = MOST_ROWS
+) -> dict[int | str, int]:
+    """Bytes of each device's `free` ones that weights may take, so that rows have room.
+
+    For `device_map="auto"`, which by itself fills each GPU to nine tenths. A GPU (its number) keeps
+    room for `rows` of USUAL_POSITIONS, but no more than what all weights leave, if they fit on the
+    GPUs. If they do not, some are moved there for every pass, and half of each GPU is for rows at
+    most: half the rows are twice the passes. `model` needs no weights.
+    """
+    gpus = {device: held for device, held in free.items() if isinstance(device, int)}
+    wanted = rows * bytes_of_row(model, USUAL_POSITIONS, shared=0, n_new=0) / SHARE
+    each = UNEVEN * sum(weight.nbytes for weight in model.parameters()) / max(1, len(gpus))
+    fits = each <= min(gpus.values(), default=0)
+    limits: dict[int | str, float] = {
+        device: max(held - wanted, each if fits else held / 2) for device, held in gpus.items()
+    }
+    return {device: int(limits.get(device, held)) for device, held in free.items()}

@@ -105,6 +105,8 @@ def save_chunk(
 ) -> int:
     """Measure the items of `chunk` and save their shard; return how many rows fitted in a pass."""
     shard, max_rows = outcome.make(chunk, vectors, max_rows=max_rows, progress=progress)
+    if not outcome.unit.decoder.rank.speaks:
+        return max_rows
     save_shard(
         shard,
         chunks(outcome)[chunk],

@@ -23,11 +23,12 @@ from steercube.collect.decoder import Decoder, evaluating
 from steercube.collect.directions import read_directions
 from steercube.collect.generate import require_own_keys
 from steercube.collect.logits import Controls, Logits
+from steercube.collect.memory import MOST_ROWS
 from steercube.collect.next_token import collected
 from steercube.collect.outcomes import Outcome, chunks, pending, save_chunk
 from steercube.collect.plan import Plan
 from steercube.collect.prompt_checks import check_prompts
-from steercube.collect.rank import Rank
+from steercube.collect.rank import PATIENCE, Rank
 from steercube.collect.readout import readout_of
 from steercube.collect.shards import held
 from steercube.collect.unit import Unit
@@ -47,16 +48,14 @@ from steercube.replacing import (
 from steercube.schema import raise_if_any
 
 ROWS_AT_ONCE = {
-    "samples": {"cpu": 96, "cuda": 1024},
-    "controls": {"cpu": 96, "cuda": 1024},
-    "generations": {"cpu": 256, "cuda": 1024},
+    "samples": {"cpu": 96, "cuda": MOST_ROWS},
+    "controls": {"cpu": 96, "cuda": MOST_ROWS},
+    "generations": {"cpu": 256, "cuda": MOST_ROWS},
 }
 """Default limit on the rows in a pass, by kind of shard and device: as many as caches (CPU) and
 memory hold. Generation reads all weights for every token, so it gains from more rows."""
 ROWS_A_PAIR = 12
 """Rows of a sweep that take about as long as one training pair, which is run at full length."""
-PATIENCE = 24 * 3600.0
-"""Seconds that a process waits for another to finish."""
 
 
 def collect(
@@ -105,7 +104,7 @@ def collect_units(
 
     With `brief` the cube itself is not reported.
     """
-    rank = rank or Rank.of_environment()
+    rank = rank or Rank.of_environment(units[0].decoder.rank.size)
     out, decoder, plan = Path(out), units[0].decoder, units[0].plan
     with evaluating(decoder):
         _make_shards(units, out, decoder, plan, resume=resume, rank=rank, report=report)
@@ -143,7 +142,9 @@ def _make_shards(
         report(f"{decoder.name}: {total} rows of {', '.join(unit.concept.name for unit in units)}")
         for line in _costs(units):
             report(line)
-    with stage(decoder.name, total=total // rank.count, unit="row", shown=rank.leads) as under_way:
+    with stage(
+        decoder.name, total=total // rank.n_groups, unit="row", shown=rank.leads
+    ) as under_way:
         say = under_way.write if report is print else report
         progress = Progress(
             under_way, say, {name: rows_at_once(decoder, plan, name) for name in ROWS_AT_ONCE}
@@ -310,11 +311,11 @@ def _require_new(units: Iterable[Unit]) -> None:
 def _collect_unit(unit: Unit, rank: Rank, progress: Progress) -> None:
     """Make the missing ones among the shards of a unit that are this process's task."""
     stage = progress.stage
-    if rank.count == 1:
+    if rank.leads and rank.n_groups == 1:
         _clear(unit.folder)
     stage.at(f"{unit.concept.name}, vectors")
-    if not rank.leads:
-        _wait_until(lambda: unit.found_vectors() is not None, what=str(unit.vectors_path))
+    if rank.group > 0:
+        _wait_until(lambda: unit.found_vectors() is not None, rank, what=str(unit.vectors_path))
     if rank.leads and unit.vectors_path.exists() and unit.found_vectors() is None:
         progress.report(f"{unit.vectors_path} is damaged, and is made again")
     vectors = unit.vectors(
@@ -349,8 +350,8 @@ def _collect_outcome(outcome: Outcome, vectors: xr.Dataset, rank: Rank, progress
     """Make the missing ones among the chunks of an outcome that are this process's task."""
     every, stage = chunks(outcome), progress.stage
     concept = outcome.unit.concept.name
-    own = list(every)[rank.index :: rank.count]
-    wanted = pending(outcome, own, vectors)
+    own = list(every)[rank.group :: rank.n_groups]
+    wanted = rank.agreed(lambda: pending(outcome, own, vectors))
     check = outcome.check.__qualname__
     if wanted and check not in progress.checked:
         stage.at(f"{concept}, checking {outcome.kind} against the plain loop")
@@ -361,7 +362,7 @@ def _collect_outcome(outcome: Outcome, vectors: xr.Dataset, rank: Rank, progress
     stage.at(f"{concept}, {outcome.kind}")
     stage.skip(outcome.n_rows * sum(len(chunk) for chunk in own if chunk not in wanted))
     for chunk in wanted:
-        if every[chunk].exists():
+        if rank.speaks and every[chunk].exists():
             progress.report(f"{every[chunk]} is damaged, and is made again")
         progress.max_rows[outcome.kind] = save_chunk(
             outcome,
@@ -373,14 +374,16 @@ def _collect_outcome(outcome: Outcome, vectors: xr.Dataset, rank: Rank, progress
     if rank.leads:
         _wait_until(
             lambda: not pending(outcome, list(every), vectors),
+            rank,
             what=f"{outcome.kind} in {outcome.unit.folder}",
         )
 
 
-def _wait_until(is_made: Callable[[], bool], *, what: str) -> None:
-    """Wait for another process to make `what`; if one fails, the launcher stops all of them."""
+def _wait_until(is_made: Callable[[], bool], rank: Rank, *, what: str) -> None:
+    """Wait for another process to make `what`; ConnectionError if one of the launch has failed."""
     until = time.monotonic() + PATIENCE
     while not is_made():
         if time.monotonic() > until:
             raise TimeoutError(f"{what}: not made by another process within {PATIENCE:.0f} s")
+        rank.require_no_failure()
         time.sleep(0.5)

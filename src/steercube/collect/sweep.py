@@ -10,7 +10,6 @@ user's turn (Rimsky et al. 2023, arXiv:2312.06681). Nothing before these depends
 the keys and values of the prompt are computed once and shared, and only the rest is run.
 """
 
-import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -23,7 +22,7 @@ from transformers.cache_utils import Cache
 from steercube.collect.caches import SharedPrefix
 from steercube.collect.decoder import Decoder
 from steercube.collect.hooks import Cell, FanOut, Touched, reading_out, record, steering
-from steercube.collect.memory import rows_that_fit
+from steercube.collect.memory import lacks_memory, rows_that_fit
 from steercube.collect.next_token import NextToken, logprobs_of, read
 from steercube.collect.readout import Prompt
 
@@ -31,11 +30,6 @@ N_PROBES = 64
 ALLOWED, FLOOR, CEILING, LEAST = 3.0, 12.0, 20.0, 1e-3
 """Tolerance of a check, see `require_alike`. In units in the last place of the logits' standard
 deviation, correct bfloat16 models of 5 to 30 blocks differed by up to 5; half a vector makes 30."""
-OUT_OF_MEMORY = re.compile(
-    r"out.of.(device.|host.)?memory|allocate memory|not enough memory|ALLOC(ATION)?_FAILED",
-    re.IGNORECASE,
-)
-"""Out-of-memory messages of torch (CUDA, MPS, CPU), cuBLAS and cuDNN."""
 FROM_INSIDE = (RuntimeError, TypeError, ValueError, AttributeError, IndexError)
 """Raised by a model that is run in a way that it was not written for."""
 Progress = Callable[[int], None]
@@ -112,7 +106,14 @@ def sweep(
         progress((1 + len(cells)) * len(batch))
 
     fitting = rows_that_fit(decoder, prompts, shared=shared_starts(decoder, prompts, positions))
-    max_rows = in_batches(prompts, 1 + len(cells), sweep_batch, max_rows=max_rows, fitting=fitting)
+    max_rows = in_batches(
+        prompts,
+        1 + len(cells),
+        sweep_batch,
+        max_rows=max_rows,
+        fitting=fitting,
+        alone=decoder.rank.size == 1,
+    )
     return Swept(logprobs, values, touched, max_rows)
 
 
@@ -123,13 +124,15 @@ def in_batches(
     *,
     max_rows: int,
     fitting: np.ndarray,
+    alone: bool = True,
 ) -> int:
     """Call `do(indices of prompts, rows)` for all prompts; returns `max_rows`, or what fitted.
 
     A batch has as many prompts as fit into `rows` at `rows_each`, which are at most `max_rows` and
     `fitting` (prompt), by estimate, for each of its prompts, but at least two; where memory runs
     out, `max_rows` becomes half of these. Raises ValueError for `max_rows` below two, MemoryError
-    where two do not fit.
+    where two do not fit, or memory runs out in one of several processes that hold the model
+    together (not `alone`): the others are in the middle of the pass, and wait for it.
     """
     if max_rows < 2:
         raise ValueError(f"max_rows = {max_rows}: at least 2, a prompt and its steered copy")
@@ -142,7 +145,7 @@ def in_batches(
         try:
             do(waiting[:n], int(rows[n - 1]))
         except (RuntimeError, MemoryError) as error:
-            max_rows = _fewer_rows(error, int(rows[n - 1]))
+            max_rows = _fewer_rows(error, int(rows[n - 1]), alone=alone)
             continue
         waiting = waiting[n:]
     return max_rows
@@ -189,21 +192,12 @@ def groups(n_cells: int, at_most: int) -> list[range]:
     return [range(start, min(start + at_most, n_cells)) for start in range(0, n_cells, at_most)]
 
 
-def lacks_memory(error: BaseException) -> bool:
-    """Whether a smaller batch may succeed: torch, a library under it or the system lacks memory.
-
-    >>> lacks_memory(RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling ..."))
-    True
-    """
-    if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
-        return True
-    return isinstance(error, RuntimeError) and bool(OUT_OF_MEMORY.search(str(error)))
-
-
-def _fewer_rows(error: Exception, rows: int) -> int:
+def _fewer_rows(error: Exception, rows: int, *, alone: bool) -> int:
     """Half of `rows`; re-raises what is no lack of memory, raises MemoryError at two rows."""
     if not lacks_memory(error):
         raise error
+    if not alone:
+        raise not_alone(rows) from error
     if rows <= 2:
         raise MemoryError(
             "one prompt and one steered copy of it do not fit into memory. Spread the model "
@@ -212,7 +206,15 @@ def _fewer_rows(error: Exception, rows: int) -> int:
     return max(2, rows // 2)
 
 
-@torch.inference_mode()
+def not_alone(rows: int) -> MemoryError:
+    """The error of one of several processes that hold a model together and ran out of memory."""
+    return MemoryError(
+        f"{rows} rows in a pass do not fit into the memory of one of the processes that hold the "
+        f"model together; start again with --resume --max-rows {max(2, rows // 2)}"
+    )
+
+
+@torch.no_grad()
 def prepare(
     decoder: Decoder, prompts: Sequence[Prompt], *, positions: str, keeps: bool = False
 ) -> Run:
@@ -304,7 +306,7 @@ def forward(decoder: Decoder, run: Run, *, at: Tensor | None = None) -> Tensor:
     return logits.gather(1, at[:, :, None].expand(-1, -1, logits.shape[-1]).to(logits.device))
 
 
-@torch.inference_mode()
+@torch.no_grad()
 def fan_out(decoder: Decoder, run: Run, pass_: FanOut) -> Tensor:
     """Logits (rows, vocabulary) at each row's last position."""
     at = run.last.repeat(1 + len(pass_.cells))[:, None]
@@ -336,7 +338,7 @@ def probes_of(decoder: Decoder) -> np.ndarray:
     return np.unique(np.linspace(0, n_words - 1, N_PROBES).astype(int))
 
 
-@torch.inference_mode()
+@torch.no_grad()
 def as_large_as_the_residual(
     decoder: Decoder, prompts: Sequence[Prompt], cells: Sequence[Cell]
 ) -> list[Cell]:
@@ -361,7 +363,7 @@ def as_large_as_the_residual(
     ]
 
 
-@torch.inference_mode()
+@torch.no_grad()
 def check_against_plain_loop(
     decoder: Decoder,
     prompts: Sequence[Prompt],
@@ -496,7 +498,7 @@ def _by_row(one: np.ndarray, two: np.ndarray) -> np.ndarray:
     return np.sqrt((_gaps(one, two) ** 2).mean(axis=tuple(range(2, one.ndim))))
 
 
-@torch.inference_mode()
+@torch.no_grad()
 def plain_loop(
     decoder: Decoder,
     prompts: Sequence[Prompt],

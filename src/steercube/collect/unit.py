@@ -57,12 +57,17 @@ class Unit:
 
     def vectors(self, *, batch_size: int, progress: Progress = lambda n: None) -> xr.Dataset:
         """The vectors, from their shard; computed and saved first where there is none."""
-        saved = self.found_vectors()
-        if saved is None:
-            computed = self.computed_vectors(batch_size=batch_size, progress=progress)
+        rank = self.decoder.rank
+        saved = rank.agreed(self.found_vectors)
+        if saved is not None:
+            return saved
+        computed = self.computed_vectors(batch_size=batch_size, progress=progress)
+
+        def save() -> xr.Dataset:
             save_shard(computed, self.vectors_path, self.vector_settings, **self.described)
-            saved = netcdf.load(self.vectors_path)
-        return saved
+            return netcdf.load(self.vectors_path)
+
+        return rank.agreed(save)
 
     def computed_vectors(
         self, *, batch_size: int, progress: Progress = lambda n: None

@@ -17,8 +17,9 @@ import xarray as xr
 
 from steercube.collect.decoder import Decoder
 from steercube.collect.hooks import record
+from steercube.collect.memory import lacks_memory
 from steercube.collect.readout import Prompt, Readout
-from steercube.collect.sweep import Progress, Run, forward, lacks_memory, prepare
+from steercube.collect.sweep import Progress, Run, forward, not_alone, prepare
 from steercube.concepts import Question
 from steercube.contract import LETTER, SCORED_LETTERS
 
@@ -116,7 +117,7 @@ def _shuffled(differences: np.ndarray, letters: np.ndarray, rng: np.random.Gener
     return _with_norm_of(differences.mean(axis=0), shuffled)
 
 
-@torch.inference_mode()
+@torch.no_grad()
 def letter_residuals(
     decoder: Decoder,
     readout: Readout,
@@ -144,6 +145,8 @@ def letter_residuals(
         except (RuntimeError, MemoryError) as error:
             if not lacks_memory(error):
                 raise
+            if decoder.rank.size > 1:
+                raise not_alone(batch_size) from error
             if batch_size == 1:
                 raise MemoryError("one training pair does not fit into memory") from error
             batch_size //= 2
