@@ -75,7 +75,7 @@ def tests(session: nox.Session) -> None:
 
 @nox.session(name="tests-all")
 def tests_all(session: nox.Session) -> None:
-    """The rest: faults, coverage, NUTS, determinism, whole runs (15 min on two cores, no GPU)."""
+    """The rest: faults, coverage, NUTS, determinism, whole runs (17 min on two cores, no GPU)."""
     run_tests(session, "-m", "slow")
 
 
