@@ -8,6 +8,7 @@ from typing import Any
 
 import tiny
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from steercube.collect.decoder import Decoder, load
 from steercube.collect.parallel import bytes_held
@@ -54,6 +55,31 @@ class Counted:
         self.passes += 1
 
 
+class MultiplyAdds(TorchDispatchMode):
+    """Counts of the multiply-adds of matrix products, but for those within attention."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.n = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        name = func.name().removeprefix("aten::").partition(".")[0]
+        if name in ("mm", "addmm", "_grouped_mm"):
+            self.n += out.numel() * args[name == "addmm"].shape[-1]
+        return out
+
+
+@torch.no_grad()
+def multiply_adds(of: Decoder) -> int:
+    """Those of this process in a forward pass of 16 x 64 tokens, the unembedding left out."""
+    ids = torch.randint(0, 300, (16, 64), generator=torch.Generator().manual_seed(0))
+    with MultiplyAdds() as counted:
+        of.model(input_ids=ids, logits_to_keep=1)
+    head = of.model.get_output_embeddings()
+    return counted.n - 16 * head.in_features * head.out_features
+
+
 def loaded(folder: Path, rank: Rank | None = None, dtype: str = "float32") -> Decoder:
     return load(Entry(folder.name, Weights(str(folder), dtype=dtype)), rank=rank)
 
@@ -71,6 +97,7 @@ def collect_all(models: Path, out: Path, rank: Rank, dtype: str) -> None:
                 resume=True,
             )  # fmt: skip
         counts[folder.name] = {
+            "multiply_adds": multiply_adds(decoder),
             **{"bytes": bytes_held(decoder.model), "n_params": decoder.facts.n_params},
             **{"tokens": counted.tokens, "passes": counted.passes},
         }

@@ -33,6 +33,7 @@ from steercube.collect import parallel
 from steercube.collect.parallel import Layout, bytes_of_part, layout_of, layouts_of, on_paper
 from steercube.collect.plan import POSITIONS
 from steercube.collect.rank import Rank
+from steercube.collect.ways import work_of_part
 from steercube.cube import open_cube
 
 T = TypeVar("T")
@@ -203,13 +204,19 @@ def test_together_they_find_what_one_finds(
 def test_each_holds_and_runs_its_part(
     n: int, size: int, launch: Callable[[int, int], Path], models: Path, alone: Path
 ) -> None:
-    """By counting: bytes of weights as estimated; rows as one process, divided among groups."""
+    """By counting: bytes of weights and multiply-adds as estimated; rows divided among groups."""
     out = launch(n, size)
     ranks = [json.loads((out / f"rank-{i}.json").read_text()) for i in range(n)]
     of_one = json.loads((alone / "rank-0.json").read_text())
     for name in ranks[0]:
         config = AutoConfig.from_pretrained(models / name)
-        part = bytes_of_part(on_paper(config, "float32"), layout_of(config, size, name=name))
+        paper, layout = on_paper(config, "float32"), layout_of(config, size, name=name)
+        part = bytes_of_part(paper, layout)
+        # Experts get unequal numbers of tokens, but all tokens of a group are sent to some.
+        done = np.mean([counts[name]["multiply_adds"] for counts in ranks])
+        share = done / of_one[name]["multiply_adds"]
+        assert share == pytest.approx(work_of_part(paper, layout), rel=0.01)
+        assert share < 0.8
         for counts in ranks:
             # FSDP cuts a weight into rows, of which the first processes may hold one more.
             assert counts[name]["bytes"] == pytest.approx(part, abs=256)
