@@ -69,7 +69,7 @@ def run_tests(session: nox.Session, *selected: str) -> None:
 
 @nox.session
 def tests(session: nox.Session) -> None:
-    """The tests to run after every change, doctests included (4 min on two cores, no GPU)."""
+    """The tests to run after every change, doctests included (5 min on two cores, no GPU)."""
     run_tests(session, "-m", "not slow")
 
 

@@ -207,3 +207,10 @@ def test_words_of_parallel_are_checked(
     ):
         assert main([*command, *more]) == 2
         assert said in capsys.readouterr().err
+
+
+def test_a_mixture_that_does_not_say_how_many_experts_a_token_has_uses_all() -> None:
+    model = tiny.model("qwen3_moe")
+    known = work_of_part(model, Layout(2, 1, 2))
+    del model.config.num_experts_per_tok
+    assert work_of_part(model, Layout(2, 1, 2)) == pytest.approx(known, rel=0.05)

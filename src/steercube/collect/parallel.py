@@ -144,7 +144,7 @@ def bytes_held(model: Any) -> int:
 def bytes_of_part(model: Any, layout: Layout) -> float:
     """Bytes of the weights that each process holds, by names and shapes of a model on paper.
 
-    split / (tensor x stored) + experts / n + the rest / stored
+    unembedding + split / (tensor x stored) + experts / n + the rest / stored
     """
     text = model.config.get_text_config()
     split = split_modules(text)

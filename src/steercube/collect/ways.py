@@ -18,6 +18,7 @@ from steercube.collect.parallel import (
     layouts_of,
     n_experts_of,
     split_modules,
+    values_of,
 )
 
 OVERHEAD = 2 * 2**30
@@ -104,7 +105,8 @@ def work_of_part(model: Any, layout: Layout) -> float:
     routing; the `stored` processes with the same part of attention send the same tokens.
     """
     text = model.config.get_text_config()
-    used = text.num_experts_per_tok / n_experts_of(text) if n_experts_of(text) else 0.0
+    n_experts = n_experts_of(text)
+    used = max(values_of(text, "num_experts_per_tok"), default=n_experts) / max(1, n_experts)
     split = split_modules(text)
     part = whole = 0.0
     for name, weight in model.get_decoder().named_parameters():
