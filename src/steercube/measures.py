@@ -36,6 +36,8 @@ ESTIMAND_UNITS = {
     "letter_shift": "nat",
     "steerability_slope": "nat per unit strength",
     "anti_steerable_share": "1",
+    "trimmed_d": "1",
+    "cliffs_delta": "1",
 }
 """Every estimand, with its units for a measure in nats. Cells may lack some of them;
 `cells.with_every_estimand` adds these as NaN."""

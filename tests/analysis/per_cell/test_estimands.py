@@ -97,6 +97,82 @@ def test_within_letter_d_by_hand(samples: Samples) -> None:
     assert value("within_letter_d", samples) == pytest.approx(expected)
 
 
+@pytest.mark.parametrize("n", [57, 60])
+def test_trimmed_d_is_made_of_scipys_trimmed_means_and_winsorised_variances(n: int) -> None:
+    samples = make_samples(np.random.default_rng(6), n=n)
+    ends = (samples.positive, samples.negative)
+    means = [stats.trim_mean(x, 0.2) for x in ends]
+    spreads = [np.var(stats.mstats.winsorize(x, (0.2, 0.2)), ddof=1) for x in ends]
+    expected = 0.642 * (means[0] - means[1]) / np.sqrt(np.mean(spreads))
+    assert value("trimmed_d", samples) == pytest.approx(expected, rel=1e-12)
+
+
+def test_the_factor_of_trimmed_d_is_the_sd_of_a_winsorised_normal() -> None:
+    q = stats.norm.ppf(0.8)
+    variance = 0.6 - 2 * q * stats.norm.pdf(q) + 2 * 0.2 * q**2
+    assert np.sqrt(variance) == pytest.approx(0.642, abs=5e-4)
+
+
+def test_cliffs_delta_is_that_of_every_pair_and_of_mann_whitneys_u(samples: Samples) -> None:
+    """Also where values are equal, here rounded to whole numbers."""
+    for values in (samples.values, np.round(samples.values)):
+        tied = Samples(values, STRENGTHS, samples.letter)
+        found = value("cliffs_delta", tied)
+        every = np.sign(tied.positive[:, None] - tied.negative)
+        assert found == pytest.approx(every.mean(), rel=1e-12)
+        u = stats.mannwhitneyu(tied.positive, tied.negative).statistic
+        assert found == pytest.approx(2 * u / 60**2 - 1, rel=1e-12)
+
+
+def test_strengths_that_do_not_overlap_have_a_cliffs_delta_of_one(samples: Samples) -> None:
+    """And no standard error, of which the cells say that nothing varies."""
+    apart = Samples(samples.values + 100 * STRENGTHS[:, None], STRENGTHS, samples.letter)
+    effect = ESTIMANDS["cliffs_delta"](apart, np.ones(60))
+    assert (effect.value, effect.se) == (1, 0)
+
+
+@pytest.mark.parametrize("d", [0.5, 2.0])
+def test_robust_effects_agree_with_cohens_d_where_values_are_normal(d: float) -> None:
+    """40,000 items: the largest standard error is 0.012, of the trimmed d at 2."""
+    rng = np.random.default_rng(12)
+    noise = rng.normal(size=(2, 40_000))
+    negative, positive = noise[0], 0.6 * noise[0] + 0.8 * noise[1] + d
+    samples = Samples(np.stack([negative, negative, positive]), STRENGTHS, np.full(40_000, "A"))
+    assert value("cohens_d", samples) == pytest.approx(d, abs=0.04)
+    assert value("trimmed_d", samples) == pytest.approx(d, abs=0.04)
+    expected = 2 * stats.norm.cdf(d / np.sqrt(2)) - 1
+    assert value("cliffs_delta", samples) == pytest.approx(expected, abs=0.02)
+
+
+def test_one_outlier_moves_cohens_d_and_no_robust_effect() -> None:
+    rng = np.random.default_rng(7)
+    negative = rng.normal(size=80)
+    values = np.stack([negative, negative, 0.6 * negative + 0.8 * rng.normal(size=80) + 1.5])
+    clean = Samples(values, STRENGTHS, np.full(80, "A"))
+    outlier = Samples(
+        np.where(np.arange(80) == 3, 400 * values, values), STRENGTHS, np.full(80, "A")
+    )
+    assert value("cohens_d", outlier) < 0.3 * value("cohens_d", clean)
+    for name, moved in {"trimmed_d": 0.08, "cliffs_delta": 0.03}.items():
+        assert value(name, outlier) == pytest.approx(value(name, clean), abs=moved)
+        one, other = (float(ESTIMANDS[name](s, np.ones(80)).se) for s in (clean, outlier))
+        assert other == pytest.approx(one, rel=0.15)
+
+
+def test_cliffs_delta_is_the_same_on_any_monotone_scale(samples: Samples) -> None:
+    bent = Samples(np.exp(samples.values), STRENGTHS, samples.letter)
+    assert value("cliffs_delta", bent) == value("cliffs_delta", samples)
+
+
+def test_the_trimmed_d_of_a_slope_is_that_of_the_trimmed_means(rng: np.random.Generator) -> None:
+    strengths = np.array([-1.0, 0.5, 1.0, 2.0])
+    samples = Samples(rng.normal(size=(4, 40)), strengths, np.full(40, "A"), "slope")
+    means = [stats.trim_mean(x, 0.2) for x in samples.values]
+    spreads = [np.var(stats.mstats.winsorize(samples.values[at], 0.2), ddof=1) for at in (0, 3)]
+    expected = 0.642 * stats.linregress(strengths, means).slope / np.sqrt(np.mean(spreads))
+    assert value("trimmed_d", samples) == pytest.approx(expected)
+
+
 def test_slope_and_anti_steerable_share(samples: Samples) -> None:
     slopes = np.array([stats.linregress(STRENGTHS, x).slope for x in samples.values.T])
     assert value("steerability_slope", samples) == pytest.approx(slopes.mean())
@@ -178,9 +254,12 @@ def jackknife(statistic: Callable[[np.ndarray], float], n: int) -> float:
     return float(np.sqrt((n - 1) * np.var(left_out)))
 
 
-@pytest.mark.parametrize("name", ESTIMANDS)
+@pytest.mark.parametrize("name", [name for name in ESTIMANDS if name != "trimmed_d"])
 def test_the_closed_form_standard_error_is_the_jackknifes(name: str) -> None:
-    """Two routes to the same variance; they differ by O(1/n), 5% at 300 items of long tails."""
+    """Two routes to the same variance; they differ by O(1/n), 5% at 300 items of long tails.
+
+    Not of trimmed_d, since the jackknife is inconsistent for quantiles (Efron 1982, section 3.4).
+    """
     samples = make_samples(np.random.default_rng(3), n=300)
     se = float(ESTIMANDS[name](samples, np.ones(300)).se)
     assert se == pytest.approx(jackknife(lambda w: value(name, samples, w), 300), rel=0.05)
@@ -192,6 +271,21 @@ def test_the_standard_error_of_d_is_its_spread_over_samples() -> None:
     draws = [ESTIMANDS["cohens_d"](make_samples(rng, 100), np.ones(100)) for _ in range(4000)]
     spread = np.std([float(d.value) for d in draws])
     assert np.mean([float(d.se) for d in draws]) == pytest.approx(spread, rel=0.06)
+
+
+@pytest.mark.parametrize("name", ["trimmed_d", "cliffs_delta"])
+@pytest.mark.parametrize("rho", [0.0, 0.8], ids=["unpaired", "paired"])
+@pytest.mark.parametrize("n", [30, 100])
+def test_the_standard_error_of_robust_effects_is_their_spread(
+    name: str, rho: float, n: int
+) -> None:
+    """4,000 samples of heavy tails (t with 3 degrees of freedom), in which that of d is 15% low."""
+    rng = np.random.default_rng(13)
+    noise = rng.standard_t(3, size=(2, 4000, n))
+    negative, positive = noise[0], rho * noise[0] + np.sqrt(1 - rho**2) * noise[1] + 1
+    samples = Samples(np.stack([negative, positive], axis=1), STRENGTHS[[0, 2]], np.full(n, "A"))
+    effect = ESTIMANDS[name](samples, np.ones(n))
+    assert effect.se.mean() == pytest.approx(effect.value.std(), rel=0.06)
 
 
 def test_zero_variance_is_undefined_not_zero(samples: Samples) -> None:

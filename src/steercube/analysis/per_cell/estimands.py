@@ -9,6 +9,10 @@ Which one to use. `cohens_d` is the published study's and the default. `delta` k
 with the correlation of the two strengths and does not measure overlap. The two Glass deltas divide
 by the spread of one strength. `within_letter_d` removes the model's preference for a letter from
 the denominator and weights both letters equally: prefer it where letters are unbalanced.
+Two estimands are robust: one item, however far out, hardly moves them. `trimmed_d` is on the scale
+of Cohen's d, so compare the two: far apart, a few items or long tails make d. `cliffs_delta` uses
+ranks alone, so it is the same on any monotone scale of the values, and says nothing of how far the
+strengths are apart once they no longer overlap.
 
 Notation: item i has the logit differences $x_i^s$ at strength s (nats, towards the matching
 answer), weight $w_i$ and shift $y_i = x_i^{+1} - x_i^{-1}$; $m$ and $s^2$ are weighted means and
@@ -17,6 +21,7 @@ variances (n - 1 in the denominator, n = sum of weights).
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import NamedTuple
 
 import numpy as np
@@ -80,6 +85,15 @@ class Samples:
     def shift(self) -> Array:
         """Values at the high strength minus those at the low one, or the slope over all."""
         return self.slope if isinstance(self.compare, str) else self.positive - self.negative
+
+    @property
+    def contrast(self) -> dict[float, float]:
+        """By strength, what the mean there is multiplied by in the mean shift."""
+        if not isinstance(self.compare, str):
+            return dict(zip(self.ends, (-1.0, 1.0), strict=True))
+        centred = self.strengths - self.strengths.mean()
+        slope = centred / (centred @ centred)
+        return dict(zip(self.strengths.tolist(), slope.tolist(), strict=True))
 
     @property
     def slope(self) -> Array:
@@ -172,6 +186,66 @@ def anti_steerable_share(samples: Samples, weights: Array) -> Effect:
     return _standardised(anti, (), _one_stratum(samples), weights)
 
 
+def trimmed_d(samples: Samples, weights: Array) -> Effect:
+    r"""Robust Cohen's d, of means and variances that the largest and smallest fifth cannot move.
+
+    $0.642 (t_+ - t_-) / \sqrt{(v_+ + v_-) / 2}$, t being the mean of a strength's values without
+    the g smallest and the g largest, $g = \lfloor 0.2 n \rfloor$, and v their Winsorised variance,
+    in which those 2 g have the value of the nearest that is kept. It equals Cohen's d where values
+    are normal. Items are trimmed at each strength by itself; the pairing enters the standard error
+    alone, by adding up an item's influence at both strengths. Where the effect is a slope, it is
+    that of the trimmed means.
+
+    Use it beside Cohen's d, where a few items may lie far out. It is wrong for values of which
+    over 80% are equal, such as a rare answer coded 0 or 1: their Winsorised variance is 0.
+
+    Source: Algina, Keselman & Penfield 2005, Psychological Methods 10(3), 317-328, and for the same
+    items at both strengths Educational and Psychological Measurement 65(2), 241-258. Standard
+    error by the influence functions of the trimmed mean and the Winsorised variance (Huber 1981,
+    section 3.3), as in Yuen's test but with the error of the denominator.
+    """
+    contrast, total = samples.contrast, weights.sum(-1)[..., None]
+    parts = {strength: _clip(samples.at(strength), weights, total) for strength in contrast}
+    ends = [parts[end] for end in samples.ends]
+    with np.errstate(divide="ignore", invalid="ignore"):
+        variance = sum(part.variance for part in ends) / len(ends)
+        scale = _SD_OF_WINSORISED_NORMAL / np.sqrt(variance)
+        value = scale * sum(c * parts[strength].mean for strength, c in contrast.items())
+        per_variance = -value / (2 * len(ends) * variance)
+        influence = sum(
+            part.influence(contrast[strength] * scale, per_variance * (strength in samples.ends))
+            for strength, part in parts.items()
+        )
+        influence -= np.einsum("...i,...i->...", weights, influence)[..., None] / total
+    return Effect(value[..., 0], _standard_error(influence, weights))
+
+
+def cliffs_delta(samples: Samples, weights: Array) -> Effect:
+    r"""Cliff's delta: how much more often a value at +1 is above one at -1 than below it.
+
+    $P(x_i^{+1} > x_j^{-1}) - P(x_i^{+1} < x_j^{-1})$ over all $n^2$ pairs of an item i at +1 with
+    an item j at -1: from -1 to 1, 0 where neither strength has the larger values, 1 where they do
+    not overlap. $(1 + \delta) / 2$ is the probability of superiority (Vargha & Delaney's A); with
+    equal normal spreads $\delta = 2 \Phi(d / \sqrt 2) - 1$.
+
+    With $h_i$ the mean over j of $\mathrm{sign}(x_i^{+1} - x_j^{-1}) + \mathrm{sign}(x_j^{+1} -
+    x_i^{-1})$, the placements of item i at both strengths, delta is m(h) / 2. Its influence is
+    $h_i - 2 \delta$, in which the pairing enters: $se^2 = \sum_i (h_i - 2 \delta)^2 / (n (n - 1))$.
+
+    Use it where only the order of values means something. It is wrong for comparing large effects,
+    which are all near 1; there its standard error goes to 0 and its interval may be undefined.
+
+    Source: Cliff 1993, Psychological Bulletin 114(3), 494-509; placements: DeLong, DeLong &
+    Clarke-Pearson 1988, Biometrics 44(3), 837-845.
+    """
+    low, high, total = samples.negative, samples.positive, weights.sum(-1)
+    placements = _twice_below(high, low, weights) - _twice_below(low, high, weights)
+    placements /= total[..., None]
+    value = np.einsum("...i,...i->...", weights, placements) / (2 * total)
+    placements -= 2 * value[..., None]
+    return Effect(value, _standard_error(placements, weights))
+
+
 Estimand = Callable[[Samples, Array], Effect]
 
 ESTIMANDS: dict[str, Estimand] = {
@@ -188,6 +262,8 @@ ESTIMANDS: dict[str, Estimand] = {
         letter_shift,
         steerability_slope,
         anti_steerable_share,
+        trimmed_d,
+        cliffs_delta,
     )
 }
 NAMES = {name: name.replace("_", " ") for name in ESTIMANDS} | {
@@ -197,6 +273,7 @@ NAMES = {name: name.replace("_", " ") for name in ESTIMANDS} | {
     "glass_delta_baseline": "Glass's delta (sd at 0)",
     "within_letter_d": "within-letter d",
     "d_z": "paired d",
+    "cliffs_delta": "Cliff's delta",
 }
 """Estimands as a reader calls them."""
 
@@ -230,7 +307,7 @@ def _standardised(
         total = share.sum(-1)
         influence, means = _centre(shift, strata, weights, share)
         value = means @ contrast
-        influence *= (total[..., None] * contrast / share) @ strata
+        influence *= _of_items(total[..., None] * contrast / share, strata)
         if scale:
             spread = sum(_centre(column, strata, weights, share)[0] ** 2 for column in scale)
             spread *= (total / ((total - n_strata) * len(scale)))[..., None]
@@ -248,7 +325,134 @@ def _standardised(
 def _centre(x: Array, strata: Array, weights: Array, share: Array) -> tuple[Array, Array]:
     """`x` minus the weighted mean of its stratum, and those means, dims (..., stratum)."""
     means = np.einsum("...i,...gi->...g", weights, x[..., None, :] * strata) / share
-    return x - means @ strata, means
+    # In C order whatever the order of x: the last digit of sums over items depends on that.
+    return np.subtract(x, _of_items(means, strata), order="C"), means
+
+
+def _of_items(of_strata: Array, strata: Array) -> Array:
+    """The value (..., stratum) of each item's stratum, dims (..., item), or 1 if there is one."""
+    return of_strata @ strata if len(strata) > 1 else of_strata
+
+
+_TRIMMED = 0.2
+"""Share of the items that is trimmed at either end (Algina, Keselman & Penfield 2005)."""
+_SD_OF_WINSORISED_NORMAL = 0.642
+"""Square root of the Winsorised variance of N(0, 1): 0.6 - 2 q phi(q) + 0.4 q^2, Phi(q) = 0.8."""
+
+
+@dataclass(frozen=True)
+class _Clipped:
+    """The values x of one strength with the smallest and largest fifth clipped.
+
+    With W the sum of the weights w, g the weight that is cut at either end, a and b the smallest
+    and the largest value that is kept and z the values clipped to these, less their mean m:
+
+        t = (W m - g (a + b)) / (W - 2 g),    v = sum w z^2 / (W - 1)
+
+    are the trimmed mean and the Winsorised variance, and the influences of an item on them
+
+        IF_t = z W / (W - 2 g),    IF_v = z^2 + 2 (m - a) A [x < a] + 2 (b - m) B [x > b] - mean.
+
+    A is g / W times the slope of the quantile function at a, from the quantiles at the weights
+    g / 2 and 3 g / 2; so is B at b. Dims (..., 1), but (..., item) of `x` and `z`.
+    """
+
+    x: Array
+    z: Array
+    low: Array
+    high: Array
+    mean: Array
+    variance: Array
+    kept: Array
+    below: Array
+    above: Array
+
+    def influence(self, of_mean: Array, of_variance: Array) -> Array:
+        """Each item's `of_mean` IF_t + `of_variance` IF_v, but for its mean, dims (..., item)."""
+        found = of_variance * self.z
+        found += of_mean / self.kept
+        found *= self.z
+        found += (of_variance * self.below) * (self.x < self.low)
+        found += (of_variance * self.above) * (self.x > self.high)
+        return found
+
+
+def _clip(x: Array, weights: Array, total: Array) -> _Clipped:
+    """The values of one strength (..., item) clipped under `weights`, of which `total` is the sum.
+
+    See `_Clipped`.
+    """
+    cut = total // (1 / _TRIMMED)
+    (a_out, a, a_in), (b_out, b, b_in) = _around_cuts(x, weights, total, cut)
+    z = np.clip(x, a, b)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        m = np.einsum("...i,...i->...", weights, z)[..., None] / total
+        z -= m
+        square = np.einsum("...i,...i,...i->...", weights, z, z)[..., None]
+        return _Clipped(
+            x=x,
+            z=z,
+            low=a,
+            high=b,
+            mean=(total * m - cut * (a + b)) / (total - 2 * cut),
+            variance=square / (total - 1),
+            kept=1 - 2 * cut / total,
+            below=2 * (m - a) * (a_in - a_out),
+            above=2 * (b - m) * (b_out - b_in),
+        )
+
+
+def _around_cuts(x: Array, weights: Array, total: Array, cut: Array) -> tuple[Array, Array]:
+    """Values with g / 2, g and 3 g / 2 of the weight outside them, from below and from above.
+
+    g is `cut`; each dims (quantile, ..., 1).
+    """
+    order = x.argsort(-1)
+    cumulated = _along(weights, order)
+    np.cumsum(cumulated, -1, out=cumulated)
+    outside = [share * cut for share in (0.5, 1.0, 1.5)]
+    below = [(cumulated > weight).argmax(-1) for weight in outside]
+    above = [(cumulated >= total - weight).argmax(-1) for weight in outside]
+    found = _along(_along(x, order), np.stack([*below, *above])[..., None])
+    return found[:3], found[3:]
+
+
+def _along(values: Array, index: Array) -> Array:
+    """`values` at `index` of its last dim; one of them may lack leading dims of the other."""
+    if values.ndim == 1:
+        return values[index]
+    if index.ndim == 1:
+        return np.take(values, index, axis=-1)
+    lead = np.broadcast_shapes(values.shape[:-1], index.shape[:-1])
+    values, index = (np.broadcast_to(one, lead + one.shape[-1:]) for one in (values, index))
+    return np.take_along_axis(values, index, axis=-1)
+
+
+def _twice_below(x: Array, among: Array, weights: Array) -> Array:
+    """Twice the weight of the values `among` that are below each x, equal ones counted by half.
+
+    All dims (..., item). By one sort and one cumulative sum, so that no array holds two items.
+    """
+    order = among.argsort(-1)
+    in_order, of_items = _along(among, order), _along(weights, order)
+    cumulated = np.zeros((*of_items.shape[:-1], of_items.shape[-1] + 1))
+    np.cumsum(of_items, -1, out=cumulated[..., 1:])
+    below, up_to = (_SEARCH[side](in_order, x) for side in ("left", "right"))
+    return _along(cumulated, below) + _along(cumulated, up_to)
+
+
+_SEARCH = {
+    side: np.vectorize(partial(np.searchsorted, side=side), signature="(i),(j)->(j)")
+    for side in ("left", "right")
+}
+
+
+def _standard_error(influence: Array, weights: Array) -> Array:
+    """From each item's influence IF: se^2 = sum w IF^2 / (W (W - 1)), W the sum of weights."""
+    total = weights.sum(-1)
+    square = np.einsum("...i,...i,...i->...", weights, influence, influence)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        return np.sqrt(square / (total * (total - 1)))
 
 
 def _correlation(x: Array, y: Array, weights: Array) -> Array:

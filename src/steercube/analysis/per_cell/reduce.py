@@ -95,6 +95,8 @@ N_FLIPS = 2_000
 
 QUANTILES = np.round(np.linspace(0, 1, 21), 2)
 BY_LETTER = ("within_letter_d", "content_shift", "letter_shift")
+BOUNDED = {"cliffs_delta": (-1.0, 1.0)}
+"""Smallest and largest value of an estimand, at which its interval ends."""
 
 
 @dataclass(frozen=True)
@@ -556,6 +558,12 @@ def _record_selected(
     for share in np.flatnonzero(out["estimand"].values == "anti_steerable_share"):
         low[share], high[share] = _wilson(
             at_layer["estimate"].values[share], len(run.samples.letter), confidence_level
+        )
+    for name, bounds in BOUNDED.items():
+        bounded = out["estimand"].values == name
+        low[bounded], high[bounded] = (
+            np.clip(low[bounded], *bounds),
+            np.clip(high[bounded], *bounds),
         )
     reason = at_layer["reason"].values
     unstable = (reason == REASONS["defined"]) & ~np.isfinite(low)
