@@ -1,8 +1,9 @@
 """The cells: the statistics of every (model, concept, layer) of a cube, without a sample.
 
 Stage one (`steercube.analysis.per_cell.reduce`) makes them from a cube; stage two (tables, claims,
-figures) reads them and nothing else. They are small and hold no item's text or value, so a
-repository can publish them even for a sweep whose samples it may not redistribute.
+figures) reads them and nothing else. They are small and hold no item's text or value (but the id of
+the item that moves an effect most), so a repository can publish them even for a sweep whose samples
+it may not redistribute.
 
 Cells are grids, one for each measure (`cells["logit_diff"]`) and one for each family of other
 directions (`cells["logit_diff/random"]`), and the tables in TABLES; a file holds them as that of a
@@ -174,6 +175,16 @@ SELECTED_VARIABLES = {
         "sampling covariance of the depth centroids, items resampled jointly",
         "1",
         required=False,
+    ),
+    "selected_influence": Variable(
+        ("model", "concept"),
+        "f",
+        "change of Cohen's d at the selected layer without the item that changes it most",
+        "1",
+        required=False,
+    ),
+    "selected_influential_item": Variable(
+        ("model", "concept"), "U", "id of that item", required=False
     ),
     "steers_p": Variable(
         ("model", "concept"),

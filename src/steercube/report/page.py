@@ -238,7 +238,7 @@ def _notes(row: Mapping[str, Any]) -> str:
     """Whether a cell steers and its flags, as the end of a sentence."""
     steers = {"yes": "steers", "no": "does not steer"}.get(row.get("steers", ""), "")
     beside = f"best layer: {row['layer_flag']}" if row.get("layer_flag") else ""
-    said = [steers, beside, row.get("direction_flag", "")]
+    said = [steers, beside, row.get("direction_flag", ""), row.get("influence_flag", "")]
     return "; ".join(text for text in said if text)
 
 

@@ -519,7 +519,10 @@ def _figure_problems(folder: Path) -> Iterator[str]:
 
 NAMES = ("model", "concept", "family", "group", "one", "other", "left_out", "name")
 """Columns of names that a user chose, which are text whatever they look like."""
-FLAGS = ("steers", "steers_reason", "layer_flag", "direction_flag")
+FLAGS = (
+    *("steers", "steers_reason", "layer_flag", "direction_flag"),
+    *("influential_item", "influence_flag"),
+)
 """Columns of texts that may all be empty, which pandas would read as missing numbers."""
 
 

@@ -40,14 +40,14 @@ def test_counts_are_those_of_the_cells(cells: xr.Dataset, study_cells: xr.Datase
 def test_pairs_are_counted_by_the_test_and_by_their_flags() -> None:
     table = pd.DataFrame(
         [
-            ("yes", 0.01, "", ""),
-            ("yes", 0.04, "last swept, beside a gap", ""),
-            ("no", 0.06, "last block", "steers the other way"),
-            ("no", 0.9, "first swept", "moves more the other way"),
-            ("unknown", np.nan, "last block", "moves more the other way"),
-            ("", np.nan, "", ""),
+            ("yes", 0.01, "", "", "one item carries it"),
+            ("yes", 0.04, "last swept, beside a gap", "", ""),
+            ("no", 0.06, "last block", "steers the other way", "a few items carry it"),
+            ("no", 0.9, "first swept", "moves more the other way", "one item carries it"),
+            ("unknown", np.nan, "last block", "moves more the other way", ""),
+            ("", np.nan, "", "", ""),
         ],
-        columns=["steers", "p_steers_holm", "layer_flag", "direction_flag"],
+        columns=["steers", "p_steers_holm", "layer_flag", "direction_flag", "influence_flag"],
     )
     found = counts_of_pairs(table).set_index("statistic")["value"]
     assert found["pairs that steer"] == 2
@@ -59,6 +59,8 @@ def test_pairs_are_counted_by_the_test_and_by_their_flags() -> None:
     assert (found["pairs: last swept"], found["pairs: beside a gap"]) == (1, 1)
     assert found["pairs: steers the other way"] == 1
     assert found["pairs: moves more the other way"] == 2
+    assert found["pairs: one item carries it"] == 2
+    assert found["pairs: a few items carry it"] == 1
 
 
 def test_an_interval_above_zero_is_not_what_steers(cells: xr.Dataset) -> None:

@@ -9,9 +9,13 @@ from steercube.analysis.conclusions.effects import (
     direction_flag,
     effects,
     effects_long,
+    influence_flag,
     largest_effect,
     layer_flag,
 )
+from steercube.analysis.per_cell.estimands import Effect, Samples, cohens_d, trimmed_d
+from steercube.analysis.per_cell.influence import most_influential
+from steercube.cells import with_every_estimand
 from steercube.contract import STATUS
 
 LAYERS = tuple(range(2, 12))
@@ -120,6 +124,95 @@ def test_a_concept_that_steers_the_wrong_way_is_told() -> None:
     right = swept(1.0)
     assert right["largest_cohens_d"] == right["cohens_d"]
     assert (right["direction_flag"], right["steers"]) == ("", "yes")
+
+
+@pytest.mark.parametrize(
+    ("change", "d", "robust", "flag"),
+    [
+        (0.05, (1.0, 0.2), (1.1, 0.2), ""),
+        (1.2, (0.35, 0.2), (1.5, 0.2), "one item carries it"),
+        (-0.6, (1.0, 0.2), (0.9, 0.2), "one item carries it"),
+        (0.1, (0.02, 0.2), (0.05, 0.2), ""),
+        (0.1, (0.5, 0.2), (1.1, 0.2), "a few items carry it"),
+        (0.1, (1.0, 0.2), (0.4, 0.2), "a few items carry it"),
+        (0.1, (0.5, 0.1), (-0.1, 0.1), "a few items carry it"),
+        (0.1, (0.5, 0.2), (0.9, 0.2), ""),
+        (0.1, (0.1, 0.2), (0.3, 0.2), ""),
+        (np.nan, (np.nan, np.nan), (np.nan, np.nan), ""),
+        (0.3, (0.4, 0.2), (np.nan, np.nan), "one item carries it"),
+        (0.1, (0.4, 0.2), (np.nan, np.nan), ""),
+    ],
+)
+def test_what_carries_an_effect(
+    change: float, d: tuple[float, float], robust: tuple[float, float], flag: str
+) -> None:
+    assert influence_flag(change, Effect(*map(np.array, d)), Effect(*map(np.array, robust))) == flag
+
+
+def flag_of(negative: np.ndarray, positive: np.ndarray) -> str:
+    """The flag of one layer's values at -1 and +1."""
+    values, n = np.stack([negative, positive]), len(negative)
+    samples = Samples(values, np.array([-1.0, 1.0]), np.full(n, "A"))
+    found = most_influential(samples)
+    assert found is not None
+    return influence_flag(
+        found.change, cohens_d(samples, np.ones(n)), trimmed_d(samples, np.ones(n))
+    )
+
+
+@pytest.mark.parametrize("d", [0.0, 0.3, 1.0, 3.0])
+@pytest.mark.parametrize("n", [20, 100])
+def test_normal_samples_are_not_flagged(n: int, d: float) -> None:
+    """1,000 draws, of which about 0.2% are flagged; ten or more in fewer than 0.01% of runs."""
+    rng = np.random.default_rng(21)
+    flags = []
+    for negative, noise in rng.normal(size=(1000, 2, n)):
+        flags.append(flag_of(negative, 0.6 * negative + 0.8 * noise + d))
+    assert sum(flag != "" for flag in flags) < 10
+
+
+@pytest.mark.parametrize("d", [0.8, 1.5, 3.0])
+def test_an_outlier_is_flagged(d: float) -> None:
+    """One of 80 items, with values 400 times as large; without it, nothing is."""
+    rng = np.random.default_rng(22)
+    for negative, noise in rng.normal(size=(100, 2, 80)):
+        positive = 0.6 * negative + 0.8 * noise + d
+        assert flag_of(negative, positive) == ""
+        negative[3], positive[3] = 400 * negative[3], 400 * positive[3]
+        assert flag_of(negative, positive) == "one item carries it"
+
+
+def test_outliers_that_hide_each_other_are_flagged_too() -> None:
+    rng = np.random.default_rng(23)
+    negative = rng.normal(size=80)
+    positive = 0.6 * negative + 0.8 * rng.normal(size=80) + 1.5
+    for item in (3, 4):
+        negative[item], positive[item] = 200.0, 200.0
+    assert flag_of(negative, positive) == "a few items carry it"
+
+
+def test_the_table_names_the_item_that_carries_an_effect() -> None:
+    rng = np.random.default_rng(8)
+    cube = make_cube(rng, models=(make_model("one", n_layers=14),), n_items={"c": 60})
+    scale = xr.where(cube["item_id"] == cube["item_id"].values[0, 17], 400.0, 1.0)
+    clean = effects(study_of(reduce_to_cells(cube, n_resamples=20))).iloc[0]
+    assert clean["influence_flag"] == ""
+    cube["logit_diff"] = (cube["logit_diff"] * scale).transpose(*cube["logit_diff"].dims)
+    cube["logprob_matching"] = np.minimum(cube["logit_diff"], 0) - 3
+    cube["logprob_other"] = -np.maximum(cube["logit_diff"], 0) - 3
+    row = effects(study_of(reduce_to_cells(cube, n_resamples=20))).iloc[0]
+    assert row["influential_item"] == cube["item_id"].values[0, 17]
+    assert row["influence_flag"] == "one item carries it"
+    assert row["cohens_d"] + row["influence"] > 2 * row["cohens_d"]
+
+
+def test_cells_of_an_older_steercube_say_that_they_hold_no_influence(cells: xr.Dataset) -> None:
+    held = ["selected_influence", "selected_influential_item"]
+    old = cells.drop_vars(held).drop_sel(estimand=["trimmed_d", "cliffs_delta"])
+    rows = effects(study_of(with_every_estimand(old)))
+    assert rows[["influence", "trimmed_d", "cliffs_delta"]].isna().all(axis=None)
+    assert (rows[["influential_item", "influence_flag"]] == "").all(axis=None)
+    assert set(rows["reason"]) == {"not recorded: trimmed_d, cliffs_delta, influence"}
 
 
 def test_what_was_never_run_has_no_flag(cells: xr.Dataset) -> None:

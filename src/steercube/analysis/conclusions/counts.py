@@ -5,7 +5,14 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from steercube.analysis.conclusions.effects import LAST_BLOCK, MORE_OTHER_WAY, OPEN, OTHER_WAY
+from steercube.analysis.conclusions.effects import (
+    FEW_ITEMS,
+    LAST_BLOCK,
+    MORE_OTHER_WAY,
+    ONE_ITEM,
+    OPEN,
+    OTHER_WAY,
+)
 from steercube.analysis.per_cell.steers import UNKNOWN, YES
 from steercube.analysis.view import Study
 from steercube.cells import DISTINCT_RESPONSES
@@ -94,7 +101,7 @@ def counts(study: Study) -> pd.DataFrame:
 
 
 def counts_of_pairs(effects: pd.DataFrame) -> pd.DataFrame:
-    """How many pairs steer, and at how many the sweep may have missed the best layer.
+    """How many pairs steer, may miss their best layer, or rest on a few items.
 
     `effects` is the table of that name.
     """
@@ -111,6 +118,10 @@ def counts_of_pairs(effects: pd.DataFrame) -> pd.DataFrame:
     found |= {
         f"pairs: {flag}": int((effects["direction_flag"] == flag).sum())
         for flag in (OTHER_WAY, MORE_OTHER_WAY)
+    }
+    found |= {
+        f"pairs: {flag}": int((effects["influence_flag"] == flag).sum())
+        for flag in (ONE_ITEM, FEW_ITEMS)
     }
     return pd.DataFrame({"statistic": list(found), "value": list(found.values())})
 

@@ -39,7 +39,7 @@ from steercube.analysis.over_models import (
     predictive,
     questions,
 )
-from steercube.analysis.per_cell import bootstrap, estimands, readings, steers
+from steercube.analysis.per_cell import bootstrap, estimands, influence, readings, steers
 from steercube.analysis.per_cell.estimands import NAMES, UNITS
 from steercube.analysis.view import Study
 from steercube.cells import REASONS, with_every_estimand
@@ -404,14 +404,15 @@ TABLES: tuple[Table, ...] = (
         "effects",
         EFFECTS,
         "each model and concept at its best layer: every estimand, interval, optimism; whether it "
-        "steers at all, what is beside that layer, the largest effect with its sign",
+        "steers at all, what is beside that layer, the largest effect with its sign, what one item "
+        "changes",
         lambda t: effects.effects(t.study),
         key=("model", "concept"),
         every_interval=True,
         documented={
             ESTIMANDS: (estimands, *estimands.ESTIMANDS.values()),
             STEERS: (steers, steers.content_t),
-            INTERVALS: (bootstrap, effects),
+            INTERVALS: (bootstrap, effects, influence, effects.influence_flag),
         },
     ),
     Table(

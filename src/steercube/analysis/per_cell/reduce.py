@@ -37,6 +37,7 @@ from steercube.analysis.per_cell.estimands import (
     Estimand,
     Samples,
 )
+from steercube.analysis.per_cell.influence import most_influential
 from steercube.analysis.per_cell.readings import distinct_responses, reading_audit
 from steercube.analysis.per_cell.responses import (
     MIN_LAYERS,
@@ -268,6 +269,8 @@ def _blank_cells(grid: xr.Dataset, measure: Measure) -> xr.Dataset:
     )
     for name, variable in (LAYER_VARIABLES | SELECTED_VARIABLES).items():
         out[name] = variable.full(out.sizes)
+    item = out["selected_influential_item"]
+    out["selected_influential_item"] = item.astype(grid["item_id"].dtype)
     status = status_of(grid, measure.name).transpose(*CELL).values
     reason = np.zeros_like(status)
     for name, flag in STATUS.items():
@@ -327,6 +330,7 @@ def _reduce_concept(out: xr.Dataset, source: _Source, resampling: Resampling) ->
     for model, run in runs.items():
         at = {"model": model, "concept": concept}
         _record_selected(out, run, selected[model], at, level)
+        _record_influence(out, run, selected[model].layer, at, grid["item_id"].values)
         if source.by is None:
             _record_steering(out, run, at, seed)
     _record_covariance(out, "selected_covariance", selected, concept)
@@ -580,6 +584,16 @@ def _record_selected(
     }
     for name, values in fields.items():
         out[name].loc[at] = values
+
+
+def _record_influence(
+    out: xr.Dataset, run: _Run, layer: int, at: Mapping[str, str], items: Array
+) -> None:
+    """What leaving out one of the `items` (ids) changes of Cohen's d at the selected layer."""
+    found = most_influential(replace(run.samples, values=run.samples.values[layer]))
+    if found is not None:
+        out["selected_influence"].loc[at] = found.change
+        out["selected_influential_item"].loc[at] = items[found.item]
 
 
 def _record_steering(out: xr.Dataset, run: _Run, at: Mapping[str, str], seed: int) -> None:
