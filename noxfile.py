@@ -127,7 +127,7 @@ def notebooks(session: nox.Session) -> None:
 
 @nox.session
 def calibrate(session: nox.Session) -> None:
-    """What intervals cover and tests reject, 25,000 simulations (40 min on two cores, no GPU)."""
+    """What intervals cover and grades say where the truth is known (2 hours, no GPU)."""
     install(session)
     one_thread = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
     session.run("steercube", "calibrate", *session.posargs, env=one_thread)

@@ -7,7 +7,7 @@ import steercube as sc
 
 study = sc.study("data/qwen3.cells.nc", claims="paper/claims.toml")
 slopes = study.table("scale_trends").query("outcome == 'cohens_d' and size == 'n_params'")
-columns = ["concept", "method", "value", "low", "high", "n", "p_value", "p_holm"]
+columns = ["concept", "method", "value", "low", "high", "n"]
 print("slope of Cohen's d on log10 of the parameters")
 print(slopes[columns].to_string(index=False, na_rep="", float_format="{:.2f}".format))
 

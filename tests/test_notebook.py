@@ -228,7 +228,7 @@ def test_the_tree_can_be_saved(made: Study, tmp_path: Path) -> None:
         xr.testing.assert_allclose(
             saved["/cells/logit_diff"]["estimate"], tree["/cells/logit_diff"]["estimate"]
         )
-        assert saved["/tables/conclusions"]["verdict"].dtype.kind in "OUT"
+        assert saved["/tables/conclusions"]["grade"].dtype.kind in "OUT"
 
 
 def test_a_part_of_a_study_keeps_its_plots_directions_and_other_measures(

@@ -1,12 +1,15 @@
 """Analyze a study from end to end: from its cube or cells to its folder of conclusions."""
 
+import hashlib
 import os
+import shutil
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
 import pandas as pd
 
+from steercube import analysis
 from steercube.analysis.conclusions.claims import Ledger, read_ledger
 from steercube.analysis.conclusions.tables import conclude
 from steercube.analysis.over_models.cell_effects import (
@@ -30,6 +33,7 @@ from steercube.analysis.per_cell.reduce import cells as reduce_to_cells
 from steercube.analysis.per_cell.reduce import is_reducible, lacking
 from steercube.analysis.simulated.calibration import PARTS
 from steercube.analysis.simulated.calibration import calibrate as simulate_and_fit
+from steercube.analysis.simulated.keeping import KeptIn
 from steercube.analysis.view import Study
 from steercube.cells import (
     ITEM_FITTED,
@@ -426,8 +430,14 @@ def write_conclusions(
     report(f"  wrote {folder}")
     for what in ("claims", "conclusions"):
         if what in tables:
-            verdicts = tables[what]["verdict"].value_counts()
+            verdicts = tables[what]["verdict" if what == "claims" else "grade"].value_counts()
             report(f"  {what}: " + "; ".join(f"{verdict!r} {n}" for verdict, n in verdicts.items()))
+
+
+def _code() -> str:
+    """SHA-256 of the code that simulations run."""
+    sources = sorted(Path(analysis.__file__).parent.rglob("*.py"))
+    return hashlib.sha256(b"".join(path.read_bytes() for path in sources)).hexdigest()
 
 
 def calibrate(
@@ -443,7 +453,9 @@ def calibrate(
 ) -> None:
     """Simulate sweeps of a study's shape; write coverage to `paper`/<study>/calibration/.
 
-    `only` selects PARTS to run; the tables of the other parts are left unchanged.
+    `only` selects PARTS to run; the tables of the other parts are left unchanged. What each
+    scenario gave is saved in calibration.unfinished/ until all are done, so the same command goes
+    on where one that was cut off ended.
 
     Raises FileNotFoundError if there are no cells, ValueError if they do not allow the contrast or
     if no simulation is requested.
@@ -467,20 +479,23 @@ def calibrate(
         raise ValueError(f"{study} cannot be calibrated: {reason}")
     if n_simulations < 1 or n_workers < 1:
         raise ValueError("calibration needs at least one simulation and one worker")
+    folder = Path(paper) / study / "calibration"
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    attributes = cells.attrs | asked.attributes
+    attributes = {name: attributes[name] for name in OF_A_CALIBRATION}
+    unfinished = folder.with_name("calibration.unfinished")
     tables = simulate_and_fit(
         of_cells,
         n_simulations=n_simulations,
         n_workers=n_workers,
         only=only,
+        keep=KeptIn(unfinished, f"{_code()} {attributes}"),
         report=timed(report),
     )
-    folder = Path(paper) / study / "calibration"
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    attributes = cells.attrs | asked.attributes
-    attributes = {name: attributes[name] for name in OF_A_CALIBRATION}
     is_current = is_calibration_of(folder, attributes)
     kept = {p.stem: pd.read_csv(p) for p in sorted(folder.glob("*.csv")) if is_current}
     if not is_current:
         remove_calibration(folder)
     write_calibration(folder, tables, draw_calibrations(kept | tables, asked), made_from=attributes)
+    shutil.rmtree(unfinished, ignore_errors=True)
     report(f"wrote {folder}")

@@ -1,11 +1,51 @@
 """One number with what is known of its error: the type that tables, claims and figures share."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, field
+from typing import Any, Protocol
 
 import numpy as np
 from scipy import stats
+
+
+class Known(Protocol):
+    """What is known of a number: a posterior, or a confidence distribution."""
+
+    def ends(self, level: float) -> tuple[float, float]:
+        """The ends of its interval of this level."""
+
+    def below(self, value: float) -> float:
+        """The probability that it is below `value`."""
+
+
+@dataclass(frozen=True)
+class Student:
+    r"""$g(c + s T)$, T Student's t with `df` degrees of freedom: `centre` c, `scale` s.
+
+    The posterior of a mean under a flat prior, and its confidence distribution: the interval of
+    every level is its own. g is `through`, one of `INVERSES`.
+    """
+
+    centre: float
+    scale: float
+    df: int
+    through: Callable[[Any], Any] = float
+
+    def ends(self, level: float) -> tuple[float, float]:
+        """The ends of the interval of this level."""
+        half = t_quantile(level, self.df) * self.scale
+        return float(self.through(self.centre - half)), float(self.through(self.centre + half))
+
+    def below(self, value: float) -> float:
+        """The probability that the number is below `value`."""
+        at = INVERSES[self.through](value)
+        if not self.scale:
+            return float(self.centre < at)
+        return float(stats.t.cdf((at - self.centre) / self.scale, self.df))
+
+
+INVERSES: dict[Callable[[Any], Any], Callable[[Any], Any]] = {float: float, np.tanh: np.arctanh}
+"""Of the functions that an interval is computed through."""
 
 
 @dataclass(frozen=True)
@@ -29,6 +69,8 @@ class Estimate:
     """Smallest and largest member, where the value averages members that matter by themselves."""
     expected_under_null: float = np.nan
     reason: str = ""
+    known: Known | None = field(default=None, compare=False, repr=False)
+    """What the interval comes from, where intervals of other levels are needed too."""
 
     @classmethod
     def undefined(cls, reason: str) -> "Estimate":
@@ -57,6 +99,14 @@ class Estimate:
             "high": float(through(centre + half_width)),
         }
         return cls(**ends | fields)
+
+    @classmethod
+    def of(cls, known: Known, level: float, **fields: Any) -> "Estimate":
+        """The interval of one level of what is known; the value is its middle unless given."""
+        low, high = known.ends(level)
+        if "value" not in fields:
+            fields["value"] = known.ends(0.0)[0]
+        return cls(low=low, high=high, known=known, **fields)
 
     @property
     def excludes_zero(self) -> bool:

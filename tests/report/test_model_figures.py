@@ -61,7 +61,7 @@ def test_power_is_drawn_for_each_size_of_effect(study_tables: dict[str, pd.DataF
     power = design(study_tables["design"], TRAINING).axes[0]
     of = study_tables["design"]
     of = of[(of["outcome"] == "cohens_d") & (of["kind"] == "errors") & (of["n_concepts"] == 6)]
-    of = of[(of["effect_from"] == "largest negligible") & (of["n_high"] == of["n_low"])]
+    of = of[(of["effect_from"] == "small") & (of["n_high"] == of["n_low"])]
     expected = of[of["n_items"] == of["n_items"].min()]["power"].tolist()
     assert np.asarray(power.lines[0].get_ydata()).tolist() == pytest.approx(expected)
 

@@ -159,7 +159,7 @@ def test_a_number_has_what_else_its_row_holds(tables: dict[str, pd.DataFrame]) -
     found = numbers(tables)
     row = tables["conclusions"].iloc[0]
     number = found[f"conclusions/{row['id']}"]
-    assert (number["verdict"], number["sentence"]) == (row["verdict"], row["sentence"])
+    assert (number["grade"], number["sentence"]) == (row["grade"], row["sentence"])
     usual = {"value", "low", "high", "n", "interval_over", "table"}
     known = {name for name, value in row.items() if value != "" and not pd.isna(value)}
     assert set(number) - usual == known - usual - {"id"}

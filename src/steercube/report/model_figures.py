@@ -127,7 +127,7 @@ def contrast_effect(effects: pd.DataFrame, contrast: Contrast) -> Figure:
 def _say_what_intervals_are(figure: Figure, level: str, contrast: Contrast) -> None:
     figure.supxlabel(
         f"{contrast.minus}, with {level} interval (hierarchical and NUTS: credible, else "
-        "confidence)\n+ scale, + number of blocks: with that held fixed",
+        "confidence)\n+ scale: with that held fixed; grey: what counts as small",
         fontsize=TEXT,
     )
     marks = (
@@ -475,8 +475,8 @@ def calibration(tables: Tables, contrast: Contrast) -> Figure:
     for at, (truth, rows) in enumerate(scenarios):
         intended = at < N_INTENDED
         colours = EFFECT_COLOURS if intended else (OTHER_COLOUR,)
-        how: Any = "osD^vPX*"[at], colours[at % len(colours)], "full" if intended else "none"
-        aside = 0.1 * (at - (len(scenarios) - 1) / 2)
+        how: Any = "osD^vPX*p"[at % 9], colours[at % len(colours)], "full" if intended else "none"
+        aside = 0.8 / len(scenarios) * (at - (len(scenarios) - 1) / 2)
         intervals += [
             _simulated(methods.index(row["key"]) + aside, row, "coverage", *how)
             for row in rows.to_dict("records")

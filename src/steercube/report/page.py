@@ -24,6 +24,7 @@ from markdown_it.token import Token
 from mdit_py_plugins.anchors import anchors_plugin
 from mdit_py_plugins.dollarmath import dollarmath_plugin
 
+from steercube.analysis.conclusions.grades import GRADES
 from steercube.report.marks import holds_zero, marks, notes_of_heat_map, shade
 from steercube.report.post import MARK, Citation, Post, Results, asset, without_marks
 from steercube.report.style import name_of
@@ -35,7 +36,8 @@ FIGURE = re.compile(
     r"(?:<p><em>(?P<caption>.*?)</em></p>)?",
     re.DOTALL,
 )
-VERDICT = re.compile(r"<strong>Verdict: (<span[^>]*>([\w ]+)</span>)\.</strong>")
+GRADE = re.compile(r"<strong>Grade: (<span[^>]*>([\w, ]+)</span>)\.</strong>")
+GRADE_IN_TABLE = re.compile(rf"<td>({'|'.join(map(re.escape, GRADES))})</td>")
 LONG = re.compile(r"<td>(?=[^<]{45})")
 """A table cell with a sentence, which may wrap; numbers and intervals stay on one line."""
 TABLE = re.compile(r"<table>.*?</table>", re.DOTALL)
@@ -59,7 +61,8 @@ def page(post: Post, results: Results, folder: str | Path, assets: str | Path) -
     body = _with_tables(body)
     body = FIGURE.sub(lambda found: _figure(found, results, Path(folder)), body)
     body = _with_sources(body, post.citations)
-    body = VERDICT.sub(r'<strong class="verdict" data-verdict="\2">Verdict: \1</strong>', body)
+    body = GRADE.sub(r'<strong class="grade" data-grade="\2">Grade: \1</strong>', body)
+    body = GRADE_IN_TABLE.sub(r'<td><span class="grade" data-grade="\1">\1</span></td>', body)
     environment = jinja2.Environment(undefined=jinja2.StrictUndefined, autoescape=True)
     template = environment.from_string(read_text(asset(assets, PAGE)))
     return template.render(

@@ -19,6 +19,7 @@ import jinja2
 import jinja2.meta
 import pandas as pd
 
+from steercube.analysis.conclusions.grades import GRADES
 from steercube.contrast import Contrast, read_attributes
 from steercube.measures import Measure
 from steercube.numerals import is_held, signed
@@ -346,6 +347,7 @@ def read_results(folder: str | Path) -> Results:
         left_out = (f"{other}: run `steercube calibrate`",)
     else:
         numbers |= _coverage(simulated / "coverage.csv") | _operating(simulated / "operating.csv")
+        numbers |= _graded(simulated / "grades.csv")
     results = Results(
         study=folder.name,
         numbers=numbers,
@@ -431,6 +433,26 @@ def _operating(path: Path) -> dict[str, dict[str, Any]]:
     }
 
 
+OF_GRADES = ("question", "design", "size", "more", "claim")
+
+
+def _graded(path: Path) -> dict[str, dict[str, Any]]:
+    """How often simulated claims are supported, by question, design, size and claim."""
+    numbers = ("supported", "grade: contradicted", "sd_model", "n_simulations")
+    rows = _rows_of_calibration(path, OF_GRADES, numbers)
+    return {
+        "/".join(["grades", *filter(None, (str(row[name]) for name in OF_GRADES))]): {
+            **{name: str(row[name]) for name in OF_GRADES},
+            "value": row["supported"],
+            "contradicted": row["grade: contradicted"],
+            "sd_model": None if pd.isna(row["sd_model"]) else row["sd_model"],
+            "n": row["n_simulations"],
+            "table": "calibration/grades.csv",
+        }
+        for row in rows
+    }
+
+
 def _off_nominal(sources: Sources) -> Callable[..., list[list["Number"]]]:
     """Shares of simulations of some statistics that are not what the interval or test promises.
 
@@ -448,6 +470,27 @@ def _off_nominal(sources: Sources) -> Callable[..., list[list["Number"]]]:
         return list(found.values())
 
     return off_nominal
+
+
+def _coverages(sources: Sources) -> Callable[[str], list["Number"]]:
+    """How often intervals held the truth in each simulation of a statistic, in order.
+
+    Those of the statistics whose names begin with its name, too.
+    """
+
+    def coverages(statistic: str) -> list[Number]:
+        found = [
+            (entry["value"], id)
+            for id, entry in sources.numbers.items()
+            if id.startswith(("operating/", "coverage/"))
+            and statistic
+            and entry["statistic"].startswith(statistic)
+            and entry["measure"] == "coverage"
+            and entry["value"] is not None
+        ]
+        return [Number(sources, id, ".1%") for _, id in sorted(found)]
+
+    return coverages
 
 
 def _is_off(share: float | None, nominal: float | None) -> bool:
@@ -477,7 +520,7 @@ COLUMNS = {
     "about_models": ("model", "family"),
     "about_concepts": ("concept",),
     "claims": ("id",),
-    "conclusions": ("id", "verdict"),
+    "conclusions": ("id", "family", "grade"),
     "effects": (*OF_A_CURVE, "n", "reason"),
     "layer_effects": OF_A_CURVE,
 }
@@ -567,8 +610,10 @@ OF_RENDERING = (jinja2.TemplateError, TypeError, ValueError, LookupError, Arithm
 
 CONTEXT = {
     *("study", "settings", "models", "concepts", "families", "claims", "conclusions"),
-    *("conclusions_with", "conclusion", "table", "figure", "cite", "literature", "methods"),
+    *("conclusions_with", "questions_of", "grades", "conclusion"),
+    *("table", "figure", "cite", "literature", "methods"),
     *("models_by", "concepts_by", "listed", "words", "flagged", "provenance", "off_nominal"),
+    "coverages",
     *("contrast", "capital", "not_compared", "compared"),
     *("units", "layers_by"),
 }
@@ -660,9 +705,11 @@ def _context(results: Results, assets: Assets, sources: Sources, methods: str) -
         "families": sorted({plain(family) for family in about["family"]}),
         "claims": results.tables["claims"]["id"].tolist() if "claims" in results.tables else [],
         "conclusions": conclusions["id"].tolist(),
-        "conclusions_with": lambda verdicts: conclusions["id"][
-            conclusions["verdict"].isin(verdicts)
+        "conclusions_with": lambda grades: conclusions["id"][
+            conclusions["grade"].isin(grades)
         ].tolist(),
+        "questions_of": lambda family: conclusions["id"][conclusions["family"] == family].tolist(),
+        "grades": GRADES,
         "conclusion": lambda id: Number(sources, f"conclusions/{id}", ".2f"),
         "table": lambda name: block(results.printed[name]) if name in results.printed else "",
         "figure": lambda name, alt: _figure(results, name, alt),
@@ -673,6 +720,7 @@ def _context(results: Results, assets: Assets, sources: Sources, methods: str) -
         "words": words,
         "flagged": lambda column, flag: flagged(results.tables["effects"], column, flag),
         "off_nominal": _off_nominal(sources),
+        "coverages": _coverages(sources),
         "contrast": contrast_words(results.contrast),
         "compared": effect_in_words(results.settings),
         "units": units_in_words(results.settings),

@@ -63,7 +63,7 @@ def printed(
     if form.over:
         shown["over"] = rows["interval_over"]
     for name, heading in form.numbers.items():
-        shown[heading] = rows[name].map(decimals)
+        shown[heading] = [of if isinstance(of, str) else decimals(of) for of in rows[name]]
     words = {"minus": contrast.minus, "by": contrast.by} if contrast else {"minus": "", "by": ""}
     return shown.rename(columns=labels).rename(columns=lambda heading: heading.format(**words))
 

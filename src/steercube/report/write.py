@@ -123,6 +123,7 @@ OF_A_CALIBRATION = ("cube_sha256", "seed", "confidence_level", "contrast", "hold
 CALIBRATION_FILES = (
     "manifest.json",
     *("coverage.csv", "recovery.csv", "sbc.csv", "operating.csv"),
+    "grades.csv",
     *("calibration.png", "operating.png"),
 )
 

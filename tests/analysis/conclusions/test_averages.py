@@ -13,7 +13,7 @@ from steercube.analysis.conclusions.averages import (
     depth,
     models,
 )
-from steercube.analysis.over_models.comparisons import depth_difference, scale_slope
+from steercube.analysis.over_models.comparisons import depth_difference
 from steercube.analysis.over_models.depth import model_depth, training_depth
 from steercube.analysis.over_models.means import concept_mean, mean_over_models, model_mean
 from steercube.estimate import Estimate
@@ -49,15 +49,13 @@ def test_models_are_averaged_over_their_own_and_over_complete_concepts(gap: xr.D
 def test_concepts_are_averaged_over_their_own_and_over_complete_models(gap: xr.Dataset) -> None:
     study = study_of(gap)
     rows = {tuple(row.values()): of for row, of in concepts(study)}
-    assert len(rows) == len(AVERAGED) * 2 * 3 * 2
+    assert len(rows) == len(AVERAGED) * 2 * 3
     of = rows["three", "delta", EVERY_MODEL, "mean"]
     assert of == concept_mean(study, estimand="delta", concept="three")
     assert of.n == 5
     five = list("abcde")
     of = rows["one", "delta", COMPLETE_MODELS, "mean"]
     assert of == concept_mean(study, estimand="delta", concept="one", models=five)
-    of = rows["one", "delta", COMPLETE_MODELS, "slope on log10 parameters"]
-    assert same(of, scale_slope(study, estimand="delta", concept="one", models=five))
 
 
 def test_depths_are_of_models_trainings_and_the_contrast(six: xr.Dataset) -> None:

@@ -11,6 +11,7 @@ from steercube.analysis.conclusions.counts import (
     counts_of_pairs,
 )
 from steercube.analysis.conclusions.effects import effects
+from steercube.analysis.conclusions.grades import CONFOUNDED, GRADES, SUPPORTED, UNDECIDED
 
 
 def test_models_stand_in_order_of_size_with_what_was_run(study_cells: xr.Dataset) -> None:
@@ -77,17 +78,19 @@ def pairs_that_steer(cells: xr.Dataset) -> float:
     return found["pairs that steer"]
 
 
-def test_claims_are_counted_by_how_they_were_printed() -> None:
+def test_claims_are_counted_by_how_they_were_printed_and_by_their_grades() -> None:
     rows = [
-        ("number", True, True, False, "reproduced"),
-        ("number", True, False, True, "reproduced, but"),
-        ("number", False, False, True, "reproduced, but"),
-        ("approximate", True, True, False, "reproduced"),
-        ("qualitative", True, True, True, "reproduced"),
-        ("qualitative", True, False, True, "reproduced, but"),
+        ("number", True, False, "reproduced", ""),
+        ("number", True, True, "reproduced, but", UNDECIDED),
+        ("number", False, True, "reproduced, but", SUPPORTED),
+        ("approximate", True, False, "reproduced", ""),
+        ("qualitative", True, True, "reproduced", CONFOUNDED),
+        ("qualitative", True, True, "reproduced, but", UNDECIDED),
     ]
-    columns = ["printed_as", "matches", "passes_test", "is_interpretive", "verdict"]
+    columns = ["printed_as", "matches", "is_interpretive", "verdict", "grade"]
     found = counts_of_claims(pd.DataFrame(rows, columns=columns)).set_index("statistic")["value"]
+    by_grade = {f"interpretive claims: {name}": 0 for name in GRADES}
+    by_grade |= {f"interpretive claims: {name}": 1 for name in (SUPPORTED, CONFOUNDED)}
     assert found.to_dict() == {
         "claims": 6,
         "printed numbers": 3,
@@ -95,10 +98,10 @@ def test_claims_are_counted_by_how_they_were_printed() -> None:
         "approximate numbers": 1,
         "approximate numbers met within a unit": 1,
         "qualitative claims": 2,
-        "qualitative claims that pass their test": 1,
         "interpretive claims": 4,
-        "interpretive claims without objection": 1,
-        "claims without objection": 3,
+        "interpretive claims that are supported": 2,
+        "claims reproduced without a remark": 3,
+        **by_grade | {f"interpretive claims: {UNDECIDED}": 2},
     }
 
 

@@ -1,11 +1,7 @@
-import numpy as np
 import pandas as pd
 import pytest
-import xarray as xr
-from builders import study_of
 
-from steercube.analysis.conclusions.claims import STATISTICS, Claim
-from steercube.analysis.conclusions.ledger import ledger
+from steercube.analysis.conclusions.claims import STATISTICS
 from steercube.analysis.conclusions.objections import OF_EVERY_CLAIM, ORDER
 
 
@@ -39,24 +35,8 @@ def test_a_change_of_answers_stands_beside_its_null_and_the_excess(
         assert f"leaves at most {100 * excess['value']:.1f}% [{low}, {high}]" in reason
 
 
-def test_a_ranking_without_a_part_in_common_gets_an_objection(six: xr.Dataset) -> None:
-    """Effects that rank alike in every model have none, also without any of the parts."""
-    claim = Claim("c", "6", "alike", "+", "concept_share", {"estimand": "cohens_d"})
-    noise = np.random.default_rng(2).normal(size=(6, 3))
-    reasons = []
-    for slope in (0.0, 20.0):
-        effects = six["selected_estimate"].transpose("estimand", "model", "concept").copy(deep=True)
-        effects.loc["cohens_d"] = noise + slope * np.arange(3)
-        reasons.append(
-            ledger(study_of(six.assign(selected_estimate=effects)), [claim])["reason"].item()
-        )
-    assert "models with no ranking in common agree as well (p = " in reasons[0]
-    assert "without a models with no ranking" in reasons[0]
-    assert reasons[1] == "in direction"
-
-
-def test_every_objection_that_may_apply_has_its_place_in_the_order() -> None:
+def test_every_remark_that_may_apply_has_its_place_in_the_order() -> None:
     """One that is not in the order would never be made."""
-    applying = {o for of in STATISTICS.values() for o in (of.main_objection, *of.more_objections)}
+    applying = {remark for of in STATISTICS.values() for remark in of.remarks}
     assert applying | set(OF_EVERY_CLAIM) == set(ORDER)
     assert len(set(ORDER)) == len(ORDER)

@@ -20,13 +20,13 @@ pytestmark = pytest.mark.usefixtures("few_priors")
 
 OF_A_CONTRAST = {
     *("contrast_effect", "multiverse", "multiverse_summary", "design"),
-    *("leave_one_out", "prior_sensitivity"),
+    *("leave_one_out", "prior_sensitivity", "confounders"),
 }
 PLAIN = {
     *("effects", "effects_long", "layer_effects", "models", "concepts", "depth"),
     *("generation", "agreement", "sensitivity"),
     *("scale_trends", "variance_components", "concordance", *OF_A_CONTRAST),
-    *("predictive_checks", "conclusions", "multiplicity"),
+    *("predictive_checks", "conclusions", "margins", "multiplicity"),
     *("about_models", "about_concepts", "counts", "model_deviations", "difficulty", "extraction"),
 }
 
@@ -105,10 +105,10 @@ def test_only_what_is_asked_for_is_made(cells: xr.Dataset) -> None:
 def test_tables_that_others_are_made_from_are_made_once(cells: xr.Dataset) -> None:
     made: list[str] = []
     lazy = Tables(study_of(cells), report=made.append)
-    assert len(lazy["conclusions"])
-    assert lazy["leave_one_out"] is lazy["leave_one_out"]
+    assert len(lazy["multiplicity"])
+    assert lazy["conclusions"] is lazy["conclusions"]
     assert len(made) == len(set(made))
-    assert {"conclusions", "contrast_effect", "leave_one_out"} <= set(made)
+    assert {"conclusions", "multiplicity"} <= set(made)
     assert "multiverse" not in made
 
 
@@ -206,7 +206,7 @@ def test_models_of_a_third_label_are_compared_with_none(six: xr.Dataset) -> None
 
 
 KEYED = [table for table in TABLES if table.key]
-OF_CALIBRATION = ("coverage", "operating")
+OF_CALIBRATION = ("coverage", "operating", "grades")
 CITING = (PACKAGED / "numbers.toml", *sorted((ROOT / "paper").glob("*.numbers.toml")))
 TEMPLATES = (PACKAGED / "post.md.j2", *sorted((ROOT / "paper").glob("*.post.md.j2")))
 

@@ -77,7 +77,7 @@ def test_raw_effects_take_the_unit_and_the_rope_of_the_measures_record(
     raw = cell_effects(study_of(cells), "delta")
     assert (raw.unit, raw.rope) == (2.0, 0.3)
     standardised = cell_effects(study_of(cells), "cohens_d")
-    assert (standardised.unit, standardised.rope) == (1.0, 0.1)
+    assert (standardised.unit, standardised.rope) == (1.0, 0.2)
 
 
 def test_raw_effects_of_any_size_have_a_unit_of_their_own(study_cells: xr.Dataset) -> None:
@@ -89,7 +89,7 @@ def test_raw_effects_of_any_size_have_a_unit_of_their_own(study_cells: xr.Datase
     )
     one, other = (cell_effects(study_of(c), "delta") for c in (study_cells, larger))
     assert one.unit == pytest.approx(np.sqrt(np.mean(one.value**2)))
-    assert one.rope == pytest.approx(one.unit / 10)
+    assert one.rope == other.rope == pytest.approx(0.2 * np.pi / np.sqrt(3))
     assert fit(other).quantile("contrast", 0.1) == pytest.approx(
         20 * fit(one).quantile("contrast", 0.1)
     )

@@ -9,16 +9,18 @@ from scipy import stats
 
 from steercube.analysis.over_models.cell_effects import predictors_of
 from steercube.analysis.over_models.comparisons import (
+    DIFFERENCE,
+    RANDOM_SLOPES,
     depth_difference,
     hierarchical_slope,
     label_difference,
     permutation_p,
     scale_slope,
     scale_trends,
-    slope_difference,
     training_gap,
 )
 from steercube.analysis.over_models.depth import typical_depths
+from steercube.analysis.over_models.slopes import concept_slope
 from steercube.analysis.view import Study
 from steercube.contrast import Contrast
 
@@ -183,16 +185,18 @@ def test_every_concept_and_pair_has_a_row(six: xr.Dataset) -> None:
     assert len({tuple(r.values()) for r in rows}) == len(rows)
 
 
-def test_the_difference_of_slopes_is_that_of_the_differences(six: xr.Dataset) -> None:
-    study = study_of(six)
-    found = slope_difference(study, outcome="cohens_d", size="n_params", one="one", other="two")
-    table = study.best("cohens_d").values
-    size = np.log10(six["n_params"].values)
-    slopes = [stats.linregress(size, table[:, c]).slope for c in (0, 1)]
-    assert found.value == pytest.approx(slopes[0] - slopes[1])
-    assert found.low < found.value < found.high
-    reverse = slope_difference(study, outcome="cohens_d", size="n_params", one="two", other="one")
-    assert (reverse.low, reverse.high) == pytest.approx((-found.high, -found.low))
+def test_slopes_and_their_differences_are_of_one_model(six: xr.Dataset) -> None:
+    rows = {
+        tuple(labels.values()): slope
+        for labels, slope in scale_trends(study_of(six))
+        if labels["outcome"] == "cohens_d" and labels["size"] == "n_params"
+    }
+    of = ("cohens_d", "n_params")
+    one, two = (rows[*of, concept, RANDOM_SLOPES] for concept in ("one", "two"))
+    apart = rows[*of, "one minus two", DIFFERENCE]
+    assert apart.low < apart.value < apart.high
+    assert apart.value == pytest.approx(one.value - two.value, abs=0.02)
+    assert one.value == concept_slope(study_of(six), estimand="cohens_d", concept="one").value
 
 
 def test_what_grows_with_size_is_found(six: xr.Dataset) -> None:

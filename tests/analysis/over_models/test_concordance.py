@@ -1,3 +1,4 @@
+from collections.abc import Sequence
 from dataclasses import replace
 from itertools import combinations
 
@@ -22,7 +23,7 @@ from steercube.analysis.over_models.concordance import (
     share_of_variance,
 )
 from steercube.analysis.over_models.means import root_of
-from steercube.analysis.over_models.posterior import SDS, fit
+from steercube.analysis.over_models.posterior import SDS, Posterior, fit
 
 
 def with_effects(cells: xr.Dataset, table: np.ndarray, estimand: str = "cohens_d") -> xr.Dataset:
@@ -133,12 +134,19 @@ def test_a_missing_cell_takes_no_other_with_it(study_cells: xr.Dataset) -> None:
     assert concordance_of_ranks(study, estimand="cohens_d").n == 6
 
 
+def ends(posterior: Posterior, among: Sequence[str]) -> tuple[float, float, float]:
+    """Lower end, median and upper end of the share of sd_concept."""
+    known = share_of_variance(posterior, "sd_concept", among)
+    low, high = known.ends(0.95)
+    return low, known.ends(0.0)[0], high
+
+
 def test_the_share_is_that_of_many_concepts() -> None:
     """sd_concept 0.3, sd_cell 0.2, sd_model 0.2: their true shares lie in narrow intervals."""
     effects = make_effects(np.random.default_rng(4), n_models=8, n_concepts=25)
     posterior = fit(effects, terms=())
     for among, true in ((WITHIN, 0.09 / 0.13), (SDS, 0.09 / 0.17)):
-        low, middle, high = share_of_variance(posterior, "sd_concept", among, 0.95)
+        low, middle, high = ends(posterior, among)
         assert low < true < high
         assert low < middle < high < low + 0.45
 
@@ -146,9 +154,7 @@ def test_the_share_is_that_of_many_concepts() -> None:
 @pytest.mark.parametrize("among", [WITHIN, SDS])
 def test_a_finer_grid_gives_the_same_share(study_cells: xr.Dataset, among: tuple[str, ...]) -> None:
     effects = cell_effects(study_of(study_cells))
-    coarse, fine = (
-        share_of_variance(fit(effects, n_nodes=n), "sd_concept", among, 0.95) for n in (20, 30)
-    )
+    coarse, fine = (ends(fit(effects, n_nodes=n), among) for n in (20, 30))
     assert coarse == pytest.approx(fine, abs=2e-3)
 
 
@@ -158,8 +164,9 @@ def test_the_share_agrees_with_draws_from_the_posterior(study_cells: xr.Dataset)
     nodes = np.random.default_rng(0).choice(len(posterior.weight), 40_000, p=posterior.weight)
     concept, cell = (posterior.sds[name][nodes] ** 2 for name in WITHIN)
     expected = np.quantile(concept / (concept + cell), [0.025, 0.5, 0.975])
-    found = share_of_variance(posterior, "sd_concept", WITHIN, 0.95)
-    assert found == pytest.approx(tuple(expected), abs=0.03)
+    assert ends(posterior, WITHIN) == pytest.approx(tuple(expected), abs=0.03)
+    under = share_of_variance(posterior, "sd_concept", WITHIN).below(expected[1])
+    assert under == pytest.approx(0.5, abs=0.03)
 
 
 def test_w_is_friedmans_chi_square() -> None:

@@ -103,7 +103,7 @@ def test_all_methods_agree_on_a_large_balanced_study(rng: np.random.Generator) -
         r for r in by_method(effects, contrast=TRAINING, level=0.95, seed=1) if np.isfinite(r.low)
     ]
     alone = [r for r in rows if r.covariates != BOTH]
-    assert len(alone) == 6
+    assert len(alone) == 8
     assert np.ptp([r.estimate for r in alone]) < 0.06
     assert all(r.high < 0 for r in alone)
 

@@ -70,28 +70,26 @@ def test_the_table_has_the_studys_design_and_what_would_settle_it(
     study_tables: dict[str, pd.DataFrame],
 ) -> None:
     table = study_tables["design"]
-    of = table[(table["outcome"] == "cohens_d") & (table["effect_from"] == "largest negligible")]
+    of = table[(table["outcome"] == "cohens_d") & (table["effect_from"] == "small")]
     own = of[(of["kind"] == "errors") & (of["n_high"] == 2) & (of["n_low"] == 4)]
-    assert (own["power"] < 0.15).all()
-    assert (own["type_m"] > 2).all()
+    assert (own["power"] < 0.35).all()
+    assert (own["type_m"] > 1.4).all()
     assert own["permutation_floor"].unique() == pytest.approx([1 / 15])
     power = own.groupby("covariates")["power"].max()
     assert power["training and scale"] < power["training"]
     needed = of[of["kind"] == "needed"]["n_high"]
-    assert needed.min() > 20
+    assert needed.min() > 10
 
 
 def test_the_fewest_models_have_the_power_and_one_less_has_not(six: xr.Dataset) -> None:
     study = study_of(six)
     table = pd.DataFrame(design_table(study))
-    of = table[
-        (table["outcome"] == "cohens_d") & (table["effect_from"] == "three times the negligible")
-    ]
+    of = table[(table["outcome"] == "cohens_d") & (table["effect_from"] == "medium")]
     row = of[of["kind"] == "needed"].iloc[0]
     parts = components_of(study, fit(cell_effects(study)))
     power = [
         errors_of_test(
-            0.3, parts.standard_error(n, n, row["n_concepts"], 1), 2 * n - 2, level=0.95
+            0.5, parts.standard_error(n, n, row["n_concepts"], 1), 2 * n - 2, level=0.95
         ).power
         for n in (int(row["n_high"]), int(row["n_high"]) - 1)
     ]
@@ -101,17 +99,17 @@ def test_the_fewest_models_have_the_power_and_one_less_has_not(six: xr.Dataset) 
 def test_size_held_fixed_is_what_simulated_regressions_have(
     study_cells: xr.Dataset, study_tables: dict[str, pd.DataFrame]
 ) -> None:
-    """20,000 model means of the study's trainings and sizes, effect 0.3, least squares of both."""
+    """20,000 model means of the study's trainings and sizes, effect 0.5, least squares of both."""
     study = study_of(study_cells)
     effects = cell_effects(study)
     table = study_tables["design"]
     of = table[(table["outcome"] == "cohens_d") & (table["covariates"] == "training and scale")]
-    row = of[(of["effect_from"] == "three times the negligible") & (of["n_concepts"] == 6)].iloc[0]
+    row = of[(of["effect_from"] == "medium") & (of["n_concepts"] == 6)].iloc[0]
     parts = components_of(study, fit(effects))
     x = np.column_stack([np.ones(6), *effects.predictors.values()])
     rng = np.random.default_rng(2)
     se = parts.standard_error(2, 4, 6, 1) / np.sqrt(1 / 2 + 1 / 4)
-    y = 0.3 * effects.predictors["contrast"] + rng.choice(se, (20_000, 1)) * rng.normal(
+    y = 0.5 * effects.predictors["contrast"] + rng.choice(se, (20_000, 1)) * rng.normal(
         size=(20_000, 6)
     )
     b = y @ np.linalg.pinv(x).T

@@ -23,7 +23,7 @@ def test_a_small_calibration_runs_whole(study_cells: xr.Dataset) -> None:
     for name, table in one.items():
         pd.testing.assert_frame_equal(table, two[name])
     table = one["coverage"]
-    assert len(table) == len(SCENARIOS) * 9
+    assert len(table) == len(SCENARIOS) * 12
     assert set(table["n_simulations"]) == {2, 4}
     items = table[table["random_effects"] == "items"]["coverage"].mean()
     exact = table[table["method"] == "hierarchical, exact"]["coverage"].mean()

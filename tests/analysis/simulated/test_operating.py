@@ -49,6 +49,8 @@ HONEST = {
     "slopes": "b_scale 0",
     "depths": "b_training 0, sd_model 0.015",
     "agreement": "r 0.6, neighbouring layers 0.6",
+    "specificity": "r 0.6",
+    "labels": "difference 0.5",
     "generation": "log odds change by 1 at the best layer",
 }
 """A scenario of each in which the interval covers about as promised."""

@@ -11,7 +11,8 @@ model's pair of curves:
 - `shift_test`: is the alignment more than two smooth curves have by chance?
 - `matched_minus_mismatched`: is it specific to this concept, or would another's logits do?
 - `disattenuated`: what r would be without the noise of either curve;
-- `agreement_against_effect`, `agreement_effect_correlation`: does agreement rise with the effect?
+- `agreement_over_concepts`, `agreement_against_effect`, `agreement_effect_correlation`: does
+  agreement rise with the effect?
 """
 
 import warnings
@@ -22,6 +23,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+from scipy import stats
 from statsmodels.stats.meta_analysis import combine_effects
 
 from steercube.analysis.agreement.curves import (
@@ -48,11 +50,11 @@ from steercube.analysis.agreement.generation import (
     of_pair,
     shaped_curves,
 )
-from steercube.analysis.over_models.means import ONE_MODEL, mean_of_models, t_half_width
+from steercube.analysis.over_models.means import ONE_MODEL, mean_of_models
 from steercube.analysis.over_models.permute import orders, two_sided_p
 from steercube.analysis.view import Study, kept, where_recorded
 from steercube.contract import MIN_ITEMS
-from steercube.estimate import Estimate, percentile_ends, t_quantile
+from steercube.estimate import Estimate, Student, percentile_ends, t_quantile
 
 MEAN_R = "mean r of models"
 MISMATCHED = "matched minus mismatched r"
@@ -94,8 +96,8 @@ def pooled_agreement(
     ]
     n = len(curves)
     pseudo = n * np.arctanh(r) - (n - 1) * np.arctanh(without)
-    half = t_half_width(pseudo, study.level)
-    return Estimate.around(pseudo.mean(), half, through=np.tanh, value=r, over="models", n=n)
+    known = Student(float(pseudo.mean()), float(pseudo.std(ddof=1) / np.sqrt(n)), n - 1, np.tanh)
+    return Estimate.of(known, study.level, value=r, over="models", n=n)
 
 
 def _rows_of_each(curves: Curves) -> list[np.ndarray]:
@@ -125,9 +127,8 @@ def _agreement_over_blocks(
 ) -> Estimate:
     blocks = n_blocks(len(pair[0]))
     z_error = _block_z(study, concept, model, pair).std(ddof=1)
-    half = t_quantile(study.level, blocks - 1) * z_error
-    z = float(fisher_z(correlation(*pair)))
-    return Estimate.around(z, half, through=np.tanh, over="blocks of layers", n=blocks)
+    known = Student(float(fisher_z(correlation(*pair))), float(z_error), blocks - 1, np.tanh)
+    return Estimate.of(known, study.level, over="blocks of layers", n=blocks)
 
 
 def response_agreement(study: Study, *, concept: str, model: str) -> Estimate:
@@ -140,7 +141,9 @@ def response_agreement(study: Study, *, concept: str, model: str) -> Estimate:
     if unknown or np.isnan(r):
         return Estimate.undefined(unknown or "a curve is flat")
     flat = "" if np.isfinite(low) else "a curve is flat in too many resamples of the items"
-    return Estimate(r, low=low, high=high, over="items", n=int(n_items), reason=flat)
+    z_error = of_pair(study, "response_z_error", model, concept)
+    known = None if flat else Student(float(fisher_z(np.array(r))), z_error, int(n_items), np.tanh)
+    return Estimate(r, low=low, high=high, over="items", n=int(n_items), known=known, reason=flat)
 
 
 def _why_no_items(n_items: float) -> str:
@@ -206,12 +209,11 @@ def model_agreement(
         return Estimate.undefined("the error of r is known for fewer than two models")
     pooled = combine_effects(z, error**2, method_re="iterated", use_t=True)
     knapp_factor = max(1.0, float(pooled.scale_hksj_re))
-    half = t_quantile(study.level, len(z) - 1) * float(pooled.sd_eff_w_re) * knapp_factor**0.5
+    scale = float(pooled.sd_eff_w_re) * knapp_factor**0.5
     r, lost = np.tanh(z), sorted(set(curves) - set(names))
-    return Estimate.around(
-        float(pooled.mean_effect_re),
-        half,
-        through=np.tanh,
+    return Estimate.of(
+        Student(float(pooled.mean_effect_re), scale, len(z) - 1, np.tanh),
+        study.level,
         over="models",
         n=len(z),
         span=(float(r.min()), float(r.max())),
@@ -462,7 +464,7 @@ def agreement_against_effect(
     concepts' effects, one for all models; beyond seven concepts, 5,040 random ones (two-sided).
     Three concepts have six orders, so it cannot be below 1/6.
     """
-    table = _agreement_and_effect(study, estimand, concepts, models)
+    table = agreement_and_effect(study, estimand, concepts, models)
     effect, r = (
         table.pivot(index="model", columns="concept", values=name).to_numpy()
         for name in ("effect", "r")
@@ -474,6 +476,34 @@ def agreement_against_effect(
     exchanged = np.array([_slopes(effect[:, order], r).mean() for order in ways])
     over = "models, these concepts"
     return mean_of_models(slopes, study.level, over=over, p_value=two_sided_p(exchanged))
+
+
+@where_recorded
+def agreement_over_concepts(
+    study: Study,
+    *,
+    estimand: str,
+    concepts: Sequence[str] | None = None,
+    models: Sequence[str] | None = None,
+) -> Estimate:
+    """Slope of a concept's mean r on its mean effect, Student's t over concepts.
+
+    Both means are over the models that have both. This is the interval of a claim on concepts in
+    general, with n_concepts - 2 degrees of freedom, where `agreement_against_effect` is about the
+    concepts that were swept.
+    """
+    table = agreement_and_effect(study, estimand, concepts, models)
+    means = table.groupby("concept")[["effect", "r"]].mean().dropna()
+    return slope_over_concepts(means["effect"].to_numpy(), means["r"].to_numpy(), study.level)
+
+
+def slope_over_concepts(effect: np.ndarray, r: np.ndarray, level: float) -> Estimate:
+    """Least-squares slope of r (concept,) on the effect, t with n_concepts - 2 df."""
+    if len(r) < 3 or np.ptp(effect) == 0:
+        return Estimate.undefined("needs three concepts with both measures and unlike effects")
+    fitted = stats.linregress(effect, r)
+    student = Student(float(fitted.slope), float(fitted.stderr), len(r) - 2)
+    return Estimate.of(student, level, over="concepts", n=len(r))
 
 
 def _slopes(effect: np.ndarray, r: np.ndarray) -> np.ndarray:
@@ -500,7 +530,7 @@ def agreement_effect_correlation(
     model, are not independent observations (Owen 2007, the pigeonhole bootstrap). There is no
     interval where more than half of the draws have no correlation.
     """
-    table = _agreement_and_effect(study, estimand, concepts, models)
+    table = agreement_and_effect(study, estimand, concepts, models)
     wide = {
         name: table.pivot_table(index="model", columns="concept", values=name).to_numpy()
         for name in ("effect", "r")
@@ -525,11 +555,11 @@ def agreement_effect_correlation(
     return Estimate(value, low=low, high=high, over=" and ".join(over), n=len(table))
 
 
-def _agreement_and_effect(
+def agreement_and_effect(
     study: Study,
     estimand: str,
-    concepts: Sequence[str] | None,
-    models: Sequence[str] | None,
+    concepts: Sequence[str] | None = None,
+    models: Sequence[str] | None = None,
 ) -> pd.DataFrame:
     """Model, concept, effect (best layer) and r, one row per (model, concept) with both."""
     effects = study.best(estimand, concepts=concepts)
@@ -592,6 +622,7 @@ def agreement(study: Study) -> list[tuple[dict[str, str], Estimate]]:
     for estimand in EFFECTS_OF_AGREEMENT if concepts else ():
         for name, of_effect in {
             f"slope of r on {estimand}": agreement_against_effect,
+            f"slope of mean r on mean {estimand}": agreement_over_concepts,
             f"correlation of r with {estimand}": agreement_effect_correlation,
         }.items():
             rows.append((labels | {"statistic": name}, of_effect(study, estimand=estimand)))

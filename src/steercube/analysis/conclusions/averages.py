@@ -1,11 +1,10 @@
 """The tables of averages: of each model, of each concept, and of the depth of best layers."""
 
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 
-from steercube.analysis.over_models.comparisons import depth_difference, scale_slope
+from steercube.analysis.over_models.comparisons import depth_difference
 from steercube.analysis.over_models.depth import model_depth, training_depth
 from steercube.analysis.over_models.means import concept_mean, mean_over_models, model_mean
 from steercube.analysis.view import Study
@@ -43,20 +42,16 @@ def models(study: Study) -> Rows:
 
 
 def concepts(study: Study) -> Rows:
-    """Average best-layer effect of each concept over models, and its slope on scale."""
+    """Average best-layer effect of each concept over models."""
     rows: Rows = []
     sets = {EVERY_MODEL: None, COMPLETE_MODELS: study.complete_models()}
-    statistics: dict[str, Callable[..., Estimate]] = {
-        "mean": concept_mean,
-        "slope on log10 parameters": scale_slope,
-    }
     for estimand in AVERAGED:
         for over, which in sets.items():
             for concept in study.concepts:
                 labels = {"concept": concept, "estimand": estimand, "models": over}
-                for name, statistic in statistics.items():
-                    found = statistic(study, estimand=estimand, concept=concept, models=which)
-                    rows.append((labels | {"statistic": name}, found))
+                labels["statistic"] = "mean"
+                mean = concept_mean(study, estimand=estimand, concept=concept, models=which)
+                rows.append((labels, mean))
     return rows
 
 

@@ -14,7 +14,7 @@ from steercube.analysis.agreement.agreement import agreement_against_effect, poo
 from steercube.analysis.agreement.generation import best_generation
 from steercube.analysis.conclusions import objections as of
 from steercube.analysis.conclusions.published import read_printed
-from steercube.analysis.over_models.cell_effects import OUTCOMES
+from steercube.analysis.margins import CORRELATION, DEPTH, Margins
 from steercube.analysis.over_models.comparisons import (
     SIZES,
     depth_difference,
@@ -26,12 +26,10 @@ from steercube.analysis.over_models.concordance import concept_share
 from steercube.analysis.over_models.depth import training_depth
 from steercube.analysis.over_models.means import concept_mean, mean_over_models, model_mean
 from steercube.analysis.per_cell.estimands import ESTIMANDS
+from steercube.analysis.view import Study
 from steercube.contrast import Contrast, contrast_of, contrast_problems
 from steercube.estimate import Estimate
 from steercube.schema import raise_if_any, read_toml
-
-NO_DIFFERENCE = 0.1
-"""Half-width of the region of practical equivalence of a standardised effect, a share or an r."""
 
 
 @dataclass(frozen=True)
@@ -40,94 +38,76 @@ class Statistic:
 
     `compute(study, **arguments)` gives it and `quantity` says what it measures, {} standing for
     its estimand; claims of one quantity share a scale. `is_difference` says that it is zero where
-    nothing differs, so that its interval can speak for or against. `averages_over` is what a
-    balanced version is restricted in: "concepts" or "models" that none of the compared averages
-    lacks. `has_members` says that it averages values which a published range may hold. `rope` is
-    the half-width of its region of practical equivalence, where the estimand does not give it.
-    `main_objection`, to its interval or p, and `more_objections` are those that apply beside the
-    ones that apply to every claim (`objections.OF_EVERY_CLAIM`).
+    nothing differs, so that a claim of it is interpretive and its question graded; `margins` are
+    then what counts as small, where its estimand does not say. `averages_over` is what a balanced
+    version is restricted in: "concepts" or "models" that none of the compared averages lacks.
+    `has_members` says that it averages values which a published range may hold. `remarks` are those
+    that apply beside the ones that apply to every claim (`objections.OF_EVERY_CLAIM`).
+    `simulated_as` names the simulation of its interval.
     """
 
     compute: Callable[..., Estimate]
     quantity: str
-    main_objection: of.Objection = of.published_outside
-    more_objections: tuple[of.Objection, ...] = ()
+    remarks: tuple[of.Objection, ...] = (of.published_outside,)
     is_difference: bool = False
     averages_over: str = ""
     has_members: bool = False
-    permuted: str = "labels over models"
-    rope: float | None = None
+    margins: Margins | None = None
+    simulated_as: str = ""
 
 
 def _difference(compute: Callable[..., Estimate], quantity: str, **fields: Any) -> Statistic:
     """A statistic that is zero where nothing differs."""
-    usual: dict[str, Any] = {
-        "main_objection": of.no_difference,
-        "more_objections": (of.one_model,),
-    }
-    return Statistic(compute, quantity, is_difference=True, **usual | fields)
+    usual: dict[str, Any] = {"remarks": (), "is_difference": True}
+    return Statistic(compute, quantity, **usual | fields)
 
 
-MEAN = (of.missing_cells, of.invalid_items)
+MEAN = (of.published_outside, of.missing_cells, of.invalid_items)
 STATISTICS = {
     "agreement_against_effect": _difference(
-        agreement_against_effect,
-        "change of r per unit of effect",
-        permuted="concepts",
+        agreement_against_effect, "change of r per unit of effect", margins=CORRELATION
     ),
     "best_generation": Statistic(
-        best_generation, "share of generated answers changed", has_members=True, rope=NO_DIFFERENCE
+        best_generation, "share of generated answers changed", has_members=True
     ),
     "concept_mean": Statistic(
-        concept_mean,
-        "{} of a concept",
-        more_objections=MEAN,
-        averages_over="models",
-        has_members=True,
+        concept_mean, "{} of a concept", MEAN, averages_over="models", has_members=True
     ),
     "concept_share": _difference(
         concept_share,
         "share of the variance over concepts that models share, {}",
-        main_objection=of.no_common_part,
-        more_objections=(of.one_model_or_concept,),
+        margins=CORRELATION,
     ),
     "depth_difference": _difference(
-        depth_difference, "difference of depth (fraction)", rope=OUTCOMES["best_depth"].rope
+        depth_difference, "difference of depth (fraction)", margins=DEPTH
     ),
     "label_difference": _difference(
         label_difference,
         "{high} minus {low}, {}",
-        more_objections=(of.one_model, of.missing_cells),
+        remarks=(of.missing_cells,),
         averages_over="concepts",
+        simulated_as="difference of two labels, others held fixed",
     ),
     "mean_over_models": Statistic(
-        mean_over_models,
-        "average {}",
-        more_objections=MEAN,
-        averages_over="concepts",
-        has_members=True,
+        mean_over_models, "average {}", MEAN, averages_over="concepts", has_members=True
     ),
-    "model_mean": Statistic(
-        model_mean, "average {}", more_objections=MEAN, averages_over="concepts"
-    ),
+    "model_mean": Statistic(model_mean, "average {}", MEAN, averages_over="concepts"),
     "pooled_agreement": _difference(
-        pooled_agreement, "logit–generation correlation r", rope=NO_DIFFERENCE
+        pooled_agreement, "logit–generation correlation r", margins=CORRELATION
     ),
     "scale_slope": _difference(
         scale_slope,
         "{} per tenfold size",
-        more_objections=(of.one_model, of.missing_cells),
+        remarks=(of.missing_cells,),
         averages_over="models",
     ),
-    "training_depth": Statistic(
-        training_depth, "typical best depth (fraction)", has_members=True, rope=NO_DIFFERENCE
-    ),
+    "training_depth": Statistic(training_depth, "typical best depth (fraction)", has_members=True),
     "training_gap": _difference(
         training_gap,
         "training gap, share of {}",
-        more_objections=(of.one_model, of.missing_cells),
+        remarks=(of.missing_cells,),
         averages_over="concepts",
-        rope=NO_DIFFERENCE,
+        margins=CORRELATION,
     ),
 }
 """By the name that a ledger uses."""
@@ -154,8 +134,9 @@ CHOICES = {"size": SIZES, "estimand": tuple(ESTIMANDS)}
 class Claim:
     """One published claim and the statistic, with its arguments, that defines its number.
 
-    `asserts` is "none" for a claim that something is absent, however small its number is. Its
-    `contrast` is that of its ledger, whatever else an analysis compares.
+    `asserts` is "none" for a claim that something is absent, however small its number is.
+    `question` is the id of the question that it answers, its own id unless given. Its `contrast` is
+    that of its ledger, whatever else an analysis compares.
     """
 
     id: str
@@ -168,7 +149,28 @@ class Claim:
     caveat: str = ""
     asserts: str = "difference"
     also: Sequence[Mapping[str, Any]] = ()
+    question: str = ""
     contrast: Contrast | None = None
+
+    def __post_init__(self) -> None:
+        if not self.question:
+            object.__setattr__(self, "question", self.id)
+
+    @property
+    def asserts_none(self) -> bool:
+        """Whether it claims that nothing differs."""
+        return self.asserts == "none" or self.published == "0"
+
+    def absent(self, study: Study) -> str:
+        """What to say of models or concepts that it names and a study lacks; empty if it has all"""
+        for kind in ("model", "concept"):
+            there = [str(name) for name in study.cells.indexes[kind]]
+            named = self.arguments.get(f"{kind}s") or [self.arguments.get(kind)]
+            absent = [n for n in named if n is not None and n not in there]
+            if absent:
+                listed = " or ".join(map(repr, absent))
+                return f"there is no {kind} {listed} here, but {', '.join(there)}"
+        return ""
 
 
 @dataclass(frozen=True)

@@ -13,6 +13,7 @@ from steercube.analysis.conclusions.effects import (
     OPEN,
     OTHER_WAY,
 )
+from steercube.analysis.conclusions.grades import EVERY_SUPPORT, GRADES
 from steercube.analysis.per_cell.steers import UNKNOWN, YES
 from steercube.analysis.view import Study
 from steercube.cells import DISTINCT_RESPONSES
@@ -127,25 +128,25 @@ def counts_of_pairs(effects: pd.DataFrame) -> pd.DataFrame:
 
 
 def counts_of_claims(claims: pd.DataFrame) -> pd.DataFrame:
-    """How many claims were printed how, how many of each kind are met, and how many stand.
+    """How many claims were printed how, how many of each kind are met, and how many hold.
 
-    A number is met to its last digit, an approximate one (~ or a range) to within one unit of that,
-    a qualitative claim (a sign, or that nothing differs) by its own test. Interpretive is a claim
-    that something differs, rises or agrees, whether it was printed with a number or not.
+    A number is met to its last digit, an approximate one (~ or a range) to within one unit of that.
+    Interpretive is a claim that something differs, rises or agrees, or that nothing does, whether
+    it was printed with a number or not; it holds if its question's grade is one of support.
     """
     manner, unobjected = claims["printed_as"], claims["verdict"] == "reproduced"
     number, approximate = manner == "number", manner == "approximate"
-    qualitative, interpretive = manner == "qualitative", claims["is_interpretive"]
+    interpretive, grade = claims["is_interpretive"], claims["grade"]
     found = {
         "claims": len(claims),
         "printed numbers": int(number.sum()),
         "printed numbers met to the digit": int((number & claims["matches"]).sum()),
         "approximate numbers": int(approximate.sum()),
         "approximate numbers met within a unit": int((approximate & claims["matches"]).sum()),
-        "qualitative claims": int(qualitative.sum()),
-        "qualitative claims that pass their test": int((qualitative & claims["passes_test"]).sum()),
+        "qualitative claims": int((manner == "qualitative").sum()),
         "interpretive claims": int(interpretive.sum()),
-        "interpretive claims without objection": int((interpretive & unobjected).sum()),
-        "claims without objection": int(unobjected.sum()),
+        "interpretive claims that are supported": int(grade.isin(EVERY_SUPPORT).sum()),
+        "claims reproduced without a remark": int(unobjected.sum()),
     }
+    found |= {f"interpretive claims: {name}": int((grade == name).sum()) for name in GRADES}
     return pd.DataFrame({"statistic": list(found), "value": list(found.values())})

@@ -1,24 +1,16 @@
 r"""Many tests, some small p-values: families of tests, and Holm's correction within each.
 
-A family is a set of tests that is searched for anything significant: the claims of the ledger, the
-questions of the conclusions, the slopes of single concepts on size, the differences of two
-concepts' slopes. Holm's corrected p (Holm 1979, Scand. J. Statist. 6(2)) keeps the chance of any
-false alarm in the family at the level, however its tests depend on each other. Tests outside a
-family are not corrected for, and verdicts use the uncorrected p.
+A family is a set of questions that is searched for anything significant: the headlines, the
+contrast in other outcomes, the slopes of single concepts on size, and so on. Holm's corrected p
+(Holm 1979, Scand. J. Statist. 6(2)) keeps the chance of any false alarm in the family at the level,
+however its tests depend on each other. Tests outside a family are not corrected for. A headline
+needs the corrected p; other questions are graded one by one.
 """
-
-from collections.abc import Mapping
 
 import numpy as np
 import pandas as pd
 
 from steercube.estimate import SIGNIFICANT
-
-FAMILIES_OF_SLOPES = {
-    "least squares": "slopes of a concept on size",
-    "difference of slopes": "differences of two concepts' slopes on size",
-}
-"""By the method in `scale_trends`."""
 
 
 def holm(p_values: np.ndarray) -> np.ndarray:
@@ -50,27 +42,19 @@ def with_holm(table: pd.DataFrame, family: str = "") -> pd.DataFrame:
     return made
 
 
-def families(tables: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
+def families(conclusions: pd.DataFrame) -> pd.DataFrame:
     """One row a family with tests: how many, and how many reject with and without correction."""
-    slopes = tables["scale_trends"]
-    found = {
-        "claims": tables["claims"] if "claims" in tables else pd.DataFrame(),
-        "questions": tables["conclusions"],
-    } | {name: slopes[slopes["method"] == method] for method, name in FAMILIES_OF_SLOPES.items()}
-    rows = []
-    for name, table in found.items():
-        p = table["p_value"].dropna() if "p_value" in table else pd.Series(dtype=float)
-        if len(p):
-            holm_p = table.loc[p.index, "p_holm"]
-            rows.append(
-                {
-                    "family": name,
-                    "n": len(p),
-                    "level": SIGNIFICANT,
-                    "uncorrected": int((p <= SIGNIFICANT).sum()),
-                    "value": int((holm_p <= SIGNIFICANT).sum()),
-                    "smallest_p_holm": float(holm_p.min()),
-                }
-            )
+    tested = conclusions[conclusions["p_value"].notna()]
+    rows = [
+        {
+            "family": family,
+            "n": len(of),
+            "level": SIGNIFICANT,
+            "uncorrected": int((of["p_value"] <= SIGNIFICANT).sum()),
+            "value": int((of["p_holm"] <= SIGNIFICANT).sum()),
+            "smallest_p_holm": float(of["p_holm"].min()),
+        }
+        for family, of in tested.groupby("family", sort=False)
+    ]
     columns = ["family", "n", "level", "uncorrected", "value", "smallest_p_holm"]
     return pd.DataFrame(rows, columns=columns)

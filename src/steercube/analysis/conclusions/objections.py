@@ -1,4 +1,6 @@
-"""What speaks against taking a recomputed number for its claim: one function an objection.
+"""What a reader of a recomputed number must know: one function a remark.
+
+What the number is said to show is another matter: see `grades`.
 
 Each takes a `Case` and returns sentences, none where it does not apply. Which of them apply to a
 statistic stands in its record (`steercube.analysis.conclusions.claims.STATISTICS`).
@@ -11,24 +13,20 @@ from typing import Any
 import numpy as np
 
 from steercube.analysis.agreement.generation import UPPER_BOUND, best_generation_excess
-from steercube.analysis.conclusions.published import Printed, is_within, matches
-from steercube.analysis.conclusions.sensitivity import without
+from steercube.analysis.conclusions.published import Printed, matches
 from steercube.analysis.view import Study
-from steercube.estimate import SIGNIFICANT, Estimate
+from steercube.estimate import Estimate
 
 MATERIAL = 0.05
 """A value that changes by more than this share, by optimism or invalid items, gets a caveat."""
-INFLUENTIAL = 0.5
-"""A difference that loses more than this share without one model or concept depends on it."""
 
 
 @dataclass(frozen=True)
 class Case:
-    """One claim with all that it is judged by.
+    """One claim with all that its number is judged by.
 
     `compute(study)` is its statistic with its arguments, `balanced` that over the models or
-    concepts without a gap, `also` its other versions by what they are, `rope` the half-width of the
-    region of practical equivalence.
+    concepts without a gap, `also` its other versions by what they are.
     """
 
     study: Study
@@ -36,9 +34,6 @@ class Case:
     compute: Callable[[Study], Estimate]
     printed: Printed
     estimate: Estimate
-    rope: float
-    asserts_none: bool
-    permuted: str = ""
     averages_over: str = ""
     caveat: str = ""
     balanced: Estimate | None = None
@@ -86,68 +81,6 @@ def published_outside(case: Case) -> list[str]:
         return []
     ends = f"{case.shown(estimate.low)} to {case.shown(estimate.high)}"
     return [f"the published value lies outside the interval over {estimate.over}, {ends}"]
-
-
-def no_difference(case: Case) -> list[str]:
-    """The interval of a difference does not show it, or does not show its absence."""
-    if (missing := _no_interval(case)) is not None:
-        return missing
-    estimate = case.estimate
-    low, high = case.shown(estimate.low), case.shown(estimate.high)
-    if case.asserts_none:
-        if is_within(estimate, case.rope):
-            return []
-        shown = estimate.low >= case.rope or estimate.high <= -case.rope
-        so = "there is a difference" if shown else "its absence is not shown"
-        return [
-            f"the interval over {estimate.over} is {low} to {high}, not within the "
-            f"±{case.shown(case.rope)} that count as none, so {so}"
-        ]
-    if not estimate.excludes_zero:
-        return [f"the interval over {estimate.over}, {low} to {high}, includes zero"]
-    confounded = [f"{estimate.reason}, so the two are confounded"] if estimate.reason else []
-    if estimate.p_value > SIGNIFICANT:
-        p = f"an exact permutation of the {case.permuted} gives p = {estimate.p_value:.3f}"
-        return [*confounded, p]
-    return confounded
-
-
-def no_common_part(case: Case) -> list[str]:
-    """Models with nothing in common would agree as well."""
-    missing = _no_interval(case)
-    return _no_common_part(case.estimate) if missing is None else missing
-
-
-def _no_common_part(estimate: Estimate) -> list[str]:
-    if not estimate.p_value > SIGNIFICANT:
-        return []
-    return [f"models with no ranking in common agree as well (p = {estimate.p_value:.2f})"]
-
-
-def one_model(case: Case) -> list[str]:
-    """The one model without which little is left of a difference."""
-    if case.asserts_none or not case.estimate.excludes_zero:
-        return []
-    left = {m: case.compute(case.study.without(model=m)) for m in case.study.models}
-    left = {model: other for model, other in left.items() if np.isfinite(other.value)}
-    if not left:
-        return []
-    model = min(left, key=lambda m: left[m].value * np.sign(case.estimate.value))
-    if left[model].value / case.estimate.value > 1 - INFLUENTIAL:
-        return []
-    return [f"without {model} it is {case.with_interval(left[model])}"]
-
-
-def one_model_or_concept(case: Case) -> list[str]:
-    """The models and concepts without which no common ranking of the concepts is shown."""
-    if case.asserts_none:
-        return []
-    return [
-        f"without {left_out} {objection}"
-        for kind, left_out, rest in without(case.study)
-        if kind in ("model", "concept")
-        for objection in _no_common_part(case.compute(rest))
-    ]
 
 
 def missing_cells(case: Case) -> list[str]:
@@ -240,8 +173,7 @@ OF_EVERY_CLAIM: tuple[Objection, ...] = (
     other_versions,
 )
 ORDER: tuple[Objection, ...] = (
-    *(last_digit, published_outside, no_difference, no_common_part),
-    *(one_model, one_model_or_concept, missing_cells, expected_anyway, optimism),
+    *(last_digit, published_outside, missing_cells, expected_anyway, optimism),
     *(invalid_items, caveat, other_versions),
 )
 """In the order in which a reader would ask."""

@@ -77,24 +77,17 @@ def read_printed(text: str) -> Printed:
     return Printed(low, high, len(digits or ""), percent=bool(percent), approximate=bool(tilde))
 
 
-def is_within(estimate: Estimate, rope: float) -> bool:
-    """Whether the whole interval is of differences that count as none."""
-    return bool(max(-estimate.low, estimate.high) < rope)
-
-
-def matches(printed: Printed, estimate: Estimate, rope: float = np.nan) -> bool:
+def matches(printed: Printed, estimate: Estimate) -> bool:
     """Whether the recomputed value is the printed one, to the digits printed.
 
     A range must hold every member as rounded; an approximate number may be off by one unit of its
-    last digit; a direction needs the sign, "0" an interval within the region of practical
-    equivalence, `rope` the half-width of that.
+    last digit; a direction needs the sign. "0" prints no number that could be met.
     """
     if not np.isfinite(estimate.value):
         return False
     if printed.direction:
-        if printed.direction == "0":
-            return is_within(estimate, rope)
-        return bool(np.sign(estimate.value) == (1 if printed.direction == "+" else -1))
+        sign = {"+": 1, "-": -1}.get(printed.direction)
+        return bool(np.sign(estimate.value) == sign)
     if printed.low != printed.high:
         low, high = (printed.units(end) for end in estimate.span)
         return printed.units(printed.low) <= low and high <= printed.units(printed.high)

@@ -7,7 +7,7 @@ import numpy as np
 
 from steercube.analysis.agreement.agreement import model_agreement
 from steercube.analysis.agreement.generation import layer_curves
-from steercube.analysis.over_models.comparisons import depth_difference, scale_slope, training_gap
+from steercube.analysis.over_models.comparisons import depth_difference, training_gap
 from steercube.analysis.over_models.concordance import concept_share
 from steercube.analysis.over_models.means import concept_mean, mean_over_models
 from steercube.analysis.view import Study
@@ -31,7 +31,6 @@ def headlines_of_concept(study: Study, concept: str) -> dict[str, Headline]:
     """Those about one concept, which no other concept can change."""
     found: dict[str, Headline] = {
         f"cohens_d of {concept}": partial(concept_mean, estimand="cohens_d", concept=concept),
-        f"scale slope of {concept}": partial(scale_slope, estimand="cohens_d", concept=concept),
     }
     if layer_curves(study, concept=concept):
         found[f"agreement on {concept}"] = partial(model_agreement, concept=concept)

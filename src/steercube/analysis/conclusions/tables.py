@@ -6,17 +6,21 @@ README's list and the appendix of definitions are made from these entries.
 
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
+from functools import cached_property
 from types import ModuleType
 from typing import Any
 
 import pandas as pd
 
+from steercube.analysis import margins
 from steercube.analysis.agreement import agreement, curves, generation
 from steercube.analysis.conclusions import (
+    asked,
     averages,
     counts,
     directions,
     effects,
+    grades,
     multiplicity,
     other_measures,
 )
@@ -29,6 +33,7 @@ from steercube.analysis.over_models import (
     comparisons,
     components,
     concordance,
+    confounders,
     contrast_effect,
     depth,
     design,
@@ -38,6 +43,8 @@ from steercube.analysis.over_models import (
     posterior,
     predictive,
     questions,
+    slopes,
+    unequal,
 )
 from steercube.analysis.per_cell import bootstrap, estimands, influence, readings, steers
 from steercube.analysis.per_cell.estimands import NAMES, UNITS
@@ -157,6 +164,11 @@ class Tables(Mapping[str, pd.DataFrame]):
         study = replace(study, cells=with_every_estimand(study.cells))
         return cls(study, claims, sampled, report)
 
+    @cached_property
+    def questions(self) -> list[questions_module.Question]:
+        """Every question with its evidence, which several tables print."""
+        return asked.questions(self.study, self.claims)
+
     def __getitem__(self, name: str) -> pd.DataFrame:
         if name not in self._made:
             make = self._entries[name].make
@@ -213,7 +225,8 @@ def as_table(rows: Any) -> pd.DataFrame:
 
 
 def _fields(estimate: Estimate) -> dict[str, Any]:
-    fields = asdict(estimate)
+    fields = asdict(replace(estimate, known=None))
+    del fields["known"]
     smallest, largest = fields.pop("span")
     fields["interval_over"] = fields.pop("over")
     return fields | {"smallest": smallest, "largest": largest}
@@ -294,9 +307,16 @@ def _methods(table: pd.DataFrame) -> pd.DataFrame:
     return of.assign(covariates=held, warning=warned.where(warned != "; ", ""))
 
 
+def _rivals(table: pd.DataFrame) -> pd.DataFrame:
+    """The contrast in Cohen's d with each rival held fixed."""
+    if "estimate" not in table:
+        return table[:0]
+    return table[(table["outcome"] == "cohens_d") & table["estimate"].notna()]
+
+
 def _slopes(table: pd.DataFrame) -> pd.DataFrame:
     """Slopes of Cohen's d and of delta, a column for each kind of size."""
-    of = table[(table["method"] == "least squares") & table["value"].notna()]
+    of = table[(table["method"] == comparisons.RANDOM_SLOPES) & table["value"].notna()]
     of = of[of["outcome"].isin(["cohens_d", "delta"])]
     units = of["outcome"].map({"cohens_d": "d", "delta": "delta (nat)"})
     sizes = of["size"].map({"n_params": "total", "n_active_params": "active"})
@@ -313,13 +333,22 @@ def _of_all_models(table: pd.DataFrame) -> pd.DataFrame:
     return pooled.assign(statistic=named)
 
 
-def _p_with_holm(table: pd.DataFrame) -> pd.DataFrame:
-    """The p-values with Holm's within their family, 0.067 (0.800); no column without a test."""
-    if not table["p_value"].notna().any():
-        return table
+def _with_p(table: pd.DataFrame) -> pd.DataFrame:
+    """The questions that have an interval, with their p and Holm's within the family."""
     pairs = zip(table["p_value"], table["p_holm"], strict=True)
     shown = [f"{p_value(p)} ({p_value(holm)})" if p == p else NONE for p, holm in pairs]
-    return table.assign(**{"p (Holm)": shown})
+    return table.assign(**{"p (Holm)": shown})[table["low"].notna()]
+
+
+def _grades_by_margin(table: pd.DataFrame) -> pd.DataFrame:
+    """The grades, a row for each question and a column for each factor of its margin."""
+    named = table.assign(factor=[f"margin × {factor:g}" for factor in table["factor"]])
+    wide = named.pivot(index="id", columns="factor", values="grade")
+    return (
+        wide.loc[list(dict.fromkeys(table["id"])), list(dict.fromkeys(named["factor"]))]
+        .rename_axis(columns=None)
+        .reset_index()
+    )
 
 
 def _claims(table: pd.DataFrame) -> pd.DataFrame:
@@ -336,7 +365,10 @@ def _claims(table: pd.DataFrame) -> pd.DataFrame:
         for row in rows
     ]
     balanced = [shown(row, "balanced") for row in rows]
-    return _p_with_holm(table.assign(balanced_shown=balanced, ends=ends))
+    graded = table["question"].where(
+        table["question"] == "", table["grade"] + ": " + table["question"]
+    )
+    return table.assign(balanced_shown=balanced, ends=ends, graded=graded)
 
 
 def _of_design(row: Mapping[str, Any]) -> str:
@@ -447,7 +479,7 @@ TABLES: tuple[Table, ...] = (
     Table(
         "concepts",
         AVERAGES,
-        "averages of each concept, and its slope on size",
+        "averages of each concept",
         lambda t: averages.concepts(t.study),
         key=("concept", "estimand", "models", "statistic"),
         units="estimand",
@@ -658,15 +690,34 @@ TABLES: tuple[Table, ...] = (
         documented={
             TRAINING: (
                 *(posterior, contrast_effect, comparisons.training_gap, comparisons.permutation_p),
-                *(comparisons.scale_slope, predictive),
+                *(slopes, predictive),
             ),
         },
+    ),
+    Table(
+        "confounders",
+        CONTRAST,
+        "what goes with the contrast: correlations, and the contrast with each rival held fixed",
+        lambda t: confounders.confounders(t.study),
+        key=("outcome", "held"),
+        value="estimate",
+        units="outcome",
+        needs="contrast",
+        printed=(
+            Print(
+                labels={"held": "held fixed beside {by}", "separates": "no overlap of labels"},
+                value="{minus}, d",
+                numbers={"correlation": "r with {by}", "width_ratio": "width, times that of alone"},
+                rows=_rivals,
+            ),
+        ),
+        documented={TRAINING: (confounders, unequal)},
     ),
     Table(
         "scale_trends",
         VARIATION,
         "slopes on size",
-        lambda t: multiplicity.with_holm(as_table(comparisons.scale_trends(t.study)), "method"),
+        lambda t: comparisons.scale_trends(t.study),
         key=("outcome", "size", "concept", "method"),
         units="outcome",
         printed=(Print(labels={"concept": "concept"}, across="size", rows=_slopes, name="scale"),),
@@ -750,25 +801,42 @@ TABLES: tuple[Table, ...] = (
     Table(
         "conclusions",
         VERDICTS,
-        "one sentence a question, no stronger than its interval",
-        lambda t: multiplicity.with_holm(questions_module.conclusions(t.study, t, t.claims)),
+        "one sentence a question, its grade and the numbers that chose it; headlines first",
+        lambda t: questions_module.conclusions(t.questions),
         key=("id",),
+        units="units",
         printed=(
             Print(
-                labels={
-                    **{"id": "id", "verdict": "verdict", "sentence": "sentence"},
-                    **{"p (Holm)": "p (Holm)"},
+                labels={"id": "id", "grade": "grade", "sentence": "sentence"},
+            ),
+            Print(
+                labels={"family": "family", "id": "id", "grade": "grade"},
+                value="value [interval]",
+                numbers={
+                    **{"margin": "margin", "probability_claimed": "P(as claimed)"},
+                    **{"probability_negligible": "P(negligible)", "p (Holm)": "p (Holm)"},
                 },
-                rows=_p_with_holm,
+                rows=_with_p,
+                name="grades",
             ),
         ),
-        documented={RULES: (questions_module,)},
+        documented={RULES: (grades, margins, questions_module, asked)},
+    ),
+    Table(
+        "margins",
+        VERDICTS,
+        "the grades by margins half to twice as large",
+        lambda t: questions_module.by_margin(t.questions),
+        key=("id", "factor"),
+        units="1",
+        printed=(Print(rows=_grades_by_margin),),
     ),
     Table(
         "claims",
         VERDICTS,
-        "each published claim: recomputed, balanced, interval, verdict, reason",
-        lambda t: multiplicity.with_holm(ledger_module.ledger(t.study, t.claims)),
+        "each published claim: recomputed, balanced, interval, verdict, reason, the grade of its "
+        "question",
+        lambda t: ledger_module.ledger(t.study, t.claims, t["conclusions"]),
         key=("id",),
         value="recomputed",
         needs="claims",
@@ -777,8 +845,8 @@ TABLES: tuple[Table, ...] = (
                 labels={
                     **{name: name for name in ("id", "verdict", "claim", "published")},
                     **{"recomputed_as_printed": "recomputed", "balanced_shown": "balanced"},
-                    **{"ends": "interval", "interval_over": "over", "p (Holm)": "p (Holm)"},
-                    "reason": "reason",
+                    **{"ends": "interval", "interval_over": "over"},
+                    **{"graded": "what may be said", "reason": "reason"},
                 },
                 rows=_claims,
             ),
@@ -789,7 +857,7 @@ TABLES: tuple[Table, ...] = (
         "multiplicity",
         VERDICTS,
         "families of tests, with Holm's correction",
-        multiplicity.families,
+        lambda t: multiplicity.families(t["conclusions"]),
         key=("family",),
         documented={RULES: (multiplicity, counts.counts_of_claims)},
     ),

@@ -11,34 +11,45 @@ from typing import Any
 
 import numpy as np
 
+from steercube.analysis.margins import DEPTH, LOG_ODDS, STANDARDISED, Margins
 from steercube.analysis.over_models.depth import best_depths, depth_centroids
 from steercube.analysis.per_cell.estimands import ESTIMANDS
 from steercube.analysis.view import Study, kept
+from steercube.measures import LOGIT_DIFF, Measure
 
 TERMS = ("contrast", "scale")
 """Terms of a model of effects: the contrast's label, and log10 of the size held fixed."""
 
 
+IN_CONCEPT = " in "
+"""Joins a term and a concept in the name of the concept's own deviation from the term's slope."""
+
+
+def concept_terms(effects: "CellEffects", term: str = "scale") -> tuple[str, ...]:
+    """The names of every concept's own deviation from the slope of a term."""
+    return tuple(f"{term}{IN_CONCEPT}{concept}" for concept in effects.concepts)
+
+
 @dataclass(frozen=True)
 class Outcome:
-    """A response variable: `unit` is the size that priors are scaled by, `rope` the half-width of
-    the region of practical equivalence of b_contrast, both stated before any fit.
+    """A response variable: `unit` is the size that priors are scaled by, `margins` what is small.
 
-    For raw nats both are None: the unit is then the root mean square of the effects and `rope` a
-    tenth of it, as models differ too much in the scale of their logits for a fixed unit.
+    Delta has the units of its measure, so both are None: the unit is the root mean square of the
+    effects, as models differ too much in the scale of their logits for a fixed one, and the margin
+    that of the measure's record; of a logit difference, that of log odds.
     """
 
     units: str
     unit: float | None
-    rope: float | None
+    margins: Margins | None
 
 
 OUTCOMES = {
-    "cohens_d": Outcome("1", 1.0, 0.1),
-    "within_letter_d": Outcome("1", 1.0, 0.1),
+    "cohens_d": Outcome("1", 1.0, STANDARDISED),
+    "within_letter_d": Outcome("1", 1.0, STANDARDISED),
     "delta": Outcome("nat", None, None),
-    "best_depth": Outcome("fraction of depth", 0.25, 0.025),
-    "depth_centroid": Outcome("fraction of depth", 0.25, 0.025),
+    "best_depth": Outcome("fraction of depth", 0.25, DEPTH),
+    "depth_centroid": Outcome("fraction of depth", 0.25, DEPTH),
 }
 """Response variables by name: estimands, and depths in the network. The first is primary."""
 
@@ -49,11 +60,11 @@ class CellEffects:
 
     `value` (n,) minus its optimism, `covariance` (n, n) over items, `model` and `concept` (n,)
     indices into `models` and `concepts`; `predictors` (model,) by term, centred over models.
-    `unit` is the size that priors are scaled by, `stated_rope` the half-width of practical
-    equivalence in the measure's record, NaN for a tenth of the unit; `left_out` names cells that
-    were run but have no usable effect or error, `others` the models with neither label of the
-    contrast. `n_items` (concept,) is how many items the covariance was estimated from; empty if it
-    is exact. If there are no cells, `reason` says why. `posteriors` caches the fits.
+    `unit` is the size that priors are scaled by, `margins` say what is small; `left_out` names
+    cells that were run but have no usable effect or error, `others` the models with neither label
+    of the contrast. `n_items` (concept,) is how many items the covariance was estimated from; empty
+    if it is exact. `spread` (model,) is the factor by which each model's sd exceeds sd_model; empty
+    if all share it. If there are no cells, `reason` says why. `posteriors` caches the fits.
     """
 
     outcome: str
@@ -65,10 +76,11 @@ class CellEffects:
     concepts: tuple[str, ...]
     predictors: dict[str, np.ndarray]
     unit: float = 1.0
-    stated_rope: float = np.nan
+    margins: Margins = STANDARDISED
     left_out: tuple[str, ...] = ()
     others: tuple[str, ...] = ()
     n_items: tuple[int, ...] = ()
+    spread: tuple[float, ...] = ()
     lacks_contrast: str = ""
     reason: str = ""
     posteriors: dict[Any, Any] = field(default_factory=dict, init=False, repr=False)
@@ -76,9 +88,7 @@ class CellEffects:
     @property
     def rope(self) -> float:
         """Half-width of the region of practical equivalence of b_contrast."""
-        stated = OUTCOMES[self.outcome].rope
-        relative = self.stated_rope if np.isfinite(self.stated_rope) else 0.1 * self.unit
-        return relative if stated is None else stated
+        return self.margins.small
 
     @property
     def n_models(self) -> int:
@@ -109,8 +119,14 @@ class CellEffects:
 
     def design(self, terms: Sequence[str]) -> np.ndarray:
         """Intercept and terms of each cell, dims (cell, coefficient)."""
-        columns = [self.predictors[term][self.model] for term in terms]
+        columns = [self._column(term) for term in terms]
         return np.stack([np.ones(len(self.value)), *columns], axis=1)
+
+    def _column(self, term: str) -> np.ndarray:
+        """The values of a term, or of its deviation in one concept, dims (cell,)."""
+        of_models, _, concept = term.partition(IN_CONCEPT)
+        values = self.predictors[of_models][self.model]
+        return values * (self.concept == self.concepts.index(concept)) if concept else values
 
     def only(self, cells: np.ndarray) -> "CellEffects":
         """Some of the cells, with predictors still centred over all models."""
@@ -163,12 +179,22 @@ def cell_effects(
         concepts=tuple(concepts),
         predictors=predictors_of(study, models, holding),
         unit=unit or 1.0,
-        stated_rope=recorded.rope,
+        margins=OUTCOMES[outcome].margins or margins_of(recorded, unit or 1.0),
         left_out=left_out,
         others=tuple(m for m in study.models if m not in study.compared),
         n_items=tuple(int(n) for n in study.cells["n_items"].sel(concept=concepts).values),
         lacks_contrast=study.needs_contrast,
     )
+
+
+def margins_of(measure: Measure, unit: float) -> Margins:
+    """What is small in a measure's own units: its record's margin, that of log odds, or of `unit`.
+
+    Without either, effects are standardised by `unit`, the root mean square of the best effects.
+    """
+    if np.isfinite(measure.rope):
+        return STANDARDISED.times(measure.rope / STANDARDISED.small)
+    return LOG_ODDS if measure.name == LOGIT_DIFF.name else STANDARDISED.times(unit)
 
 
 def _no_effects(outcome: str, reason: str) -> CellEffects:
@@ -236,8 +262,11 @@ def predictors_of(study: Study, models: Sequence[str], holding: str) -> dict[str
 
 
 def why_not(effects: CellEffects, terms: Sequence[str]) -> str:
-    """Why these terms cannot be estimated from the spread between models here; empty if they can"""
-    n_models = effects.n_models
+    """Why these terms cannot be estimated from the spread between models here; empty if they can.
+
+    Concepts' deviations from a slope have priors, so that they can be estimated wherever it can.
+    """
+    terms, n_models = [term for term in terms if IN_CONCEPT not in term], effects.n_models
     if not n_models:
         left_out = ", ".join(effects.left_out)
         return effects.reason or f"no cell has a usable effect and error: {left_out}"

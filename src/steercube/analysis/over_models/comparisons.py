@@ -4,7 +4,7 @@ The unit is the model. With two models of one label among six, no number of item
 intervals, and a permutation of the labels cannot give a p-value under 1/15.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from itertools import combinations
 
@@ -17,8 +17,14 @@ from steercube.analysis.over_models.depth import typical_depths
 from steercube.analysis.over_models.means import model_means, pooled_sd
 from steercube.analysis.over_models.permute import MAX_ASSIGNMENTS, assignments, two_sided_p
 from steercube.analysis.over_models.posterior import posterior_of
+from steercube.analysis.over_models.slopes import (
+    OF_SLOPES,
+    concept_slopes,
+    slope_difference,
+    slope_of,
+)
 from steercube.analysis.view import Study, kept, where_recorded
-from steercube.estimate import Estimate, t_quantile
+from steercube.estimate import Estimate, Student, t_quantile
 from steercube.streams import stream
 
 SCALED = ("delta", "cohens_d", "within_letter_d")
@@ -78,14 +84,11 @@ def two_sample_t(values: np.ndarray, marked: np.ndarray, *, level: float) -> Est
     value, p = float(a.mean() - b.mean()), permutation_p(values, marked)
     if df and s <= 1e-12 * np.abs(values).max():
         return Estimate(value, n=len(values), p_value=p, reason="the models do not differ at all")
-    return Estimate.around(
-        value,
-        t_quantile(level, df) * s * np.sqrt(1 / len(a) + 1 / len(b)),
-        over="models",
-        n=len(values),
-        p_value=p,
-        reason="" if df else "two models have no spread within a label",
-    )
+    if not df:
+        reason = "two models have no spread within a label"
+        return Estimate(value, n=len(values), p_value=p, reason=reason)
+    student = Student(value, float(s * np.sqrt(1 / len(a) + 1 / len(b))), df)
+    return Estimate.of(student, level, value=value, over="models", n=len(values), p_value=p)
 
 
 def permutation_p(values: np.ndarray, marked: np.ndarray) -> float:
@@ -139,29 +142,46 @@ def label_difference(
 ) -> Estimate:
     """Models labelled `high` minus those labelled `low` in `by`, the labels of `holding` fixed.
 
-    b in y = a + b [by = high] + c_k [holding = k] + error by ordinary least squares over model
-    means; t with as many degrees of freedom as models remain after the coefficients.
+    By `difference_holding` of model means.
     """
     means = model_means(study, estimand=estimand, concepts=concepts).value
     names = means["model"].values
     compared = np.isin(study.facts(by, names), (low, high))
     is_high = (study.facts(by, names) == high)[compared]
     held = study.facts(holding, names)[compared]
-    indicators = [(held == label).astype(float) for label in sorted(set(held))[1:]]
-    design = np.stack([np.ones(len(held)), is_high.astype(float), *indicators], axis=1)
-    values = means.values[compared]
-    df = len(values) - design.shape[1]
-    if df < 1 or np.linalg.matrix_rank(design) < design.shape[1]:
-        n_labels = len(indicators) + 1
+    estimate = difference_holding(means.values[compared], is_high, held, study.level)
+    if estimate.known is None:
+        n_labels = len(set(held))
         return Estimate.undefined(
             f"needs models of {by} {low!r} and {high!r} with each of {n_labels} labels of "
-            f"{holding}, at least {design.shape[1] + 1}"
+            f"{holding}, at least {n_labels + 2}"
         )
+    return estimate
+
+
+def columns_holding(is_high: np.ndarray, held: np.ndarray) -> np.ndarray:
+    """The intercept, the label, and the held labels but one, dims (model, coefficient)."""
+    indicators = [(held == label).astype(float) for label in sorted(set(held))[1:]]
+    return np.stack([np.ones(len(held)), is_high.astype(float), *indicators], axis=1)
+
+
+def difference_holding(
+    values: np.ndarray, is_high: np.ndarray, held: np.ndarray, level: float
+) -> Estimate:
+    """b in y = a + b high + c_k [held = k] + error, by ordinary least squares; dims (model,).
+
+    Student's t with as many degrees of freedom as models remain after the coefficients; undefined
+    if none remains, or the two cannot be separated.
+    """
+    design = columns_holding(is_high, held)
+    df = len(values) - design.shape[1]
+    if df < 1 or np.linalg.matrix_rank(design) < design.shape[1]:
+        return Estimate.undefined("the labels cannot be separated")
     solution, *_ = np.linalg.lstsq(design, values, rcond=None)
     s2 = float(np.sum((values - design @ solution) ** 2)) / df
-    se = np.sqrt(s2 * np.linalg.inv(design.T @ design)[1, 1])
-    half = t_quantile(study.level, df) * se
-    return Estimate.around(float(solution[1]), half, over="models", n=len(values))
+    se = float(np.sqrt(s2 * np.linalg.inv(design.T @ design)[1, 1]))
+    student = Student(float(solution[1]), se, df)
+    return Estimate.of(student, level, over="models", n=len(values))
 
 
 @where_recorded
@@ -193,28 +213,28 @@ def slope(log_size: np.ndarray, values: np.ndarray, level: float) -> Estimate:
     if len(values) < 3 or np.ptp(log_size) == 0:
         return Estimate.undefined("a slope with an interval needs three models of unlike size")
     fit = stats.linregress(log_size, values)
-    half = t_quantile(level, len(values) - 2) * fit.stderr
-    return Estimate.around(fit.slope, half, over="models", n=len(values), p_value=float(fit.pvalue))
+    student = Student(float(fit.slope), float(fit.stderr), len(values) - 2)
+    p = float(fit.pvalue)
+    return Estimate.of(student, level, over="models", n=len(values), p_value=p)
 
 
 Row = tuple[dict[str, str], Estimate]
+RANDOM_SLOPES, DIFFERENCE = "random slopes", "difference of slopes"
 
 
 def scale_trends(study: Study) -> list[Row]:
     """Slopes on size of each concept, of all concepts together, and of differences of two concepts.
 
-    Slopes on log10 of the number of parameters, the change for a tenfold size. Total and active
-    parameters are both given, since they order the models differently; raw and standardised units
-    too, since a larger model may only be noisier. With six models each slope has four degrees of
-    freedom.
+    Slopes on log10 of the number of parameters, the change for a tenfold size, from the model of
+    `slopes`; all concepts together, from that of `posterior` too, without and with the contrast.
+    Total and active parameters are both given, since they order the models differently; raw and
+    standardised units too, since a larger model may only be noisier.
     """
     rows: list[Row] = []
     for outcome in SCALED:
         for size in SIZES:
             labels = {"outcome": outcome, "size": size}
-            for concept in study.concepts:
-                trend = scale_slope(study, estimand=outcome, concept=concept, size=size)
-                rows.append((labels | {"concept": concept, "method": "least squares"}, trend))
+            rows += [(labels | of, slope) for of, slope in _slopes(study, outcome, size)]
             every = labels | {"concept": "every concept"}
             by = study.contrast.by if study.contrast else ""
             methods: dict[str, tuple[str, ...]] = {"hierarchical, scale alone": ("scale",)}
@@ -223,11 +243,28 @@ def scale_trends(study: Study) -> list[Row]:
             for method, terms in methods.items():
                 trend = hierarchical_slope(study, outcome=outcome, size=size, terms=terms)
                 rows.append((every | {"method": method}, trend))
-            for one, other in combinations(study.concepts, 2):
-                trend = slope_difference(study, outcome=outcome, size=size, one=one, other=other)
-                name = f"{one} minus {other}"
-                rows.append((labels | {"concept": name, "method": "difference of slopes"}, trend))
     return rows
+
+
+def _slopes(study: Study, outcome: str, size: str) -> Iterator[Row]:
+    """The random slopes of every concept, and of every two their difference."""
+    posterior = concept_slopes(study, outcome, size, ("scale",))
+    effects = cell_effects(study, outcome, holding=size)
+    names = {(c, RANDOM_SLOPES): slope_of(c) for c in study.concepts}
+    names |= {
+        (f"{one} minus {other}", DIFFERENCE): slope_difference(one, other)
+        for one, other in combinations(study.concepts, 2)
+    }
+    for (concept, method), name in names.items():
+        labels = {"concept": concept, "method": method}
+        asked = set(concept.split(" minus "))
+        if isinstance(posterior, str):
+            yield labels, Estimate.undefined(posterior)
+        elif not asked <= set(effects.concepts):
+            yield labels, Estimate.undefined("no model ran this concept with a usable effect")
+        else:
+            low, middle, high = posterior.interval(name, study.level)
+            yield labels, Estimate(middle, low=low, high=high, over=OF_SLOPES, n=effects.n_models)
 
 
 def hierarchical_slope(
@@ -240,15 +277,3 @@ def hierarchical_slope(
     fitted = posterior_of(study, outcome, terms, holding=size)
     low, median, high = fitted.interval("scale", study.level)
     return Estimate(median, low=low, high=high, over="models", n=effects.n_models)
-
-
-def slope_difference(study: Study, *, outcome: str, size: str, one: str, other: str) -> Estimate:
-    """Slope of the difference of two concepts' effects within models that ran both.
-
-    What both concepts share in a model cancels. `p_value` is not corrected for multiplicity.
-    """
-    if reason := study.lacks(outcome):
-        return Estimate.undefined(reason)
-    table = study.best(outcome, concepts=[one, other])
-    difference = (table.sel(concept=one) - table.sel(concept=other)).dropna("model")
-    return slope_over_models(study, size, difference)

@@ -8,6 +8,7 @@ already contain errors counts these twice.
 """
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from itertools import combinations
 from typing import NamedTuple
 
@@ -74,10 +75,9 @@ def _share(
         return Estimate.undefined(reason)
     effects = cell_effects(part, estimand)
     posterior = fit(effects, terms=primary_terms(effects))
-    low, middle, high = share_of_variance(posterior, "sd_concept", among, study.level)
+    known = share_of_variance(posterior, "sd_concept", among)
     p = concept_test_of(part, estimand).p_value
-    n = len(effects.value)
-    return Estimate(middle, low=low, high=high, over=OVER_ALL, n=n, p_value=p)
+    return Estimate.of(known, study.level, over=OVER_ALL, n=len(effects.value), p_value=p)
 
 
 def _why_not_comparable(study: Study, estimand: str) -> str:
@@ -102,10 +102,26 @@ def _are_comparable(effects: CellEffects) -> bool:
     return bool((both[~np.eye(len(both), dtype=bool)] >= 3).any())
 
 
-def share_of_variance(
-    posterior: Posterior, name: str, among: Sequence[str], level: float
-) -> tuple[float, float, float]:
-    """Lower end, median and upper end of one sd's square over the sum of the squares of `among`.
+@dataclass(frozen=True, eq=False)
+class OfShares:
+    """What is known of a share by draws of it (draw,), in order, and what lies `under` each."""
+
+    values: np.ndarray
+    under: np.ndarray
+
+    def ends(self, level: float) -> tuple[float, float]:
+        """The ends of the credible interval of this level."""
+        tail = (1 - level) / 2
+        low, high = np.interp([tail, 1 - tail], self.under, self.values)
+        return float(low), float(high)
+
+    def below(self, value: float) -> float:
+        """The posterior probability that it is below `value`."""
+        return float(np.interp(value, self.values, self.under, left=0.0, right=1.0))
+
+
+def share_of_variance(posterior: Posterior, name: str, among: Sequence[str]) -> OfShares:
+    """What is known of one sd's square over the sum of the squares of `among`.
 
     The log density of these sds is interpolated between the grid's nodes by splines, since the
     nodes alone have too few different shares.
@@ -128,18 +144,9 @@ def share_of_variance(
     grid = dict(zip(squares, np.meshgrid(*squares.values(), indexing="ij"), strict=True))
     weight = np.exp(log_density - log_density.max())
     shares = grid[name] / sum(grid.values())
-    return _weighted_quantiles(shares.ravel(), weight.ravel() / weight.sum(), level)
-
-
-def _weighted_quantiles(
-    values: np.ndarray, weight: np.ndarray, level: float
-) -> tuple[float, float, float]:
-    """Lower end, median and upper end of values with these weights, which sum to 1."""
-    order = np.argsort(values, kind="stable")
-    below = np.cumsum(weight[order]) - weight[order] / 2
-    tail = (1 - level) / 2
-    low, middle, high = np.interp([tail, 0.5, 1 - tail], below, values[order])
-    return float(low), float(middle), float(high)
+    order = np.argsort(shares.ravel(), kind="stable")
+    weight = (weight.ravel() / weight.sum())[order]
+    return OfShares(shares.ravel()[order], np.cumsum(weight) - weight / 2)
 
 
 class ConceptTest(NamedTuple):

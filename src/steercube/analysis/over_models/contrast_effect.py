@@ -27,7 +27,7 @@ from steercube.analysis.over_models.nuts import Sampled, failed_gates, gates_tex
 from steercube.analysis.over_models.permute import MAX_ASSIGNMENTS, assignments, two_sided_p
 from steercube.analysis.over_models.posterior import PRIOR, Posterior, fit
 from steercube.analysis.over_models.reml import Reml, reml_of_cells
-from steercube.analysis.per_cell.estimands import ESTIMANDS
+from steercube.analysis.over_models.unequal import fit_unequal, welch_t
 from steercube.analysis.view import Study
 from steercube.contrast import Contrast
 from steercube.estimate import percentile_ends, t_quantile
@@ -39,8 +39,9 @@ EXACT = "hierarchical, exact"
 NUTS = "hierarchical, NUTS"
 REML = "REML, cells"
 PERMUTATION = "permutation of labels"
-BOOTSTRAP, MEANS = "bootstrap", "t over model means"
-BY_DESIGN = (BOOTSTRAP, MEANS, PERMUTATION)
+BOOTSTRAP, MEANS, WELCH = "bootstrap", "t over model means", "Welch's t over model means"
+UNEQUAL = "hierarchical, a spread for each label"
+BY_DESIGN = (BOOTSTRAP, MEANS, WELCH, PERMUTATION)
 ENOUGH_TO_RESAMPLE = 3
 """Models of a label from which their spread can be resampled without being understated much."""
 UNDERSTATED = "understates how models differ"
@@ -62,10 +63,6 @@ def covariates(contrast: Contrast, terms: Sequence[str]) -> str:
     """
     names = {"contrast": contrast.by, "scale": contrast.covariate}
     return " and ".join(names[term] for term in terms)
-
-
-BLOCKS = "number of blocks"
-"""Depth may depend on the number of blocks, so that is held fixed too, on log10 as size is."""
 
 
 @dataclass(frozen=True)
@@ -119,9 +116,6 @@ def contrast_effects(study: Study, *, sampled: Mapping[str, Sampled] | None = No
             fits.append(_nuts(effects, contrast, sampled[outcome]))
         if outcome == ITEM_OUTCOME:
             fits += _item_rows(study, contrast)
-        if outcome not in ESTIMANDS:
-            with_blocks = cell_effects(study, outcome, holding="n_layers")
-            fits.append(_exact(with_blocks, TERMS, f"{contrast.by} and {BLOCKS}", study.level))
         compared = _compared(effects, contrast, fits, study.level)
         rows += [replace(row, rope=effects.rope) for row in compared]
     return [replace(row, level=study.level) for row in rows]
@@ -138,7 +132,7 @@ def _compared(
     df = effects.n_models - 1 - len(terms)
     limit = t_quantile(level, df) / stats.norm.ppf((1 + level) / 2)
     for row in rows:
-        same = row.covariates == held and row.method not in (EXACT, *BY_DESIGN)
+        same = row.covariates == held and row.method not in (EXACT, UNEQUAL, *BY_DESIGN)
         if exact is None or primary is None or not same or not np.isfinite(row.low):
             yield row
             continue
@@ -160,7 +154,8 @@ def by_method(
     rows = list(_by_design(effects, contrast.by, level, seed, n_resamples))
     for terms in ADJUSTMENTS:
         held = covariates(contrast, terms)
-        rows += [_exact(effects, terms, held, level), _reml(effects, terms, held, level)]
+        rows += [_exact(effects, terms, held, level), _unequal(effects, terms, held, level)]
+        rows.append(_reml(effects, terms, held, level))
     return rows
 
 
@@ -214,15 +209,19 @@ def _by_design(
         reason = "models and concepts are not linked: what one ran, too few others ran"
         yield row(MEANS, "models", reason=reason)
     else:
-        t = two_sample_t(means, high, level=level)
-        notes = {"diagnostics": f"degrees of freedom: {n_models - 2}", "reason": t.reason}
-        ends: dict[str, Any] = {
-            "estimate": t.value,
-            "low": t.low,
-            "high": t.high,
-            "n_models": n_models,
-        }
-        yield row(MEANS, "models", **ends, **notes)
+        notes = {MEANS: f"degrees of freedom: {n_models - 2}", WELCH: ""}
+        for method, test in {MEANS: two_sample_t, WELCH: welch_t}.items():
+            t = test(means, high, level=level)
+            yield row(
+                method,
+                "models",
+                estimate=t.value,
+                low=t.low,
+                high=t.high,
+                n_models=n_models,
+                diagnostics=notes[method],
+                reason=t.reason,
+            )
     p, least = permutation(table, high, stream("training labels", seed=seed))
     least_note: dict[str, Any] = {
         "smallest_p": least,
@@ -329,6 +328,24 @@ def _exact(effects: CellEffects, terms: Sequence[str], held: str, level: float) 
         **summary(fit(effects, terms=terms), level),
         n_models=effects.n_models,
         diagnostics=f"prior: {PRIOR}{_notes(effects, terms)}",
+    )
+
+
+def _unequal(effects: CellEffects, terms: Sequence[str], held: str, level: float) -> ContrastEffect:
+    blank = ContrastEffect(effects.outcome, UNEQUAL, _random(effects), held)
+    if reason := why_not(effects, terms):
+        return replace(blank, reason=reason)
+    posterior = fit_unequal(effects, terms=terms)
+    low, median, high = posterior.interval("contrast", level)
+    negative, rope = posterior.cdf("contrast", 0.0), effects.rope
+    return replace(
+        blank,
+        estimate=median,
+        low=low,
+        high=high,
+        probability_negative=negative,
+        probability_in_rope=posterior.cdf("contrast", rope) - posterior.cdf("contrast", -rope),
+        n_models=effects.n_models,
     )
 
 

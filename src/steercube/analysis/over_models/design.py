@@ -16,7 +16,7 @@ significant estimate exaggerates (Gelman & Carlin 2014, Perspect. Psychol. Sci. 
 averaged over the posterior of the sds.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
 from typing import Any, NamedTuple
@@ -34,8 +34,15 @@ from steercube.analysis.over_models.cell_effects import (
 )
 from steercube.analysis.over_models.contrast_effect import covariates
 from steercube.analysis.over_models.permute import smallest_p
-from steercube.analysis.over_models.posterior import Posterior, fit, posterior_of
+from steercube.analysis.over_models.posterior import (
+    PRIOR,
+    Posterior,
+    Prior,
+    fit,
+    posterior_of,
+)
 from steercube.analysis.view import Study
+from steercube.estimate import t_quantile
 
 POWER = 0.8
 DESIGNS = ((2, 4), (3, 3), (4, 4), (6, 6), (8, 8), (12, 12), (20, 20))
@@ -46,6 +53,9 @@ ITEMS_TIMES = (1, 4)
 """Items per concept, as a multiple of the average in the cells."""
 
 MOST_MODELS = 400
+MOST_UNITS = 200
+SHARES = (np.arange(20) + 0.5) / 20
+"""Quantiles of an sd that stand for its distribution."""
 
 
 ALLOWED_FLOOR = 0.05
@@ -103,13 +113,57 @@ class Components:
         return np.sqrt((1 / n_high + 1 / n_low) * (self.sd_model**2 + cell_variance))
 
 
+def components_of_prior(effects: CellEffects, prior: Prior = PRIOR) -> Components:
+    """Variances from the priors on the sds alone, SHARES of each against SHARES of the other.
+
+    What a design can say must not depend on what it found. Only the error over items, which their
+    number decides, is taken from the cells.
+    """
+    sd_model = effects.unit * _quantiles_of_prior(prior, "sd_model")
+    sd_cell = effects.unit * _quantiles_of_prior(prior, "sd_cell")
+    if effects.n_concepts == 1:
+        sd_cell = np.zeros(1)
+    crossed = np.meshgrid(sd_model, sd_cell, indexing="ij")
+    of_models, of_cells = (values.ravel() for values in crossed)
+    return Components(of_models, of_cells, _unshared(effects), n_items=np.nan)
+
+
+def _quantiles_of_prior(prior: Prior, name: str) -> np.ndarray:
+    shape = stats.halfcauchy if prior.is_cauchy(name) else stats.halfnorm
+    return np.asarray(shape.ppf(SHARES, scale=prior.of(name)))
+
+
+def chance(effects: CellEffects, terms: Sequence[str], effect: float, *, level: float) -> float:
+    """The chance that a test of the contrast rejects, had it been `effect`, from the design alone.
+
+    The power of the t-test of the module's notes for these models and concepts, with these terms,
+    over the priors on the sds.
+    """
+    high = effects.is_high
+    parts = components_of_prior(effects)
+    se = parts.standard_error(int(high.sum()), int((~high).sum()), effects.n_concepts, 1.0)
+    df = effects.n_models - 1 - len(terms)
+    if terms == TERMS:
+        se = se * np.sqrt(_inflation(effects))
+    return errors_of_test(effect, se, df, level=level).power
+
+
+def models_needed(study: Study, effects: CellEffects, effect: float) -> int | None:
+    """The fewest models of each label with which a test of `effect` has POWER, by the fitted sds.
+
+    Models balanced in size, as many concepts and items as here; None if over MOST_MODELS.
+    """
+    parts = components_of(study, fit(effects, terms=primary_terms(effects)))
+    return _fewest(parts, effect, effects.n_concepts, 1, study.level)
+
+
 def components_of(study: Study, posterior: Posterior) -> Components:
     """Variances from the fit, with its sds thinned to 20 weighted quantiles."""
-    effects, shares = posterior.effects, (np.arange(20) + 0.5) / 20
+    effects = posterior.effects
     variance = posterior.sds["sd_model"] ** 2
     cell = posterior.sds.get("sd_cell", np.zeros_like(variance))
     order = np.argsort(variance + cell**2 / len(effects.concepts))
-    reached = np.searchsorted(np.cumsum(posterior.weight[order]), shares)
+    reached = np.searchsorted(np.cumsum(posterior.weight[order]), SHARES)
     node = order[np.minimum(reached, len(order) - 1)]
     items = study.cells["n_items"].sel(concept=[effects.concepts[c] for c in effects.concept])
     return Components(
@@ -132,7 +186,7 @@ def _unshared(effects: CellEffects) -> float:
 
 
 def design_table(study: Study) -> list[dict[str, Any]]:
-    """Errors of every design for three effect sizes, and the number of models needed for each."""
+    """Errors of every design for four effect sizes, and the number of models needed for each."""
     rows: list[dict[str, Any]] = []
     for outcome, effects, reason in usable_outcomes(study, ("contrast",)):
         if reason:
@@ -207,10 +261,9 @@ def _inflation(effects: CellEffects) -> float:
 
 
 def _effect_sizes(effects: CellEffects) -> dict[str, float]:
-    rope = effects.rope
-    alone = fit(effects, terms=("contrast",)).quantile("contrast", 0.5)
-    return {"largest negligible": rope, "three times the negligible": 3 * rope,
-            "estimated here": abs(alone)}  # fmt: skip
+    sizes, alone = effects.margins, fit(effects, terms=("contrast",)).quantile("contrast", 0.5)
+    stated = {"small": sizes.small, "medium": sizes.medium, "large": sizes.large}
+    return stated | {"estimated here": abs(alone)}
 
 
 def _needed(
@@ -227,6 +280,58 @@ def _needed(
             n = _fewest(parts, effect, n_concepts, times, level)
             result = {"n_high": n, "n_low": n} if n else {"reason": f"over {MOST_MODELS}"}
             yield row | result
+
+
+def chance_of_term(
+    effects: CellEffects, x: np.ndarray, effect: float, *, n_concepts: int, level: float
+) -> float:
+    r"""The chance that a least-squares test of one term over models rejects, from the design alone.
+
+    `x` (model, coefficient) has the term second, after the intercept. With C concepts
+    $se^2 = (X^T X)^{-1}_{11} (sd_{model}^2 + (sd_{cell}^2 + s^2) / C)$, averaged over the priors; t
+    with n_models minus the number of coefficients as degrees of freedom.
+    """
+    n_models, n_coefficients = x.shape
+    if n_models <= n_coefficients or np.linalg.matrix_rank(x) < n_coefficients:
+        return 0.0
+    parts = components_of_prior(effects)
+    variance = parts.sd_model**2 + (parts.sd_cell**2 + parts.unshared) / n_concepts
+    se = np.sqrt(variance * np.linalg.inv(x.T @ x)[1, 1])
+    return errors_of_test(effect, se, n_models - n_coefficients, level=level).power
+
+
+def chance_of_mean(
+    n: int, effect: float, *, spread: float | np.ndarray, lost: int, level: float
+) -> float:
+    """The chance that a t-test of a mean of n values rejects, n - `lost` degrees of freedom.
+
+    `spread` is their sd, or draws of it over which the chance is averaged.
+    """
+    if n <= lost:
+        return 0.0
+    return errors_of_test(effect, np.array(spread) / np.sqrt(n), n - lost, level=level).power
+
+
+def fewest(effect: float, *, sd: float, df: int, lost: int, level: float) -> int | None:
+    """The fewest values with which that test has POWER; None if over MOST_UNITS.
+
+    `sd` was estimated with `df` degrees of freedom; the chance is averaged over what it may be.
+    """
+    spread = sd * np.sqrt(df / stats.chi2.ppf(SHARES, df))
+    for n in range(lost + 1, MOST_UNITS + 1):
+        if chance_of_mean(n, effect, spread=spread, lost=lost, level=level) >= POWER:
+            return n
+    return None
+
+
+def fewest_for_none(margin: float, *, sd: float, df: int, lost: int, level: float) -> int | None:
+    """The fewest values whose interval lies within the margin with POWER, if there is no effect."""
+    spread = sd * np.sqrt(df / stats.chi2.ppf(SHARES, df))
+    for n in range(lost + 1, MOST_UNITS + 1):
+        room = margin * np.sqrt(n) / spread - t_quantile(level, n - lost)
+        if np.mean(np.maximum(0.0, 2 * ndtr(room) - 1)) >= POWER:
+            return n
+    return None
 
 
 def _fewest(

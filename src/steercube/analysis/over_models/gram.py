@@ -98,6 +98,6 @@ def integrate_models(
 
 
 def columns(effects: CellEffects, terms: Sequence[str]) -> np.ndarray:
-    """W = [X, Z_model, y], dims (cell, column)."""
-    of_model = np.eye(len(effects.models))[effects.model]
+    """W = [X, Z_model, y], dims (cell, column); with a `spread`, each model's column is scaled."""
+    of_model = np.diag(effects.spread or np.ones(len(effects.models)))[effects.model]
     return np.column_stack([effects.design(terms), of_model, effects.value])

@@ -9,14 +9,13 @@ covariance of two models' means, is added.
 """
 
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import Any, NamedTuple
 
 import numpy as np
 import xarray as xr
 
 from steercube.analysis.view import Study, kept, where_recorded
-from steercube.estimate import Estimate, normal_quantile, t_quantile
+from steercube.estimate import Estimate, Student, normal_quantile, t_quantile
 
 ONE_MODEL = "one model has no spread between models"
 
@@ -199,16 +198,14 @@ def mean_of_models(values: np.ndarray, level: float, **fields: Any) -> Estimate:
 
     `fields` set or replace further fields of the Estimate.
     """
-    several = len(values) > 1
-    estimate = Estimate.around(
-        float(values.mean()),
-        t_half_width(values, level),
-        over="models" if several else "",
-        n=len(values),
-        span=(float(values.min()), float(values.max())),
-        reason="" if several else ONE_MODEL,
-    )
-    return replace(estimate, **fields)
+    n, value = len(values), float(values.mean())
+    span = (float(values.min()), float(values.max()))
+    if n < 2:
+        alone: dict[str, Any] = {"value": value, "n": n, "span": span, "reason": ONE_MODEL}
+        return Estimate(**alone | fields)
+    student = Student(value, float(values.std(ddof=1) / np.sqrt(n)), n - 1)
+    usual = {"value": value, "over": "models", "n": n, "span": span}
+    return Estimate.of(student, level, **usual | fields)
 
 
 def root_of(covariance: np.ndarray) -> np.ndarray:

@@ -14,7 +14,7 @@ for: statements about just these models (use intervals over items). With few mod
 sd_model has much influence: see `leave_one_out.prior_sensitivity`.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, NamedTuple
@@ -24,7 +24,13 @@ import pandas as pd
 import xarray as xr
 from scipy import interpolate, optimize, special, stats
 
-from steercube.analysis.over_models.cell_effects import TERMS, CellEffects, cell_effects, why_not
+from steercube.analysis.over_models.cell_effects import (
+    IN_CONCEPT,
+    TERMS,
+    CellEffects,
+    cell_effects,
+    why_not,
+)
 from steercube.analysis.over_models.gram import (
     OfModels,
     blocks_of,
@@ -37,6 +43,10 @@ from steercube.analysis.view import Study
 SDS = ("sd_model", "sd_concept", "sd_cell")
 MAX_TAIL = 1e-6
 """Posterior density, as a share of its maximum, at which the grid of an sd ends."""
+
+
+NO_WEIGHT = 1e-10
+"""Nodes with a smaller share of the largest weight are left out of a mixture."""
 
 
 @dataclass(frozen=True)
@@ -59,10 +69,12 @@ class Prior:
     sd_concept: float = 0.5
     sd_cell: float = 0.5
     cauchy: bool = True
+    sd_slope: float = 0.0
+    """Of each concept's own deviation from b_scale: the terms that `concept_terms` names."""
 
     def of(self, name: str) -> float:
         """The scale of one coefficient or sd."""
-        return float(getattr(self, name))
+        return self.sd_slope if IN_CONCEPT in name else float(getattr(self, name))
 
     def scaled(self, name: str, scale: float) -> "Prior":
         """These priors with another scale of one coefficient or sd."""
@@ -229,14 +241,87 @@ class Posterior:
         return node, mean + np.einsum("dij,dj->di", np.linalg.cholesky(covariance), noise)
 
     def _normal(self, name: str) -> tuple[np.ndarray, np.ndarray]:
-        """Mean and sd at each node of a slope, or of a model's u as "u of <model>"."""
+        """Mean and sd at each node of a slope, or of a model's u as "u of <model>".
+
+        Slopes joined by " + " or " - " name their sum or difference.
+        """
         slopes = ("intercept", *self.terms)
-        if name in slopes:
-            at = slopes.index(name)
-            return self.slope_mean[:, at], np.sqrt(self.slope_covariance[:, at, at])
+        parts = name.replace(" - ", " + -").split(" + ")
+        if all(part.removeprefix("-") in slopes for part in parts):
+            weights = np.zeros(len(slopes))
+            for part in parts:
+                weights[slopes.index(part.removeprefix("-"))] += -1 if part[0] == "-" else 1
+            variance = np.einsum("a,kab,b->k", weights, self.slope_covariance, weights)
+            return self.slope_mean @ weights, np.sqrt(variance)
         at = self.effects.models.index(name.removeprefix("u of "))
         mean, variance = self.deviations
         return mean[:, at], np.sqrt(variance[:, at])
+
+
+@dataclass(frozen=True, eq=False)
+class Mixture:
+    """Posteriors given each of several `values` (value,) of one more parameter, and their weights.
+
+    `weight` (value,) is the posterior probability of each value and sums to 1.
+    """
+
+    parts: tuple[Posterior, ...]
+    values: np.ndarray
+    weight: np.ndarray
+
+    @classmethod
+    def over(
+        cls, values: np.ndarray, log_prior: np.ndarray, given: Callable[[float], Posterior]
+    ) -> "Mixture":
+        """The posterior `given` each value, weighted by its evidence times its prior mass."""
+        parts = tuple(given(float(value)) for value in values)
+        log_weight = np.array([part.log_evidence for part in parts]) + log_prior
+        return cls(parts, values, np.exp(log_weight - special.logsumexp(log_weight)))
+
+    def cdf(self, name: str, value: float) -> float:
+        """P(coefficient < value)."""
+        weight, mean, sd = self._normals(name)
+        return float(weight @ special.ndtr((value - mean) / sd))
+
+    def interval(self, name: str, level: float) -> tuple[float, float, float]:
+        """Lower end, median and upper end of the credible interval."""
+        weight, mean, sd = self._normals(name)
+        lowest, highest = float((mean - 9 * sd).min()), float((mean + 9 * sd).max())
+
+        def quantile(share: float) -> float:
+            def excess(x: float) -> float:
+                return float(weight @ special.ndtr((x - mean) / sd)) - share
+
+            return float(optimize.brentq(excess, lowest, highest, xtol=1e-9))
+
+        return quantile((1 - level) / 2), quantile(0.5), quantile((1 + level) / 2)
+
+    def _normals(self, name: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Weight, mean and sd of every node of every part; those without any weight are left out"""
+        normals = [part._normal(name) for part in self.parts]
+        weight = np.concatenate(
+            [w * part.weight for w, part in zip(self.weight, self.parts, strict=True)]
+        )
+        mean, sd = (np.concatenate(of) for of in zip(*normals, strict=True))
+        counts = weight > NO_WEIGHT * weight.max()
+        return weight[counts] / weight[counts].sum(), mean[counts], sd[counts]
+
+
+@dataclass(frozen=True, eq=False)
+class OfPosterior:
+    """What the hierarchical model knows of one of its slopes; see `estimate.Known`."""
+
+    posterior: Posterior | Mixture
+    name: str
+
+    def ends(self, level: float) -> tuple[float, float]:
+        """The ends of the credible interval of this level."""
+        low, _, high = self.posterior.interval(self.name, level)
+        return low, high
+
+    def below(self, value: float) -> float:
+        """The posterior probability that it is below `value`."""
+        return self.posterior.cdf(self.name, value)
 
 
 def posterior_of(

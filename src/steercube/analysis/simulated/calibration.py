@@ -20,6 +20,8 @@ from scipy import stats
 from steercube.analysis.over_models.cell_effects import TERMS, CellEffects, cell_effects
 from steercube.analysis.over_models.contrast_effect import by_method
 from steercube.analysis.over_models.posterior import PRIOR, fit
+from steercube.analysis.simulated.grading import grading
+from steercube.analysis.simulated.keeping import Keep, made_anew
 from steercube.analysis.simulated.operating import operating_characteristics
 from steercube.analysis.simulated.sweeps import Scenario, prior_cells, simulate
 from steercube.analysis.view import Study
@@ -32,6 +34,7 @@ SCENARIOS = (
     Scenario(training=0.0, sd_model=0.6),
     Scenario(training=0.0, sd_model=0.15, scale=0.2),
     Scenario(training=0.0, sd_model=0.2, uneven=2.0),
+    Scenario(training=0.0, sd_model=0.15, uneven=3.0),
 )
 N_INTENDED = 4
 """The first N_INTENDED scenarios are those that the interval is designed for; the others, with half
@@ -41,7 +44,7 @@ N_SIMULATIONS = 1_000
 N_RESAMPLES = 1_000
 METHOD = ["method", "random_effects", "covariates"]
 TRUTH = ["training", "sd_model", "scale", "uneven"]
-PARTS = ("coverage", "sbc", "operating")
+PARTS = ("coverage", "sbc", "operating", "grades")
 """Parts that can be simulated alone; `coverage` makes the table `recovery` too."""
 
 Row = dict[str, Any]
@@ -53,11 +56,13 @@ def calibrate(
     n_simulations: int = N_SIMULATIONS,
     n_workers: int = 2,
     only: Collection[str] = PARTS,
+    keep: Keep = made_anew,
     report: Callable[[str], None] = print,
 ) -> dict[str, pd.DataFrame]:
-    """Tables `coverage`, `recovery`, `sbc` and `operating`, or those that the parts in `only` make.
+    """Tables `coverage`, `recovery`, `sbc`, `operating`, `grades`, or those of the parts in `only`.
 
-    They are the same whatever the number of workers. Raises ValueError for a name that is no part.
+    They are the same whatever the number of workers. `keep` saves what each scenario gave, so that
+    a run which was cut off goes on. Raises ValueError for a name that is no part.
     """
     if unknown := sorted(set(only) - set(PARTS)):
         raise ValueError(f"only = {unknown}: not among the parts, {', '.join(PARTS)}")
@@ -65,15 +70,28 @@ def calibrate(
     with ProcessPoolExecutor(n_workers) as pool:
         in_chunks = partial(pool.map, chunksize=5)
         if "coverage" in only:
-            tables |= _contrast_effects(study, n_simulations, in_chunks, report)
+            tables |= _contrast_effects(study, n_simulations, in_chunks, keep, report)
         if "sbc" in only:
             report(f"{n_simulations} truths from the prior")
             one_rank = partial(_ranks, cell_effects(study), study.seed)
-            ranks = list(in_chunks(one_rank, range(n_simulations)))
+            simulated = partial(_listed, in_chunks, one_rank, n_simulations)
+            ranks = keep(f"ranks, {n_simulations}", simulated)
             tables["sbc"] = uniformity(pd.DataFrame(ranks))
         if "operating" in only:
             tables["operating"] = operating_characteristics(
-                study, n_simulations=n_simulations, map_numbers=in_chunks, report=report
+                study,
+                n_simulations=n_simulations,
+                map_numbers=in_chunks,
+                keep=keep,
+                report=report,
+            )
+        if "grades" in only:
+            tables["grades"] = grading(
+                study,
+                n_simulations=n_simulations,
+                map_numbers=in_chunks,
+                keep=keep,
+                report=report,
             )
     return tables
 
@@ -82,6 +100,7 @@ def _contrast_effects(
     study: Study,
     n_simulations: int,
     map_numbers: Callable[..., Any],
+    keep: Keep,
     report: Callable[[str], None],
 ) -> dict[str, pd.DataFrame]:
     """Tables `coverage` and `recovery`: the training effect, by every method and scenario."""
@@ -91,13 +110,18 @@ def _contrast_effects(
         n_sweeps = n_simulations if number < N_INTENDED else -(-n_simulations // 2)
         report(f"{n_sweeps} sweeps of {scenario}")
         one = partial(_one_sweep, study, scenario)
-        for of_effect, of_sds in map_numbers(one, range(n_sweeps)):
+        sweeps = partial(_listed, map_numbers, one, n_sweeps)
+        for of_effect, of_sds in keep(f"{n_sweeps} sweeps of {scenario}", sweeps):
             intervals += of_effect
             sds += of_sds
     return {
         "coverage": coverage(pd.DataFrame(intervals)),
         "recovery": recovery(pd.DataFrame(sds), study.level),
     }
+
+
+def _listed(map_numbers: Callable[..., Any], one: Callable[[int], Any], n: int) -> list[Any]:
+    return list(map_numbers(one, range(n)))
 
 
 def _one_sweep(study: Study, scenario: Scenario, number: int) -> tuple[list[Row], list[Row]]:

@@ -16,23 +16,27 @@ import numpy as np
 import pandas as pd
 import xarray as xr
 
-from steercube.analysis.agreement.agreement import model_agreement
+from steercube.analysis.agreement.agreement import model_agreement, slope_over_concepts
+from steercube.analysis.agreement.curves import correlation
 from steercube.analysis.agreement.generation import best_generation_excess, layer_curves
 from steercube.analysis.over_models.cell_effects import OUTCOMES, CellEffects, primary_terms
-from steercube.analysis.over_models.comparisons import slope, two_sample_t
+from steercube.analysis.over_models.comparisons import difference_holding, two_sample_t
 from steercube.analysis.over_models.concordance import WITHIN, concept_test, share_of_variance
+from steercube.analysis.over_models.means import mean_of_models
 from steercube.analysis.over_models.posterior import Posterior, fit
+from steercube.analysis.over_models.slopes import fit_slopes, slope_of
 from steercube.analysis.per_cell.bootstrap import (
     centroid,
     deltas,
     error_covariance,
     resample_weights,
 )
+from steercube.analysis.simulated.keeping import Keep, made_anew
 from steercube.analysis.simulated.steering import SCENARIOS as STEERED
 from steercube.analysis.simulated.steering import Steered, said_to_steer
 from steercube.analysis.simulated.sweeps import Scenario, Shape, Truth, draw, simulate
 from steercube.analysis.view import Study
-from steercube.estimate import SIGNIFICANT
+from steercube.estimate import SIGNIFICANT, Estimate
 from steercube.streams import stream
 
 COVERAGE, FALSE_ALARMS, POWER = "coverage", "false alarms", "power"
@@ -64,6 +68,7 @@ def operating_characteristics(
     n_simulations: int,
     only: Collection[str] | None = None,
     map_numbers: Map = map,
+    keep: Keep = made_anew,
     report: Callable[[str], None] = lambda line: None,
 ) -> pd.DataFrame:
     """One row a statistic, scenario and measure: nominal and achieved share, and its error.
@@ -77,10 +82,18 @@ def operating_characteristics(
             continue
         for scenario in simulation.scenarios:
             report(f"{n_simulations} simulations of {name}: {scenario}")
-            once = partial(simulated, study, name, scenario)
-            hits = [hit for hits in map_numbers(once, range(n_simulations)) for hit in hits]
-            rows += _rows(hits, scenario, study.level)
+            simulate_all = partial(_hits, study, name, scenario, n_simulations, map_numbers)
+            found = keep(f"{name}, {scenario}, {n_simulations}", simulate_all)
+            rows += _rows([Hit(*hit) for hit in found], scenario, study.level)
     return pd.DataFrame(rows)
+
+
+def _hits(
+    study: Study, name: str, scenario: str, n: int, map_numbers: Map
+) -> list[list[str | float]]:
+    """The hits of n simulations, each as a list."""
+    once = partial(simulated, study, name, scenario)
+    return [list(hit) for hits in map_numbers(once, range(n)) for hit in hits]
 
 
 def simulated(study: Study, name: str, scenario: str, number: int) -> list[Hit]:
@@ -127,7 +140,7 @@ def concepts_once(study: Study, scenario: Scenario, rng: np.random.Generator) ->
     yield Hit("common ranking of concepts", measure, float(p <= SIGNIFICANT))
     if scenario.sd_concept:
         posterior = _fitted(effects)
-        low, _, high = share_of_variance(posterior, "sd_concept", WITHIN, study.level)
+        low, high = share_of_variance(posterior, "sd_concept", WITHIN).ends(study.level)
         variance = scenario.sd_concept**2
         truth = variance / (variance + scenario.sd_cell**2)
         yield Hit("share of variance common to models", COVERAGE, _held(low, high, truth))
@@ -148,16 +161,21 @@ def deviations_once(study: Study, scenario: Scenario, rng: np.random.Generator) 
 
 
 def slopes_once(study: Study, scenario: Scenario, rng: np.random.Generator) -> Iterator[Hit]:
-    """The slope on size: of each concept by least squares, and of all by the hierarchical model."""
-    sweep = simulate(study, scenario, rng)
-    effects = sweep.effects
+    """The slope on size: of each concept, random, and of all by the hierarchical model.
+
+    The first concept's slope differs from the others' by `own_slope`, which pooling draws in.
+    """
+    effects = simulate(study, scenario, rng).effects
+    posterior = fit_slopes(effects, n_nodes=10)
     held = []
-    for at in range(len(effects.concepts)):
-        cells = effects.concept == at
-        sizes = effects.predictors["scale"][effects.model[cells]]
-        fitted = slope(sizes, sweep.apparent[cells], study.level)
-        held.append(_held(fitted.low, fitted.high, scenario.scale))
-    yield Hit("scale slope of a concept", COVERAGE, float(np.nanmean(held)))
+    for at, concept in enumerate(effects.concepts):
+        low, _, high = posterior.interval(slope_of(concept), study.level)
+        truth = scenario.scale + (0.0 if at else scenario.own_slope)
+        held.append(_held(low, high, truth))
+    yield Hit("scale slope of a concept", COVERAGE, float(np.mean(held)))
+    if scenario.own_slope:
+        yield Hit("scale slope of a concept unlike the others", COVERAGE, held[0])
+        return
     low, _, high = _fitted(effects).interval("scale", study.level)
     yield Hit("scale slope of all concepts", COVERAGE, _held(low, high, scenario.scale))
 
@@ -261,14 +279,114 @@ class Curves:
 
 def agreement_once(study: Study, scenario: Curves, rng: np.random.Generator) -> Iterator[Hit]:
     """Mean correlation of the logit and the generation curve over models."""
+    curves = curves_of(study, scenario, rng)
+    estimate = model_agreement(study_of_curves(curves, study, rng), concept=CONCEPT)
+    yield Hit("agreement over models", COVERAGE, _held(estimate.low, estimate.high, scenario.r))
+
+
+def curves_of(
+    study: Study, scenario: Curves, rng: np.random.Generator
+) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+    """A delta curve (layer) and rates (strength, layer) of every simulated model."""
     curves = {}
     for at, n_layers in enumerate(lengths_of_curves(study)):
         r = np.tanh(np.arctanh(scenario.r) + scenario.sd_z * rng.normal())
         logit, own = (_smooth(n_layers, scenario.neighbours, rng) for _ in range(2))
         change = r * logit + np.sqrt(1 - r**2) * own
         curves[f"model {at}"] = (logit, np.stack([-change / 2, np.zeros(n_layers), change / 2]))
-    estimate = model_agreement(study_of_curves(curves, study, rng), concept=CONCEPT)
-    yield Hit("agreement over models", COVERAGE, _held(estimate.low, estimate.high, scenario.r))
+    return curves
+
+
+N_OTHERS = 5
+"""Other concepts whose logits a simulated concept's answers are compared with."""
+
+
+def specificity_once(study: Study, scenario: Curves, rng: np.random.Generator) -> Iterator[Hit]:
+    """r with a concept's own logits minus r with other concepts' logits, over models."""
+    differences = np.array([_own_minus_others(n, scenario, rng) for n in lengths_of_curves(study)])
+    estimate = mean_of_models(differences, study.level)
+    lengths = tuple(lengths_of_curves(study))
+    truth = float(np.mean([_true_difference(n, scenario) for n in lengths]))
+    yield Hit("own minus others' r", COVERAGE, _held(estimate.low, estimate.high, truth))
+
+
+def _own_minus_others(n_layers: int, scenario: Curves, rng: np.random.Generator) -> float:
+    """The difference of one model, as `agreement.matched_minus_mismatched` takes it."""
+    r = np.tanh(np.arctanh(scenario.r) + scenario.sd_z * rng.normal())
+    own, noise, *others = (_smooth(n_layers, scenario.neighbours, rng) for _ in range(2 + N_OTHERS))
+    answers = r * own + np.sqrt(1 - r**2) * noise
+    of_others = [float(correlation(other, answers)) for other in others]
+    return float(correlation(own, answers)) - float(np.mean(of_others))
+
+
+@lru_cache(maxsize=64)
+def _true_difference(n_layers: int, scenario: Curves) -> float:
+    rng = stream(f"true difference of {n_layers} layers, {scenario}")
+    return float(np.mean([_own_minus_others(n_layers, scenario, rng) for _ in range(N_TRUTH)]))
+
+
+SD_OF_Z, ERROR_OF_EFFECT = 0.2, 0.1
+"""Spread of a concept's true Fisher's z around its line on the effect, and the error with which its
+mean effect is measured."""
+
+
+def tracked(study: Study, slope: float, rng: np.random.Generator) -> Estimate:
+    """The slope of mean r on mean effect, over as many concepts as have curves, at least three.
+
+    Each concept's r is that of the curves of as many models as have them.
+    """
+    n = max(3, sum(bool(layer_curves(study, concept=c)) for c in study.concepts))
+    effect, r = _concepts_with_r(study, n, slope, rng)
+    return slope_over_concepts(effect, r, study.level)
+
+
+def _concepts_with_r(
+    study: Study, n: int, slope: float, rng: np.random.Generator
+) -> tuple[np.ndarray, np.ndarray]:
+    """The measured mean effect and mean r of n concepts, dims (concept,) each."""
+    effect = 1.0 + 0.35 * rng.normal(size=n)
+    z = 0.3 + slope * (effect - 1) + SD_OF_Z * rng.normal(size=n)
+    r = [np.mean(_r_of_models(study, Curves(r=float(np.tanh(of))), rng)) for of in z]
+    return effect + ERROR_OF_EFFECT * rng.normal(size=n), np.array(r)
+
+
+def _r_of_models(study: Study, scenario: Curves, rng: np.random.Generator) -> list[float]:
+    curves = curves_of(study, scenario, rng).values()
+    return [float(correlation(logit, rates[-1] - rates[0])) for logit, rates in curves]
+
+
+@lru_cache(maxsize=8)
+def true_slope(study: Study, slope: float) -> float:
+    """The slope that infinitely many such concepts would have, by least squares."""
+    if not slope:
+        return 0.0
+    effect, r = _concepts_with_r(study, N_TRUTH, slope, stream(f"true slope {slope}"))
+    return float(np.polyfit(effect, r, 1)[0])
+
+
+def tracking_once(study: Study, slope: float, rng: np.random.Generator) -> Iterator[Hit]:
+    """Whether agreement rises with the effect, over concepts."""
+    estimate, truth = tracked(study, slope, rng), true_slope(study, slope)
+    yield Hit("slope of r on the effect", COVERAGE, _held(estimate.low, estimate.high, truth))
+
+
+SD_LOG_SCALE = 0.5
+"""Spread of the log of models' scales of logits."""
+
+
+def labels_once(study: Study, scenario: Scenario, rng: np.random.Generator) -> Iterator[Hit]:
+    """The difference of two labels with others held fixed, by least squares over model means.
+
+    The two variables are the study's architecture and training; the effect is on the former. Models
+    differ in the scale of their logits, so that their means vary unequally (by SD_LOG_SCALE).
+    """
+    high = study.facts("architecture") == "moe"
+    held = study.facts("training")
+    scale = np.exp(SD_LOG_SCALE * rng.normal(size=len(high)))
+    values = scenario.training * high + scale * scenario.sd_model * rng.normal(size=len(high))
+    estimate = difference_holding(values, high, held, study.level)
+    hit = _held(estimate.low, estimate.high, scenario.training)
+    yield Hit("difference of two labels, others held fixed", COVERAGE, hit)
 
 
 def _smooth(n_layers: int, neighbours: float, rng: np.random.Generator) -> np.ndarray:
@@ -430,6 +548,10 @@ SIMULATIONS: dict[str, Simulation] = {
         {
             f"b_scale {scale:g}": Scenario(training=0.0, sd_model=0.15, scale=scale)
             for scale in (0.0, 0.3)
+        }
+        | {
+            f"one concept's slope {own:g}": Scenario(training=0.0, sd_model=0.15, own_slope=own)
+            for own in (0.5, 1.0)
         },
         slopes_once,
     ),
@@ -446,6 +568,12 @@ SIMULATIONS: dict[str, Simulation] = {
             for r, neighbours in ((0.0, 0.9), (0.6, 0.9), (0.6, 0.6))
         },
         agreement_once,
+    ),
+    "specificity": Simulation({f"r {r:g}": Curves(r=r) for r in (0.0, 0.6)}, specificity_once),
+    "tracking": Simulation({f"slope {b:g}": b for b in (0.0, 0.5)}, tracking_once),
+    "labels": Simulation(
+        {f"difference {b:g}": Scenario(training=b, sd_model=0.3) for b in (0.0, 0.5)},
+        labels_once,
     ),
     "generation": Simulation(
         {

@@ -11,7 +11,14 @@ from typing import NamedTuple
 
 import numpy as np
 
-from steercube.analysis.over_models.cell_effects import TERMS, CellEffects, predictors_of
+from steercube.analysis.margins import STANDARDISED
+from steercube.analysis.over_models.cell_effects import (
+    OUTCOMES,
+    TERMS,
+    CellEffects,
+    cell_effects,
+    predictors_of,
+)
 from steercube.analysis.over_models.means import root_of
 from steercube.analysis.over_models.posterior import SDS, Prior
 from steercube.analysis.per_cell.bootstrap import (
@@ -99,6 +106,8 @@ class Scenario:
     correlation: float = 0.4
     uneven: float = 1.0
     """Factor by which models of the contrast's `high` label vary more."""
+    own_slope: float = 0.0
+    """Slope on size of the first concept, beyond that of all."""
 
 
 class Sweep(NamedTuple):
@@ -126,10 +135,13 @@ def simulate(study: Study, scenario: Scenario, rng: np.random.Generator) -> Swee
     true = scenario.intercept + deviation
     for term, values in shape.predictors.items():
         true = true + getattr(scenario, "training" if term == "contrast" else term) * values
-    value, apparent, blocks = [], [], []
+    value: list[float] = []
+    apparent, blocks = [], []
     for ids, n_items in shape.concepts_with_models():
         v = scenario.sd_concept * rng.normal()
         d = true[ids] + v + scenario.sd_cell * rng.normal(size=len(ids))
+        if scenario.own_slope and not value:
+            d = d + scenario.own_slope * shape.predictors["scale"][ids]
         truths = {shape.models[m]: _curve(x, scenario, rng) for m, x in zip(ids, d, strict=True)}
         measured, optimism, covariance = _stage_one(draw(truths, n_items, rng), rng)
         value += [x - y for x, y in zip(measured, optimism, strict=True)]
@@ -182,6 +194,26 @@ class Shape(NamedTuple):
             concepts=tuple(self.concepts),
             predictors=self.predictors,
             unit=unit,
+            margins=OUTCOMES[outcome].margins or STANDARDISED,
+        )
+
+    @classmethod
+    def balanced(cls, study: Study, n_high: int, n_low: int) -> "Shape":
+        """Models of a study's range of sizes, as many small and large ones of either label.
+
+        Each ran every concept of the study.
+        """
+        size = np.log10(study.facts("n_params", study.compared))
+        sizes = [np.linspace(size.min(), size.max(), n) for n in (n_high, n_low)]
+        is_high = np.repeat([1.0, 0.0], [n_high, n_low])
+        columns = {"contrast": is_high, "scale": np.concatenate(sizes)}
+        n_items = tuple(int(n) for n in study.cells["n_items"].values)
+        return cls(
+            [f"model {at}" for at in range(n_high + n_low)],
+            study.concepts,
+            {term: values - values.mean() for term, values in columns.items()},
+            np.ones((n_high + n_low, len(study.concepts)), dtype=bool),
+            n_items,
         )
 
 
@@ -191,6 +223,40 @@ def between_cells(concept: np.ndarray, blocks: Sequence[np.ndarray]) -> np.ndarr
     covariance = np.zeros(same.shape)
     covariance[same] = np.concatenate([block.ravel() for block in blocks])
     return covariance
+
+
+def simulate_cells(
+    study: Study, shape: Shape, scenario: Scenario, rng: np.random.Generator
+) -> CellEffects:
+    """Effects of cells of any shape from the hierarchical model itself, without items.
+
+    The sampling covariance of each concept is that of the study's cells on average: one variance
+    for all its cells, one covariance for every two models. It is fast, and right for questions
+    about many models; `simulate` draws the items too.
+    """
+    effects = cell_effects(study)
+    spread = scenario.sd_model * np.where(shape.is_high, scenario.uneven, 1.0)
+    true = scenario.intercept + spread * rng.normal(size=len(shape.models))
+    for term, values in shape.predictors.items():
+        true = true + getattr(scenario, "training" if term == "contrast" else term) * values
+    value, blocks = [], []
+    for at, (ids, _) in enumerate(shape.concepts_with_models()):
+        variance, covariance = _typical_error(effects, at)
+        block = np.full((len(ids), len(ids)), covariance)
+        np.fill_diagonal(block, variance)
+        d = true[ids] + scenario.sd_concept * rng.normal()
+        d = d + scenario.sd_cell * rng.normal(size=len(ids))
+        value += (d + root_of(block) @ rng.normal(size=len(ids))).tolist()
+        blocks.append(block)
+    return shape.effects("cohens_d", value, blocks)
+
+
+def _typical_error(effects: CellEffects, concept: int) -> tuple[float, float]:
+    """Mean variance of a concept's cells, and mean covariance of two of them, at least 0."""
+    at = np.flatnonzero(effects.concept == concept)
+    block = effects.covariance[np.ix_(at, at)]
+    between = block[~np.eye(len(at), dtype=bool)]
+    return float(np.diag(block).mean()), max(0.0, float(between.mean())) if len(between) else 0.0
 
 
 def _curve(d: float, scenario: Scenario, rng: np.random.Generator) -> Truth:
