@@ -72,7 +72,7 @@ def test_what_is_said_to_be_supported() -> None:
     shown = f"{found['value']:.2f} [{found['low']:.2f}, {found['high']:.2f}]"
     assert f"models rank the concepts alike (share of variance in common {shown})" in TEXT
     assert table.loc["training-best-depth", "grade"] == CONFOUNDED
-    assert "number of blocks (no overlap)" in table.loc["training-best-depth", "confounded_with"]
+    assert "size (no overlap; with it" in table.loc["training-best-depth", "confounded_with"]
 
 
 def test_steering_works_in_every_pair_that_was_run() -> None:
@@ -104,7 +104,7 @@ def test_how_many_claims_are_met_and_how_many_stand(
     }
     interpretive = f"of {count('interpretive claims')} claims that something differs, rises or"
     assert f"{interpretive} agrees, or does not, these data support three" in TEXT
-    assert "Six are undecided, and two this design cannot say" in TEXT
+    assert "Six claims are undecided, two this design cannot say" in TEXT
 
 
 def test_the_misread_answers(numbers: dict[str, dict[str, float]]) -> None:

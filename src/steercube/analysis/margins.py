@@ -11,8 +11,8 @@ names no `rope`: it is standardised by the root mean square of its own best effe
   Power Analysis, chapter 2).
 - A logit difference is the log odds of an answer: a standardised effect d is a log odds ratio of
   $d\, \pi / \sqrt 3$ (Hasselblad & Hedges 1995, Psychol. Bull. 117; Chinn 2000, Stat. Med. 19).
-  Where items differ by more nats than such a logistic variable does, it is a smaller effect than
-  the same d of the items.
+  Where the items' sd exceeds 1.81 nat, that of a standard logistic variable, 0.36 nat is less than
+  0.2 of it.
 - A slope: the sizes of what rises, for one unit of what it rises with (a tenfold size, one d).
 - Correlations, and shares of variance: 0.1, 0.3 and 0.5 (Cohen 1988, chapter 3).
 - Depth in the network: 0.05 is two blocks of forty. Sweeps often run every second block, so

@@ -473,19 +473,14 @@ def _off_nominal(sources: Sources) -> Callable[..., list[list["Number"]]]:
 
 
 def _coverages(sources: Sources) -> Callable[[str], list["Number"]]:
-    """How often intervals held the truth in each simulation of a statistic, in order.
-
-    Those of the statistics whose names begin with its name, too.
-    """
+    """How often the interval of one statistic held the truth in each simulation, in order."""
 
     def coverages(statistic: str) -> list[Number]:
         found = [
             (entry["value"], id)
             for id, entry in sources.numbers.items()
             if id.startswith(("operating/", "coverage/"))
-            and statistic
-            and entry["statistic"].startswith(statistic)
-            and entry["measure"] == "coverage"
+            and (entry["statistic"], entry["measure"]) == (statistic, "coverage")
             and entry["value"] is not None
         ]
         return [Number(sources, id, ".1%") for _, id in sorted(found)]

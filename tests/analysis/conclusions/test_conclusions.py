@@ -77,19 +77,23 @@ LOW = replace(OF, low=-0.2)
         (
             LOW,
             UNDECIDED,
-            "holds zero and differences of more than 0.1 nat; about 9 models would show it.",
+            "both zero and differences larger than 0.1 nat; about 9 models would show it.",
         ),
         (
             replace(LOW, chance=0.1),
             CANNOT_SAY,
-            "0.9 nat, the chance of a t-test to see one was 10%",
+            "0.9 nat, would be shown by a t-test in only 10% of such sweeps",
         ),
         (replace(OF, low=np.nan), NOT_ASKED, "Whether it is so is not asked here"),
-        (replace(LOW, claimed=0), UNDECIDED, "which holds less and more than ±0.1 nat"),
+        (
+            replace(LOW, claimed=0),
+            UNDECIDED,
+            "the interval includes values within and beyond ±0.1 nat",
+        ),
         (
             replace(OF, never_negative=True, p_value=0.3),
             UNDECIDED,
-            "which holds more than ±0.1 nat; without it p = 0.30",
+            "includes more than ±0.1 nat, and a test of no such share gives p = 0.30",
         ),
     ],
 )
@@ -146,7 +150,7 @@ def test_depth_is_confounded_with_what_separates_the_labels(of_study: pd.DataFra
     row = of_study.loc["training-best-depth"]
     assert row["low"] > 0
     assert row["grade"] == CONFOUNDED
-    assert "number of blocks (no overlap)" in row["confounded_with"]
+    assert "number of blocks (no overlap; with it held fixed" in row["confounded_with"]
 
 
 def test_best_layers_that_agree_are_another_question_than_why(

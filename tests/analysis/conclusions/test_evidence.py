@@ -7,7 +7,7 @@ from builders import make_effects
 from steercube.analysis.conclusions.evidence import of_contrast, terms_of
 from steercube.analysis.conclusions.grades import CONFOUNDED, FRAGILE, SUPPORTED, grade
 from steercube.analysis.over_models.cell_effects import TERMS, CellEffects
-from steercube.analysis.over_models.confounders import Rival
+from steercube.analysis.over_models.confounders import Rival, holding
 from steercube.analysis.over_models.posterior import fit
 
 
@@ -30,7 +30,7 @@ def test_the_interval_is_that_of_the_posterior(strong: CellEffects) -> None:
 def test_what_contradicts_a_claim_is_looked_at_too(strong: CellEffects) -> None:
     rival = Rival("height", np.arange(10.0), 0.9, separates=True)
     evidence = of_contrast(strong, claimed=1, level=0.95, rivals=[rival])
-    assert evidence.confounded_with == ("height (no overlap)",)
+    assert evidence.confounded_with[0].startswith("height (no overlap; with it held fixed")
     assert grade(evidence) == "contradicted"
 
 
@@ -62,13 +62,13 @@ def test_an_assumption_that_carries_an_effect_is_named() -> None:
     rng = np.random.default_rng(3)
     effects = make_effects(rng, n_models=6, n_concepts=4, training=0.0, sd_model=0.05)
     x = effects.predictors["contrast"][effects.model]
-    said: set[str] = set()
-    for lowered in np.linspace(0, 1.5, 40):
-        lower = replace(effects, value=effects.value - lowered * x)
-        evidence = of_contrast(lower, claimed=-1, level=0.95)
-        said |= {text for text in evidence.carried_by if "half-normal(0.5)" in text}
-    assert said
-    assert not evidence.carried_by
+    found = [
+        of_contrast(replace(effects, value=effects.value - by * x), claimed=-1, level=0.95)
+        for by in (0.3, 0.42, 1.0)
+    ]
+    assert [evidence.side for evidence in found] == [0, -1, -1]
+    assert [bool(evidence.carried_by) for evidence in found] == [False, True, False]
+    assert "half-normal(0.5)" in found[1].carried_by[0]
 
 
 def test_a_variable_that_separates_the_labels_is_named(strong: CellEffects) -> None:
@@ -86,7 +86,10 @@ def test_a_variable_that_is_the_cause_is_named(strong: CellEffects) -> None:
     r = float(np.corrcoef(weight, strong.is_high)[0, 1])
     rival = Rival("weight", weight, r, separates=False)
     evidence = of_contrast(caused, claimed=-1, level=0.95, rivals=[rival])
-    assert evidence.confounded_with == (f"weight (r = {r:.2f})",)
+    fixed = fit(holding(caused, weight)).interval("contrast", 0.95)
+    assert fixed[0] < 0 < fixed[2]
+    shown = f"{fixed[1]:+.2f} [{fixed[0]:.2f}, {fixed[2]:.2f}]".replace("-", "−")
+    assert evidence.confounded_with == (f"weight (r = {r:.2f}; with it held fixed {shown})",)
     assert grade(evidence) == CONFOUNDED
 
 

@@ -56,7 +56,10 @@ HONEST = {
 """A scenario of each in which the interval covers about as promised."""
 
 
-@pytest.mark.parametrize("name", HONEST)
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(name, marks=pytest.mark.slow) if name == "slopes" else name for name in HONEST],
+)
 def test_an_interval_half_as_wide_is_seen(
     study_cells: xr.Dataset, name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

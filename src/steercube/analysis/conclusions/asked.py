@@ -172,7 +172,7 @@ def _needed(n: int | None, units: str, margins: Margins, of: str) -> str:
     """What would decide, in words."""
     medium = f"a medium effect of {margins.medium:.2g} {'' if of == '1' else of}".rstrip()
     if n is None:
-        return f"no number of {units} up to {MOST_UNITS} would show {medium}"
+        return f"even {MOST_UNITS} {units} would not be enough to show {medium}"
     return f"about {n} {units} would show {medium} in {POWER:.0%} of sweeps"
 
 
@@ -227,8 +227,8 @@ def _needed_of(
         float(scaled(margins.small)), sd=sd, df=known.df, lost=lost, level=level
     )
     if enough is None:
-        return f"no number of {units} up to {MOST_UNITS} would show that there is none"
-    return f"about {enough} {units} would show that there is none in {POWER:.0%} of sweeps"
+        return f"even {MOST_UNITS} {units} would not be enough to show that it is negligible"
+    return f"about {enough} {units} would show that it is negligible in {POWER:.0%} of sweeps"
 
 
 def carriers(

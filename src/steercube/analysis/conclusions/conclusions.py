@@ -162,10 +162,10 @@ def sentence(question: Question) -> str:
         f"differ in {', '.join(of.confounded_with)}",
         CONTRADICTED: f"These data contradict that {said}: {shown}{_small(of, margin)}",
         NEGLIGIBLE: f"If {said}, it is by less than {margin.removeprefix('±')}: {shown}",
-        UNDECIDED: f"It is undecided whether {said}: {shown}, which holds {_holds(of, margin)}",
-        CANNOT_SAY: f"This design cannot say whether {said}: {shown}; even of a large effect, "
-        f"{question.large:.2g} {_units(question)}".rstrip()
-        + f", the chance of a t-test to see one was {of.chance:.0%}",
+        UNDECIDED: f"It is undecided whether {said}: {shown}; the interval {_holds(of, margin)}",
+        CANNOT_SAY: f"This design cannot say whether {said}: {shown}; even a large "
+        f"effect, {question.large:.3g} {_units(question)}".rstrip()
+        + f", would be shown by a t-test in only {of.chance:.0%} of such sweeps",
     }[found]
     more = [question.needed] if question.needed and found not in DECISIVE else []
     if found == CONTRADICTED and of.confounded_with:
@@ -183,12 +183,14 @@ def _small(of: Evidence, margin: str) -> str:
 
 
 def _holds(of: Evidence, margin: str) -> str:
-    """What an undecided interval holds, in words."""
+    """What an undecided interval includes, in words."""
     if of.never_negative:
-        return f"more than {margin}; without it p = {of.p_value:.2f}"
+        return (
+            f"includes more than {margin}, and a test of no such share gives p = {of.p_value:.2f}"
+        )
     if not of.claimed:
-        return f"less and more than {margin}"
-    return f"zero and differences of more than {margin.removeprefix('±')}"
+        return f"includes values within and beyond {margin}"
+    return f"includes both zero and differences larger than {margin.removeprefix('±')}"
 
 
 def _units(question: Question) -> str:

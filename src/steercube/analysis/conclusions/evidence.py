@@ -92,13 +92,16 @@ def _confounders(
     """Rivals that separate the labels, or go with them and leave nothing when held fixed."""
     for rival in rivals:
         fixed = holding(effects, rival.values)
-        if rival.separates:
-            yield f"{rival.name} (no overlap)"
-        elif abs(rival.correlation) >= GOES_WITH and (
-            why_not(fixed, TERMS)
-            or not _excludes(fit(fixed, terms=TERMS, n_nodes=n_nodes), side, level)
-        ):
-            yield signed(f"{rival.name} (r = {rival.correlation:.2f})")
+        goes = "no overlap" if rival.separates else f"r = {rival.correlation:.2f}"
+        if why_not(fixed, TERMS):
+            left, held = False, ""
+        else:
+            posterior = fit(fixed, terms=TERMS, n_nodes=n_nodes)
+            left = _excludes(posterior, side, level)
+            low, middle, high = posterior.interval("contrast", level)
+            held = f"; with it held fixed {middle:+.2f} [{low:.2f}, {high:.2f}]"
+        if rival.separates or (abs(rival.correlation) >= GOES_WITH and not left):
+            yield signed(f"{rival.name} ({goes}{held})")
 
 
 def _excludes(posterior: Posterior | Mixture, side: int, level: float) -> bool:
