@@ -252,7 +252,7 @@ class Posterior:
             for part in parts:
                 weights[slopes.index(part.removeprefix("-"))] += -1 if part[0] == "-" else 1
             variance = np.einsum("a,kab,b->k", weights, self.slope_covariance, weights)
-            return self.slope_mean @ weights, np.sqrt(variance)
+            return np.einsum("ka,a->k", self.slope_mean, weights), np.sqrt(variance)
         at = self.effects.models.index(name.removeprefix("u of "))
         mean, variance = self.deviations
         return mean[:, at], np.sqrt(variance[:, at])
@@ -281,7 +281,7 @@ class Mixture:
     def cdf(self, name: str, value: float) -> float:
         """P(coefficient < value)."""
         weight, mean, sd = self._normals(name)
-        return float(weight @ special.ndtr((value - mean) / sd))
+        return float(np.sum(weight * special.ndtr((value - mean) / sd)))
 
     def interval(self, name: str, level: float) -> tuple[float, float, float]:
         """Lower end, median and upper end of the credible interval."""
@@ -290,7 +290,8 @@ class Mixture:
 
         def quantile(share: float) -> float:
             def excess(x: float) -> float:
-                return float(weight @ special.ndtr((x - mean) / sd)) - share
+                # Not by `@`, whose last digits depend on the number of threads for so many nodes.
+                return float(np.sum(weight * special.ndtr((x - mean) / sd))) - share
 
             return float(optimize.brentq(excess, lowest, highest, xtol=1e-9))
 
