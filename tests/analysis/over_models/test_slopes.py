@@ -98,6 +98,15 @@ def test_given_the_sds_slopes_are_those_of_a_dense_calculation(effects: CellEffe
         assert found_sd[node] == pytest.approx(np.sqrt(variance), rel=1e-6)
 
 
+def test_a_concept_may_be_called_as_a_user_likes(effects: CellEffects) -> None:
+    """Names hold what joins the names of terms elsewhere; the slopes are those of plain names."""
+    plain = fit_slopes(effects, n_nodes=6)
+    names = ("a - b", "trust in AI", "one + other", "more minus less")
+    other = fit_slopes(replace(effects, concepts=names), n_nodes=6)
+    for was, now in zip(effects.concepts, names, strict=True):
+        assert other.interval(slope_of(now), 0.9) == plain.interval(slope_of(was), 0.9)
+
+
 def test_the_slope_of_a_study_has_its_reason_or_interval(six: xr.Dataset) -> None:
     study = study_of(six)
     found = concept_slope(study, estimand="cohens_d", concept="one")

@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from builders import make_effects
@@ -31,20 +33,16 @@ def test_labels_that_vary_unequally_are_found_out() -> None:
     for sign, side in ((1, 1), (-1, -1)):
         spread = uneven if sign > 0 else np.where(effects.is_high, 0.02, 1.0) * rng.normal(size=10)
         value = effects.value + spread[effects.model]
-        posterior = fit_unequal(type(effects)(**{**vars_of(effects), "value": value}))
+        posterior = fit_unequal(replace(effects, value=value))
         mean_log_ratio = float(posterior.weight @ posterior.values)
         assert np.sign(mean_log_ratio) == side
-
-
-def vars_of(effects: object) -> dict[str, object]:
-    return {k: v for k, v in vars(effects).items() if k != "posteriors"}
 
 
 def test_the_interval_is_wider_where_the_rarer_label_may_vary_more() -> None:
     effects = make_effects(np.random.default_rng(2), n_models=8, sd_model=0.2)
     low, _, high = fit(effects).interval("contrast", 0.95)
     wider = fit_unequal(effects).interval("contrast", 0.95)
-    assert wider[2] - wider[0] > 0.95 * (high - low)
+    assert wider[2] - wider[0] > high - low
 
 
 def test_welch_is_scipys() -> None:

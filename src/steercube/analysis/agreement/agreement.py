@@ -142,7 +142,9 @@ def response_agreement(study: Study, *, concept: str, model: str) -> Estimate:
         return Estimate.undefined(unknown or "a curve is flat")
     flat = "" if np.isfinite(low) else "a curve is flat in too many resamples of the items"
     z_error = of_pair(study, "response_z_error", model, concept)
-    known = None if flat else Student(float(fisher_z(np.array(r))), z_error, int(n_items), np.tanh)
+    known = (
+        None if flat else Student(float(fisher_z(np.array(r))), z_error, int(n_items) - 1, np.tanh)
+    )
     return Estimate(r, low=low, high=high, over="items", n=int(n_items), known=known, reason=flat)
 
 

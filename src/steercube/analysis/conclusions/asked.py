@@ -29,7 +29,7 @@ from steercube.analysis.conclusions.conclusions import (
     SPECIFIC,
     Question,
 )
-from steercube.analysis.conclusions.evidence import CARRIES, of_contrast, terms_of
+from steercube.analysis.conclusions.evidence import carries, of_contrast, terms_of
 from steercube.analysis.conclusions.grades import Evidence
 from steercube.analysis.margins import CORRELATION, STANDARDISED, Margins
 from steercube.analysis.over_models.cell_effects import (
@@ -78,24 +78,24 @@ def questions(study: Study, claims: Sequence[Claim] = ()) -> list[Question]:
     """Every question of a study and of the claims about it, family by family."""
     asked = list(_usual(study, claims))
     ids = {question.id for question in asked}
-    asked += [_of_claim(study, c) for c in claims if _stands_alone(c) and c.question not in ids]
+    asked += [_of_claim(study, c) for c in claims if _stands_alone(c) and c.answers not in ids]
     asked.sort(key=lambda question: FAMILIES.index(question.family))
     return [_with_claims(question, claims) for question in asked]
 
 
 def _stands_alone(claim: Claim) -> bool:
     """Whether a claim is interpretive and no question of its own id is asked anyway."""
-    return STATISTICS[claim.statistic].is_difference and claim.question == claim.id
+    return STATISTICS[claim.statistic].is_difference and claim.answers == claim.id
 
 
 def _with_claims(question: Question, claims: Sequence[Claim]) -> Question:
     """The question with what its published claims say against the data they were made from."""
-    caveats = [c.caveat for c in claims if c.question == question.id and c.caveat]
+    caveats = [c.caveat for c in claims if c.answers == question.id and c.caveat]
     return replace(question, remarks=(*question.remarks, *dict.fromkeys(caveats)))
 
 
 def _asserts_none(claims: Sequence[Claim], id: str) -> bool:
-    return any(c.asserts_none for c in claims if c.question == id)
+    return any(c.asserts_none for c in claims if c.answers == id)
 
 
 def _usual(study: Study, claims: Sequence[Claim]) -> Iterator[Question]:
@@ -238,11 +238,8 @@ def carriers(
     parts = [("model", name) for name in study.models if len(study.models) > 1]
     parts += [("concept", name) for name in study.concepts if concepts and len(study.concepts) > 1]
     for kind, name in parts:
-        left = compute(study.without(**{kind: name})).value
-        if np.isnan(left):
-            yield f"without {name} it cannot be estimated"
-        elif left / whole < 1 - CARRIES:
-            yield f"without {name} it is {signed(f'{left:.2f}')}"
+        if text := carries(name, whole, compute(study.without(**{kind: name})).value):
+            yield text
 
 
 def _of_slope(study: Study, claim: Claim) -> Question:
@@ -251,7 +248,7 @@ def _of_slope(study: Study, claim: Claim) -> Question:
     claimed = -1 if claim.published == "-" else 1
     harder = "harder" if claimed < 0 else "easier"
     question = Question(
-        claim.question,
+        claim.answers,
         SIZES_OF_CONCEPTS,
         f"{_worded(concept)} is {harder} to steer in larger models (Cohen's d for a tenfold size)",
         Evidence(claimed, STANDARDISED.small),
@@ -273,9 +270,7 @@ def _of_slope(study: Study, claim: Claim) -> Question:
     evidence = replace(asked.evidence, chance=chance)
     sd = (evidence.high - evidence.low) / 2 / normal_quantile(study.level) * len(size) ** 0.5
     needed = fewest(STANDARDISED.medium, sd=sd, df=len(size) - 2, lost=2, level=study.level)
-    asked = replace(
-        asked, n=len(size), needed=_needed(needed, "models like these", STANDARDISED, "1")
-    )
+    asked = replace(asked, needed=_needed(needed, "models like these", STANDARDISED, "1"))
     if evidence.side:
         active = concept_slope(study, estimand=outcome, concept=concept, size="n_active_params")
         if not min(claimed * active.low, claimed * active.high) > 0:

@@ -135,7 +135,7 @@ class Claim:
     """One published claim and the statistic, with its arguments, that defines its number.
 
     `asserts` is "none" for a claim that something is absent, however small its number is.
-    `question` is the id of the question that it answers, its own id unless given. Its `contrast` is
+    `question` is the id of the question that it answers, if that is not its own. Its `contrast` is
     that of its ledger, whatever else an analysis compares.
     """
 
@@ -152,9 +152,10 @@ class Claim:
     question: str = ""
     contrast: Contrast | None = None
 
-    def __post_init__(self) -> None:
-        if not self.question:
-            object.__setattr__(self, "question", self.id)
+    @property
+    def answers(self) -> str:
+        """The id of the question that it answers."""
+        return self.question or self.id
 
     @property
     def asserts_none(self) -> bool:

@@ -7,6 +7,8 @@ The same function grades a study's contrast and the simulated ones of
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
+import numpy as np
+
 from steercube.analysis.conclusions.grades import Evidence
 from steercube.analysis.over_models.cell_effects import TERMS, CellEffects, why_not
 from steercube.analysis.over_models.confounders import GOES_WITH, Rival, holding
@@ -67,12 +69,25 @@ def _carriers(
     for names, index in ((effects.models, effects.model), (effects.concepts, effects.concept)):
         for at, name in enumerate(names):
             rest = effects.only(index != at)
-            if why_not(rest, terms):
-                yield f"without {name} it cannot be estimated"
-                continue
-            left = fit(rest, terms=terms, n_nodes=n_nodes).quantile("contrast", 0.5)
-            if left / whole < 1 - CARRIES:
-                yield f"without {name} it is {signed(f'{left:.2f}')}"
+            estimable = not why_not(rest, terms)
+            left = (
+                fit(rest, terms=terms, n_nodes=n_nodes).quantile("contrast", 0.5)
+                if estimable
+                else np.nan
+            )
+            if text := carries(name, whole, left):
+                yield text
+
+
+def carries(name: str, whole: float, left: float) -> str:
+    """What to say of a part without which an estimate is `left` of `whole`; empty if it is enough.
+
+    It carries the estimate if that cannot be had without it (NaN), changes sign, or loses more than
+    half.
+    """
+    if np.isnan(left):
+        return f"without {name} it cannot be estimated"
+    return f"without {name} it is {signed(f'{left:.2f}')}" if left / whole < 1 - CARRIES else ""
 
 
 def _assumptions(

@@ -53,7 +53,7 @@ def _row(study: Study, claim: Claim, grades: Mapping[tuple[str, bool], str]) -> 
     estimate, printed = case.estimate, case.printed
     verdict, reason = judge(case, claim)
     interpretive = STATISTICS[claim.statistic].is_difference
-    answer = (claim.question, claim.asserts_none)
+    answer = (claim.answers, claim.asserts_none)
     return {
         "id": claim.id,
         "section": claim.section,
@@ -74,7 +74,7 @@ def _row(study: Study, claim: Claim, grades: Mapping[tuple[str, bool], str]) -> 
         "also": "; ".join(f"{what}: {case.with_interval(other)}" for what, other in case.also),
         "verdict": verdict,
         "reason": reason,
-        "question": claim.question if interpretive else "",
+        "question": claim.answers if interpretive else "",
         "grade": grades.get(answer, NOT_ASKED) if interpretive else "",
         "definition": _definition(claim),
     }

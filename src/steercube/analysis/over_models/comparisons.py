@@ -16,12 +16,12 @@ from steercube.analysis.over_models.cell_effects import cell_effects, why_not
 from steercube.analysis.over_models.depth import typical_depths
 from steercube.analysis.over_models.means import model_means, pooled_sd
 from steercube.analysis.over_models.permute import MAX_ASSIGNMENTS, assignments, two_sided_p
-from steercube.analysis.over_models.posterior import posterior_of
+from steercube.analysis.over_models.posterior import OfPosterior, posterior_of
 from steercube.analysis.over_models.slopes import (
     OF_SLOPES,
+    concept_slope,
     concept_slopes,
     slope_difference,
-    slope_of,
 )
 from steercube.analysis.view import Study, kept, where_recorded
 from steercube.estimate import Estimate, Student, t_quantile
@@ -250,21 +250,18 @@ def _slopes(study: Study, outcome: str, size: str) -> Iterator[Row]:
     """The random slopes of every concept, and of every two their difference."""
     posterior = concept_slopes(study, outcome, size, ("scale",))
     effects = cell_effects(study, outcome, holding=size)
-    names = {(c, RANDOM_SLOPES): slope_of(c) for c in study.concepts}
-    names |= {
-        (f"{one} minus {other}", DIFFERENCE): slope_difference(one, other)
-        for one, other in combinations(study.concepts, 2)
-    }
-    for (concept, method), name in names.items():
-        labels = {"concept": concept, "method": method}
-        asked = set(concept.split(" minus "))
+    for concept in study.concepts:
+        slope = concept_slope(study, estimand=outcome, concept=concept, size=size)
+        yield {"concept": concept, "method": RANDOM_SLOPES}, slope
+    for one, other in combinations(study.concepts, 2):
+        labels = {"concept": f"{one} minus {other}", "method": DIFFERENCE}
         if isinstance(posterior, str):
             yield labels, Estimate.undefined(posterior)
-        elif not asked <= set(effects.concepts):
-            yield labels, Estimate.undefined("no model ran this concept with a usable effect")
+        elif not {one, other} <= set(effects.concepts):
+            yield labels, Estimate.undefined("no model ran both with a usable effect")
         else:
-            low, middle, high = posterior.interval(name, study.level)
-            yield labels, Estimate(middle, low=low, high=high, over=OF_SLOPES, n=effects.n_models)
+            known = OfPosterior(posterior, slope_difference(one, other))
+            yield labels, Estimate.of(known, study.level, over=OF_SLOPES, n=effects.n_models)
 
 
 def hierarchical_slope(

@@ -154,7 +154,7 @@ def models_needed(study: Study, effects: CellEffects, effect: float) -> int | No
     Models balanced in size, as many concepts and items as here; None if over MOST_MODELS.
     """
     parts = components_of(study, fit(effects, terms=primary_terms(effects)))
-    return _fewest(parts, effect, effects.n_concepts, 1, study.level)
+    return _fewest_models(parts, effect, effects.n_concepts, 1, study.level)
 
 
 def components_of(study: Study, posterior: Posterior) -> Components:
@@ -277,7 +277,7 @@ def _needed(
         for times in ITEMS_TIMES:
             row = {"kind": "needed", "n_concepts": n_concepts, "power": POWER}
             row["n_items"] = round(parts.n_items * times)
-            n = _fewest(parts, effect, n_concepts, times, level)
+            n = _fewest_models(parts, effect, n_concepts, times, level)
             result = {"n_high": n, "n_low": n} if n else {"reason": f"over {MOST_MODELS}"}
             yield row | result
 
@@ -334,7 +334,7 @@ def fewest_for_none(margin: float, *, sd: float, df: int, lost: int, level: floa
     return None
 
 
-def _fewest(
+def _fewest_models(
     parts: Components, effect: float, n_concepts: int, times: float, level: float
 ) -> int | None:
     def powerful(n: int) -> bool:

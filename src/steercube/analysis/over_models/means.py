@@ -186,13 +186,6 @@ def pooled_sd(values: np.ndarray, labels: np.ndarray) -> tuple[float, int]:
     return float(np.sqrt(np.sum(np.concatenate(residual) ** 2) / df)), df
 
 
-def t_half_width(values: np.ndarray, level: float) -> float:
-    """Half the width of Student's t interval of the mean of `values`; NaN for a single one."""
-    if len(values) < 2:
-        return np.nan
-    return float(t_quantile(level, len(values) - 1) * values.std(ddof=1) / np.sqrt(len(values)))
-
-
 def mean_of_models(values: np.ndarray, level: float, **fields: Any) -> Estimate:
     """Mean of one value a model, its interval Student's t over them; a single one has none.
 

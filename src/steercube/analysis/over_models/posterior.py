@@ -108,6 +108,10 @@ class Prior:
 PRIOR = Prior()
 
 
+Sum = tuple[tuple[str, float], ...]
+"""A weighted sum of slopes: the name and the weight of each."""
+
+
 @dataclass(frozen=True, eq=False)
 class Posterior:
     """The exact posterior: a mixture of normals over the nodes of the grid of sds.
@@ -134,25 +138,25 @@ class Posterior:
         """Mean and variance of every model's u, dims (node, model) each."""
         return self.nodes.deviations()
 
-    def cdf(self, name: str, value: float) -> float:
+    def cdf(self, name: "str | Sum", value: float) -> float:
         """P(coefficient or sd < value)."""
-        if name in self.sds:
+        if isinstance(name, str) and name in self.sds:
             below = self.below[name]
             root = np.clip(np.sqrt(max(value, 0.0)), *below.x[[0, -1]])
             return float(np.clip(below(root), 0, 1))
         mean, sd = self._normal(name)
         return float(self.weight @ special.ndtr((value - mean) / sd))
 
-    def quantile(self, name: str, share: float) -> float:
+    def quantile(self, name: "str | Sum", share: float) -> float:
         """The value with a `share` of the posterior below it."""
-        if name in self.sds:
+        if isinstance(name, str) and name in self.sds:
             low, high = self.below[name].x[[0, -1]] ** 2
         else:
             mean, sd = self._normal(name)
             low, high = (mean - 9 * sd).min(), (mean + 9 * sd).max()
         return float(optimize.brentq(lambda x: self.cdf(name, x) - share, low, high, xtol=1e-10))
 
-    def interval(self, name: str, level: float) -> tuple[float, float, float]:
+    def interval(self, name: "str | Sum", level: float) -> tuple[float, float, float]:
         """Lower end, median and upper end of the credible interval."""
         low, median, high = (
             self.quantile(name, share) for share in ((1 - level) / 2, 0.5, (1 + level) / 2)
@@ -240,19 +244,15 @@ class Posterior:
         noise = rng.standard_normal(mean.shape)
         return node, mean + np.einsum("dij,dj->di", np.linalg.cholesky(covariance), noise)
 
-    def _normal(self, name: str) -> tuple[np.ndarray, np.ndarray]:
-        """Mean and sd at each node of a slope, or of a model's u as "u of <model>".
-
-        Slopes joined by " + " or " - " name their sum or difference.
-        """
+    def _normal(self, name: "str | Sum") -> tuple[np.ndarray, np.ndarray]:
+        """Mean and sd at each node of a slope, a sum of some, or of a model's u, "u of <model>"."""
         slopes = ("intercept", *self.terms)
-        parts = name.replace(" - ", " + -").split(" + ")
-        if all(part.removeprefix("-") in slopes for part in parts):
-            weights = np.zeros(len(slopes))
-            for part in parts:
-                weights[slopes.index(part.removeprefix("-"))] += -1 if part[0] == "-" else 1
+        summed = {name: 1.0} if isinstance(name, str) else dict(name)
+        if set(summed) <= set(slopes):
+            weights = np.array([summed.get(slope, 0.0) for slope in slopes])
             variance = np.einsum("a,kab,b->k", weights, self.slope_covariance, weights)
             return np.einsum("ka,a->k", self.slope_mean, weights), np.sqrt(variance)
+        assert isinstance(name, str)
         at = self.effects.models.index(name.removeprefix("u of "))
         mean, variance = self.deviations
         return mean[:, at], np.sqrt(variance[:, at])
@@ -278,12 +278,12 @@ class Mixture:
         log_weight = np.array([part.log_evidence for part in parts]) + log_prior
         return cls(parts, values, np.exp(log_weight - special.logsumexp(log_weight)))
 
-    def cdf(self, name: str, value: float) -> float:
+    def cdf(self, name: str | Sum, value: float) -> float:
         """P(coefficient < value)."""
         weight, mean, sd = self._normals(name)
         return float(np.sum(weight * special.ndtr((value - mean) / sd)))
 
-    def interval(self, name: str, level: float) -> tuple[float, float, float]:
+    def interval(self, name: str | Sum, level: float) -> tuple[float, float, float]:
         """Lower end, median and upper end of the credible interval."""
         weight, mean, sd = self._normals(name)
         lowest, highest = float((mean - 9 * sd).min()), float((mean + 9 * sd).max())
@@ -297,7 +297,7 @@ class Mixture:
 
         return quantile((1 - level) / 2), quantile(0.5), quantile((1 + level) / 2)
 
-    def _normals(self, name: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    def _normals(self, name: str | Sum) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Weight, mean and sd of every node of every part; those without any weight are left out"""
         normals = [part._normal(name) for part in self.parts]
         weight = np.concatenate(
@@ -310,10 +310,10 @@ class Mixture:
 
 @dataclass(frozen=True, eq=False)
 class OfPosterior:
-    """What the hierarchical model knows of one of its slopes; see `estimate.Known`."""
+    """What the hierarchical model knows of a slope, or a sum of some; see `estimate.Known`."""
 
     posterior: Posterior | Mixture
-    name: str
+    name: str | Sum
 
     def ends(self, level: float) -> tuple[float, float]:
         """The ends of the credible interval of this level."""
