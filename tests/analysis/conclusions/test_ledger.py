@@ -7,6 +7,7 @@ import xarray as xr
 from builders import ROOT, study_of
 
 from steercube.analysis.conclusions.claims import Claim, read_ledger
+from steercube.analysis.conclusions.grades import CONFOUNDED, NOT_ASKED
 from steercube.analysis.conclusions.ledger import ledger
 from steercube.cells import with_every_estimand
 
@@ -121,6 +122,24 @@ def test_interpretive_claims_have_the_grade_of_their_question(
     assert (rows.loc[~rows["is_interpretive"], ["question", "grade"]] == "").all(axis=None)
     assert rows.loc["d-gap-all", "question"] == rows.loc["d-gap-without-8b", "question"]
     assert rows.loc["d-gap-all", "question"] == "training-cohens-d"
+
+
+def test_a_claim_whose_question_is_not_asked_says_so(
+    study_cells: xr.Dataset, study_tables: dict[str, pd.DataFrame]
+) -> None:
+    """A name that is none, and a claim of none whose question is about a difference."""
+    claims = read_ledger(ROOT / "paper" / "claims.toml").claims
+    later = next(claim for claim in claims if claim.id == "depth-later")
+    changed = [
+        replace(later, question="training-best-dept"),
+        replace(later, asserts="none"),
+        later,
+    ]
+    rows = ledger(study_of(study_cells), changed, study_tables["conclusions"])
+    assert rows["grade"].tolist() == [NOT_ASKED, NOT_ASKED, CONFOUNDED]
+    assert "no question 'training-best-dept' is asked here, but training-" in rows["reason"][0]
+    assert "training-best-depth is whether there is a difference" in rows["reason"][1]
+    assert rows["reason"][2] == "in direction"
 
 
 def test_claims_about_training_rest_on_models_not_on_items(rows: pd.DataFrame) -> None:

@@ -40,20 +40,19 @@ def ledger(
 ) -> pd.DataFrame:
     """One row a claim: published, recomputed, balanced, interval, verdict and why; its grade.
 
-    `conclusions` are the questions with their grades; one that claims a difference does not answer
-    a claim of none, nor the other way round.
+    `conclusions` are the questions with their grades.
     """
     asked = [] if conclusions is None else conclusions.to_dict("records")
-    grades = {(of["id"], of["claimed"] == "0"): str(of["grade"]) for of in asked}
-    return pd.DataFrame([_row(study, claim, grades) for claim in claims])
+    by_id = {str(question["id"]): question for question in asked}
+    return pd.DataFrame([_row(study, claim, by_id) for claim in claims])
 
 
-def _row(study: Study, claim: Claim, grades: Mapping[tuple[str, bool], str]) -> dict[str, Any]:
+def _row(study: Study, claim: Claim, asked: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
     case = case_of(study, claim)
     estimate, printed = case.estimate, case.printed
     verdict, reason = judge(case, claim)
     interpretive = STATISTICS[claim.statistic].is_difference
-    answer = (claim.answers, claim.asserts_none)
+    found, unasked = _grade(claim, asked) if interpretive else ("", "")
     return {
         "id": claim.id,
         "section": claim.section,
@@ -73,11 +72,25 @@ def _row(study: Study, claim: Claim, grades: Mapping[tuple[str, bool], str]) -> 
         "n": estimate.n,
         "also": "; ".join(f"{what}: {case.with_interval(other)}" for what, other in case.also),
         "verdict": verdict,
-        "reason": reason,
+        "reason": "; ".join(filter(None, (reason, unasked))),
         "question": claim.answers if interpretive else "",
-        "grade": grades.get(answer, NOT_ASKED) if interpretive else "",
+        "grade": found,
         "definition": _definition(claim),
     }
+
+
+def _grade(claim: Claim, asked: Mapping[str, Mapping[str, Any]]) -> tuple[str, str]:
+    """The grade of the question that a claim answers, and why there is none.
+
+    A question that claims a difference does not answer a claim of none, nor the other way round.
+    """
+    question = asked.get(claim.answers)
+    if question is None:
+        return NOT_ASKED, f"no question {claim.answers!r} is asked here, but {', '.join(asked)}"
+    if (question["claimed"] == "0") != claim.asserts_none:
+        other = "a difference" if claim.asserts_none else "no difference"
+        return NOT_ASKED, f"the question {claim.answers} is whether there is {other}"
+    return str(question["grade"]), ""
 
 
 def case_of(study: Study, claim: Claim) -> Case:
