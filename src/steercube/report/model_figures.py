@@ -452,7 +452,7 @@ def operating(table: pd.DataFrame) -> Figure:
     ax.tick_params(axis="y", length=0)
     ax.set_ylim(len(names) - 0.4, -0.6)
     ax.set_xlim(-3, 103)
-    ax.set_xlabel("of simulations, %, with twice the Monte Carlo error")
+    ax.set_xlabel("of simulations, %\n(with twice the Monte Carlo error)")
     used = [OPERATING_MARKS[measure] for measure in dict.fromkeys(table["measure"])]
     legend_of(
         figure,
