@@ -12,7 +12,7 @@ from typing import Any
 
 from steercube.analysis.agreement.agreement import agreement_against_effect, pooled_agreement
 from steercube.analysis.agreement.generation import best_generation
-from steercube.analysis.conclusions import objections as of
+from steercube.analysis.conclusions import remarks as of
 from steercube.analysis.conclusions.published import read_printed
 from steercube.analysis.margins import CORRELATION, DEPTH, Margins
 from steercube.analysis.over_models.comparisons import (
@@ -42,13 +42,13 @@ class Statistic:
     then what counts as small, where its estimand does not say. `averages_over` is what a balanced
     version is restricted in: "concepts" or "models" that none of the compared averages lacks.
     `has_members` says that it averages values which a published range may hold. `remarks` are those
-    that apply beside the ones that apply to every claim (`objections.OF_EVERY_CLAIM`).
+    that apply beside the ones that apply to every claim (`remarks.OF_EVERY_CLAIM`).
     `simulated_as` names the simulation of its interval.
     """
 
     compute: Callable[..., Estimate]
     quantity: str
-    remarks: tuple[of.Objection, ...] = (of.published_outside,)
+    remarks: tuple[of.Remark, ...] = (of.published_outside,)
     is_difference: bool = False
     averages_over: str = ""
     has_members: bool = False

@@ -134,7 +134,7 @@ def counts_of_claims(claims: pd.DataFrame) -> pd.DataFrame:
     Interpretive is a claim that something differs, rises or agrees, or that nothing does, whether
     it was printed with a number or not; it holds if its question's grade is one of support.
     """
-    manner, unobjected = claims["printed_as"], claims["verdict"] == "reproduced"
+    manner, unremarked = claims["printed_as"], claims["verdict"] == "reproduced"
     number, approximate = manner == "number", manner == "approximate"
     interpretive, grade = claims["is_interpretive"], claims["grade"]
     found = {
@@ -146,7 +146,7 @@ def counts_of_claims(claims: pd.DataFrame) -> pd.DataFrame:
         "qualitative claims": int((manner == "qualitative").sum()),
         "interpretive claims": int(interpretive.sum()),
         "interpretive claims that are supported": int(grade.isin(EVERY_SUPPORT).sum()),
-        "claims reproduced without a remark": int(unobjected.sum()),
+        "claims reproduced without a remark": int(unremarked.sum()),
     }
     found |= {f"interpretive claims: {name}": int((grade == name).sum()) for name in GRADES}
     return pd.DataFrame({"statistic": list(found), "value": list(found.values())})

@@ -22,17 +22,17 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from steercube.analysis.conclusions import objections as of
+from steercube.analysis.conclusions import remarks as of
 from steercube.analysis.conclusions.claims import STATISTICS, Claim
 from steercube.analysis.conclusions.grades import NOT_ASKED
-from steercube.analysis.conclusions.objections import Case
 from steercube.analysis.conclusions.published import Printed, matches, read_printed
+from steercube.analysis.conclusions.remarks import Case
 from steercube.analysis.per_cell.estimands import NAMES, UNITS
 from steercube.analysis.view import Study
 from steercube.estimate import Estimate
 
 UNTESTED, NO_NUMBER = "cannot be tested", "no number"
-NOT_REPRODUCED, REPRODUCED, WITH_OBJECTIONS = "not reproduced", "reproduced", "reproduced, but"
+NOT_REPRODUCED, REPRODUCED, WITH_REMARKS = "not reproduced", "reproduced", "reproduced, but"
 
 
 def ledger(
@@ -173,11 +173,9 @@ def judge(case: Case, claim: Claim) -> tuple[str, str]:
     if not as_printed and not near:
         return NOT_REPRODUCED, f"the definition gives {_as_printed(printed, estimate)}"
     applying = {*of.OF_EVERY_CLAIM, *statistic.remarks}
-    objections = [
-        text for objection in of.ORDER if objection in applying for text in objection(case)
-    ]
-    if objections:
-        return WITH_OBJECTIONS, "; ".join(objections)
+    said = [text for remark in of.ORDER if remark in applying for text in remark(case)]
+    if said:
+        return WITH_REMARKS, "; ".join(said)
     if printed.direction:
         return REPRODUCED, "in direction"
     if printed.approximate:

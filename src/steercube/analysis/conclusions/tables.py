@@ -24,7 +24,7 @@ from steercube.analysis.conclusions import (
     multiplicity,
     other_measures,
 )
-from steercube.analysis.conclusions import conclusions as questions_module
+from steercube.analysis.conclusions import conclusions as conclusions_module
 from steercube.analysis.conclusions import ledger as ledger_module
 from steercube.analysis.conclusions.claims import Claim
 from steercube.analysis.conclusions.sensitivity import sensitivity
@@ -165,7 +165,7 @@ class Tables(Mapping[str, pd.DataFrame]):
         return cls(study, claims, sampled, report)
 
     @cached_property
-    def questions(self) -> list[questions_module.Question]:
+    def questions(self) -> list[conclusions_module.Question]:
         """Every question with its evidence, which several tables print."""
         return asked.questions(self.study, self.claims)
 
@@ -802,7 +802,7 @@ TABLES: tuple[Table, ...] = (
         "conclusions",
         VERDICTS,
         "one sentence a question, its grade and the numbers that chose it; headlines first",
-        lambda t: questions_module.conclusions(t.questions),
+        lambda t: conclusions_module.conclusions(t.questions),
         key=("id",),
         units="units",
         printed=(
@@ -820,13 +820,13 @@ TABLES: tuple[Table, ...] = (
                 name="grades",
             ),
         ),
-        documented={RULES: (grades, margins, questions_module, asked)},
+        documented={RULES: (grades, margins, conclusions_module, asked)},
     ),
     Table(
         "margins",
         VERDICTS,
         "the grades by margins half to twice as large",
-        lambda t: questions_module.by_margin(t.questions),
+        lambda t: conclusions_module.by_margin(t.questions),
         key=("id", "factor"),
         units="1",
         printed=(Print(rows=_grades_by_margin),),

@@ -53,7 +53,7 @@ class Case:
         return f"{value} [{self.shown(estimate.low)}, {self.shown(estimate.high)}]"
 
 
-Objection = Callable[[Case], list[str]]
+Remark = Callable[[Case], list[str]]
 
 
 def last_digit(case: Case) -> list[str]:
@@ -165,14 +165,14 @@ def other_versions(case: Case) -> list[str]:
     ]
 
 
-OF_EVERY_CLAIM: tuple[Objection, ...] = (
+OF_EVERY_CLAIM: tuple[Remark, ...] = (
     last_digit,
     expected_anyway,
     optimism,
     caveat,
     other_versions,
 )
-ORDER: tuple[Objection, ...] = (
+ORDER: tuple[Remark, ...] = (
     *(last_digit, published_outside, missing_cells, expected_anyway, optimism),
     *(invalid_items, caveat, other_versions),
 )

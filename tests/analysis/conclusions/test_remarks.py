@@ -2,7 +2,7 @@ import pandas as pd
 import pytest
 
 from steercube.analysis.conclusions.claims import STATISTICS
-from steercube.analysis.conclusions.objections import OF_EVERY_CLAIM, ORDER
+from steercube.analysis.conclusions.remarks import OF_EVERY_CLAIM, ORDER
 
 
 @pytest.fixture
