@@ -176,6 +176,7 @@ def test_a_bad_file_is_one_error_and_earlier_results_stay(
     assert contents(here / "paper") == before
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("quick")
 def test_cells_that_cannot_be_used_are_replaced_from_the_cube(
     here: Path, capsys: pytest.CaptureFixture[str]
@@ -245,6 +246,7 @@ def test_a_link_that_leads_nowhere_is_an_error(here: Path) -> None:
         analyze.cells_of("mine", here / "data")
 
 
+@pytest.mark.slow
 def test_a_ledger_of_ones_own_beside_another(here: Path, cells: xr.Dataset) -> None:
     save_cells(cells, here / "data" / "mine.cells.nc")
     (here / "paper").mkdir()
@@ -256,6 +258,7 @@ def test_a_ledger_of_ones_own_beside_another(here: Path, cells: xr.Dataset) -> N
     assert (here / "paper" / "mine" / "figures" / "claims.png").exists()
 
 
+@pytest.mark.slow
 def test_directions_alone_make_a_table_and_no_figure(here: Path, cells: xr.Dataset) -> None:
     save_cells(cells, here / "data" / "mine.cells.nc")
     (here / "paper").mkdir()
@@ -530,6 +533,7 @@ def test_import_from_an_empty_folder_writes_nothing(
     assert not list((here / "data").iterdir())
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("quick")
 def test_other_strengths_are_compared_from_end_to_end(
     here: Path, capsys: pytest.CaptureFixture[str]
@@ -682,6 +686,7 @@ def test_calibration_without_a_contrast_is_one_message(
     assert "mine has no contrast to calibrate: name one with --contrast" in said
 
 
+@pytest.mark.slow
 def test_cells_that_lack_estimands_are_analysed_and_it_is_said(
     here: Path, capsys: pytest.CaptureFixture[str], cells: xr.Dataset
 ) -> None:

@@ -86,6 +86,7 @@ def test_nothing_is_reduced_before_it_is_asked_for(monkeypatch: pytest.MonkeyPat
     assert {"effects", "table", "plot", "without", "to_datatree"} <= set(dir(found))
 
 
+@pytest.mark.slow
 def test_without_a_model_is_the_study_of_the_others(six: xr.Dataset, made: Study) -> None:
     left = made.without(model="b")
     others = [m for m in six["model"].values if m != "b"]

@@ -219,6 +219,7 @@ def test_files_are_fetched_once(served: str, mirror: Path, few: list[str], tmp_p
     assert study_files(base_url=served, cache=cache, report=lines.append) == found
 
 
+@pytest.mark.slow
 @needs_study
 def test_a_wrong_hash_is_refused_and_not_kept(
     served: str, mirror: Path, few: list[str], tmp_path: Path
@@ -231,6 +232,7 @@ def test_a_wrong_hash_is_refused_and_not_kept(
     assert not (cache / SWEEP).exists()
 
 
+@pytest.mark.slow
 @needs_study
 def test_a_cut_connection_keeps_nothing_and_can_be_resumed(
     served: str, few: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -245,6 +247,7 @@ def test_a_cut_connection_keeps_nothing_and_can_be_resumed(
     assert study_files(base_url=served, cache=cache, report=lambda line: None)
 
 
+@pytest.mark.slow
 def test_no_server_is_a_connection_error(few: list[str], tmp_path: Path) -> None:
     with pytest.raises(ConnectionError, match="--from"):
         study_files(base_url="http://127.0.0.1:9/", cache=tmp_path, report=lambda line: None)

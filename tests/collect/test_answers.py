@@ -49,6 +49,7 @@ def test_the_cube_says_how_answers_were_chosen_and_read(whole: Path) -> None:
     assert {name: attrs[name] for name in settings} == settings
 
 
+@pytest.mark.slow
 def test_answers_are_counted_by_item_and_repeat(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -154,6 +155,7 @@ def test_responses_of_other_settings_are_refused(whole: Path, tmp_path: Path) ->
             run(tmp_path / "copy", decoder, plan=plan, concepts=third)
 
 
+@pytest.mark.slow
 def test_answers_are_read_anew_whenever_a_cube_is_made(
     whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -83,6 +83,7 @@ def test_units_of_other_settings_do_not_share_a_cube(whole: Path, tmp_path: Path
         write_cube(tmp_path / "copy" / "mine.nc")
 
 
+@pytest.mark.slow
 def test_units_of_two_versions_do_not_share_a_cube(
     whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -103,6 +104,7 @@ def test_units_of_two_versions_do_not_share_a_cube(
         write_cube(tmp_path / "copy" / "mine.nc")
 
 
+@pytest.mark.slow
 def test_weights_in_another_folder_are_the_same_by_their_revision(tmp_path: Path) -> None:
     ours = replace(tiny.decoder(), revision="files:" + "1" * 64)
     away = replace(ours, facts=replace(ours.facts, hf_id="/elsewhere/tiny"))
@@ -113,6 +115,7 @@ def test_weights_in_another_folder_are_the_same_by_their_revision(tmp_path: Path
     }  # fmt: skip
 
 
+@pytest.mark.slow
 def test_one_name_is_one_model(tmp_path: Path) -> None:
     """Of one revision, number format and facts, in every concept, and items are of one concept."""
     honesty, humour = ({name: tiny.CONCEPTS[name]} for name in ("honesty", "humour"))
@@ -149,6 +152,7 @@ def test_one_name_is_one_model(tmp_path: Path) -> None:
     assert first.read_bytes() == before
 
 
+@pytest.mark.slow
 def test_consolidate_refuses_units_of_two_models_of_a_name(tmp_path: Path) -> None:
     """Two jobs that ran at once, and saw nothing of each other."""
     ours, copy = tiny.decoder(), tmp_path / "copy"
@@ -195,6 +199,7 @@ def test_a_model_folder_under_another_name_is_the_same_model(tmp_path: Path) -> 
     assert both.labels["model"].values.tolist() == ["link", "tiny-llama"]
 
 
+@pytest.mark.slow
 def test_consolidate_refuses_one_model_under_two_names(tmp_path: Path) -> None:
     """Two jobs that ran at once, and saw nothing of each other."""
     ours = replace(tiny.decoder(), revision="files:" + "1" * 64)
@@ -208,6 +213,7 @@ def test_consolidate_refuses_one_model_under_two_names(tmp_path: Path) -> None:
         write_cube(tmp_path / "mine.nc")
 
 
+@pytest.mark.slow
 def test_models_that_were_asked_other_items_make_no_cube(whole: Path, tmp_path: Path) -> None:
     """Whichever concept it is; refused at once, and by `consolidate` where two jobs ran at once."""
     changed = replace(tiny.CONCEPTS["humour"], evaluation=tiny.CONCEPTS["humour"].evaluation[:10])
@@ -225,6 +231,7 @@ def test_models_that_were_asked_other_items_make_no_cube(whole: Path, tmp_path: 
         write_cube(tmp_path / "copy" / "mine.nc")
 
 
+@pytest.mark.slow
 def test_shards_made_again_under_other_versions_are_told(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -65,6 +65,7 @@ def test_a_file_that_holds_none_is_refused(name: str, tmp_path: Path) -> None:
         read_directions(tmp_path / name, model="tiny", shape=SHAPE)
 
 
+@pytest.mark.slow
 def test_a_users_direction_does_what_the_same_concepts_vector_does(tmp_path: Path) -> None:
     """The concept's own vector under another name moves every logit alike."""
     (tmp_path / "one").mkdir()
@@ -81,6 +82,7 @@ def test_a_users_direction_does_what_the_same_concepts_vector_does(tmp_path: Pat
     assert abs(own.sel(strength=2.0) - own.sel(strength=0.0)).max() > 0.01
 
 
+@pytest.mark.slow
 def test_vectors_of_a_collection_are_swept_on_every_other_concepts_items(tmp_path: Path) -> None:
     (tmp_path / "one").mkdir()
     (tmp_path / "two").mkdir()

@@ -60,6 +60,7 @@ def test_numbers_are_those_of_the_command_line(positions: str, tmp_path: Path) -
     assert {"logit_diff/random", "logit_diff/letter", "generation_match"} <= cube.keys()
 
 
+@pytest.mark.slow
 def test_without_vectors_they_are_extracted_first(tmp_path: Path) -> None:
     decoder = tiny.decoder()
     options = {"measures": ("logit", "generation"), "controls": "shuffled:2", **OPTIONS}
@@ -385,6 +386,7 @@ def test_a_model_that_is_steered_is_not_swept() -> None:
     extract(decoder, CONCEPT)
 
 
+@pytest.mark.slow
 def test_one_of_something_and_lists_of_layers_will_do() -> None:
     decoder = tiny.decoder()
     wanted = sweep(decoder, CONCEPT, strengths=(2.0,), layers="2,3", report=quiet)

@@ -86,6 +86,7 @@ def test_passes_and_batches_change_no_measure(positions: str, rng: np.random.Gen
     assert (many[1:, :, 0] > 1e-3).all()
 
 
+@pytest.mark.slow
 def test_one_more_measure_is_one_entry(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The largest probability of any token: collected, saved and shown without another change."""
     largest = NextToken(

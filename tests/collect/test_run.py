@@ -166,6 +166,7 @@ def test_without_resume_earlier_shards_are_left_alone(whole: Path) -> None:
         run(whole.parent)
 
 
+@pytest.mark.slow
 def test_shards_of_other_settings_are_refused(whole: Path) -> None:
     for other, said in (
         (replace(tiny.PLAN, strengths=(-2.0, 2.0)), r"strengths: \[-1"),
@@ -237,6 +238,7 @@ def test_a_cube_with_notes_is_not_replaced(whole: Path, tmp_path: Path) -> None:
         path.write_bytes(sound)
 
 
+@pytest.mark.slow
 def test_the_remains_of_a_cube_are_replaced_with_a_word(whole: Path, tmp_path: Path) -> None:
     shutil.copytree(whole.parent, tmp_path / "copy")
     out = tmp_path / "copy" / "mine.nc"
@@ -267,6 +269,7 @@ def test_a_cube_is_named_as_it_was_collected(
     assert main(["consolidate", "--out", str(folder / "mine.nc")]) == 0
 
 
+@pytest.mark.slow
 def test_another_tokenization_is_another_vector(tmp_path: Path) -> None:
     run(tmp_path)
     for path in tmp_path.rglob("samples-*.nc"):
@@ -285,6 +288,7 @@ def test_what_a_kill_left_half_written_is_cleared_away(whole: Path, tmp_path: Pa
     assert not left.exists()
 
 
+@pytest.mark.slow
 def test_a_cube_whose_shards_are_gone_is_not_replaced(whole: Path, tmp_path: Path) -> None:
     shutil.copy(whole, tmp_path / "mine.nc")
     with pytest.raises(ValueError, match="tiny-llama x humour would have no generation_match"):

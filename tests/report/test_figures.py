@@ -136,6 +136,7 @@ def test_models_have_the_labels_of_the_contrast(six: xr.Dataset) -> None:
     assert "a mixture minus dense" in figures["contrast_effect"].get_supxlabel()
 
 
+@pytest.mark.slow
 def test_without_a_contrast_models_are_shown_and_not_compared(six: xr.Dataset) -> None:
     study = study_of(six, None)
     figures = draw(study, Tables(study))

@@ -299,6 +299,7 @@ ONE_CONCEPT = {"honesty": 24}
 TWO_ALIKE = (make_model("first", n_params=1e9), make_model("second", n_params=3e9))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("models", "n_items", "says"),
     [
@@ -673,6 +674,7 @@ def test_a_ledger_that_was_edited_since_is_refused(tmp_path: Path) -> None:
         read_results(folder)
 
 
+@pytest.mark.slow
 def test_a_name_stays_a_name(assets: Assets, tmp_path: Path) -> None:
     """Whatever CSV readers take it for; and its digits are no number that was typed."""
     models = [

@@ -56,6 +56,7 @@ def test_the_manifest_lists_every_output_with_its_hash(
     assert "numpy" in manifest["versions"]
 
 
+@pytest.mark.slow
 def test_outputs_of_an_earlier_run_do_not_linger(
     cells: xr.Dataset, tables: dict[str, pd.DataFrame], tmp_path: Path
 ) -> None:
@@ -92,6 +93,7 @@ def test_what_a_killed_run_left_is_removed(
     assert living.exists()
 
 
+@pytest.mark.slow
 def test_the_manifest_is_written_last(
     cells: xr.Dataset,
     tables: dict[str, pd.DataFrame],

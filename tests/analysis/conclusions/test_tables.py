@@ -122,6 +122,7 @@ def test_a_table_that_is_none_is_refused_by_name(cells: xr.Dataset) -> None:
 OPTIONAL = [name for name in ESTIMAND_UNITS if name not in NEEDED["estimand"]]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "lacking",
     [["within_letter_d"], ["letter_shift"], OPTIONAL],

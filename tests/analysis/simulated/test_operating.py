@@ -85,6 +85,7 @@ def test_an_interval_half_as_wide_is_seen(
     assert (covered["achieved"] + 1.96 * covered["standard_error"] < 0.97).any()
 
 
+@pytest.mark.slow
 def test_a_test_that_rejects_too_often_is_seen(
     study_cells: xr.Dataset, monkeypatch: pytest.MonkeyPatch
 ) -> None:
