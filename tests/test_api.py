@@ -68,6 +68,7 @@ USERS_OWN = (
     "notebook",
     "accessor",
     "concept_rows",
+    "responses",
     "cube",
     "cells",
     "measures",

@@ -207,3 +207,66 @@ def test_a_judges_score_becomes_a_measure_without_code(
         both["judge"]["judge"], 2 * cube["logit_diff"]["logit_diff"], rtol=1e-6
     )
     assert both.measures["judge"].units == "points"
+
+
+def test_an_unsteered_row_of_a_layer_goes_before_one_for_all() -> None:
+    """Also where repeats are averaged: the two would be mixed."""
+    steered = ROWS[ROWS["strength"] != 0]
+    unsteered = pd.DataFrame(
+        {**{"model": "small", "concept": "poems", "item": ["a", "b", "a"], "strength": 0.0},
+         **{"layer": [np.nan, np.nan, 2.0], "value": [1.0, 2.0, 9.0]}}
+    )  # fmt: skip
+    rows = pd.concat([steered, unsteered]).assign(repeat=0)
+    found = values_of(rows).xs(0.0, level="strength").droplevel(["model", "concept"])
+    assert found.unstack("sample").loc[[2, 3]].values.tolist() == [[9.0, 2.0], [1.0, 2.0]]
+
+
+def test_a_family_of_directions_may_be_without_layers() -> None:
+    rows = pd.concat([ROWS, ROWS[ROWS["layer"] == 2].assign(layer=np.nan, direction="sae/3")])
+    cube = measure_cube(rows, SCORE, models=KNOWN)
+    assert ["layer" in grid.dims for grid in cube.grids.values()] == [True, False]
+    half = rows.assign(layer=rows["layer"].where(rows["item"] == "a", np.nan))
+    with pytest.raises(ValueError, match=r"steered row\(s\) have no layer"):
+        measure_cube(half, SCORE, models=KNOWN)
+
+
+def gsm8k(model: str = "small") -> pd.DataFrame:
+    """Whether questions that no sweep asked were answered rightly, under a concept's vector."""
+    return pd.DataFrame(
+        {
+            **{"model": model, "concept": "gsm8k", "direction": "honesty"},
+            **{"item": ["q1", "q2", "q3"] * 2, "strength": np.repeat([0.0, 1.0], 3)},
+            "value": [1.0, 0.0, 1.0, 1.0, 1.0, 0.0],
+        }
+    )
+
+
+def test_a_concept_that_the_cube_lacks_brings_its_items(rng: np.random.Generator) -> None:
+    cube = as_cube(make_cube(rng))
+    right = Measure("right", kind="binary", compare="slope")
+    whole = measure_cube(gsm8k(), right, beside=cube)
+    grid = whole["right/honesty"]
+    assert grid["concept"].values.tolist() == ["gsm8k"]
+    assert grid["item_id"].values[0].tolist() == ["q1", "q2", "q3"]
+    assert grid["right"].sel(strength=1.0).values.ravel().tolist() == [1.0, 1.0, 0.0]
+    assert whole["logit_diff"].identical(whole["logit_diff"].assign(cube["logit_diff"]))
+    assert set(whole["logit_diff"]["concept"].values) == {"honesty", "humour"}
+
+
+def test_a_model_that_the_cube_lacks_is_named(rng: np.random.Generator) -> None:
+    cube = as_cube(make_cube(rng))
+    with pytest.raises(ValueError, match=r"the cube has no model 'smal'.*did you mean 'small'"):
+        measure_cube(gsm8k("smal"), SCORE, beside=cube)
+
+
+def test_the_words_of_a_record_are_those_given(tmp_path: Path) -> None:
+    gsm8k().drop(columns="direction").to_csv(tmp_path / "t.csv", index=False)
+    models = tmp_path / "models.toml"
+    facts = dict(vars(KNOWN["small"]))
+    lines = [f"{name} = {value!r}" for name, value in facts.items() if name not in ("name",)]
+    models.write_text("\n".join(["[small]", *lines]).replace("revision = ''\n", ""))
+    out = tmp_path / "x.nc"
+    words = ["--name", "right", "--kind", "binary", "--words", "sums that are right"]
+    arguments = ["add-measure", str(tmp_path / "t.csv"), *words, "--models", str(models)]
+    assert main([*arguments, "--out", str(out)]) == 0
+    assert open_cube(out)["right"]["right"].attrs["long_name"] == "sums that are right"

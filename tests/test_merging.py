@@ -272,3 +272,11 @@ def test_shares_that_no_float32_holds_are_equal_to_themselves(cube: xr.Dataset) 
     merged = merge_cubes([grid, part(grid, model="small")])["generation_match"]
     assert merged["generation_valid"].dtype == merged["generation_match"].dtype == "float64"
     assert same_grid(merged, grid)
+
+
+def test_what_nobody_recorded_keeps_no_cubes_apart(cube: xr.Dataset) -> None:
+    bare = cube.assign_attrs(dict.fromkeys(("layer_convention", "dtype"), "not recorded"))
+    for cubes in ([cube, part(bare, model="small")], [part(bare, model="small"), cube]):
+        merged = merge_cubes(cubes)
+        assert merged.attrs["dtype"] == "float32"
+        assert merged.attrs["layer_convention"] == cube.attrs["layer_convention"]

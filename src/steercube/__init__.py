@@ -25,6 +25,8 @@ From Python, in the order in which one needs them::
     cube.steercube                              # a study without a contrast, also of one grid
     sc.merge(cube, other), sc.save(cube, "mine.nc")
     sc.add_measure(table, "judge_score", to=cube)
+    sc.export_responses(cube, "texts.jsonl")    # for a judge, whose scores become a measure
+    sc.import_scores(cube, "scored.jsonl", Measure("judge_score"))
 
 `help(sc.sweep)` explains each. On the command line the same steps are `steercube collect`,
 `analyze` and `paper`; data flows one way::
@@ -48,12 +50,15 @@ if TYPE_CHECKING:
     from steercube.concept_rows import concept
     from steercube.files import add_measure, merge, open, save
     from steercube.notebook import study
+    from steercube.responses import export_responses, import_scores
 
 __all__ = [
     "add_measure",
     "concept",
     "decoder",
+    "export_responses",
     "extract",
+    "import_scores",
     "load",
     "merge",
     "open",
@@ -69,6 +74,7 @@ _MODULES = {
     "steercube.concept_rows": ("concept",),
     "steercube.files": ("add_measure", "merge", "open", "save"),
     "steercube.notebook": ("study",),
+    "steercube.responses": ("export_responses", "import_scores"),
 }
 """Where each function is: imported when it is first used, so that importing steercube is quick."""
 

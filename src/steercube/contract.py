@@ -104,6 +104,8 @@ GIVEN_ATTRIBUTES = {
     "versions": "software that made the samples",
     "inputs_sha256": "JSON of input name to SHA-256",
 }
+UNKNOWN = "not recorded"
+"""An attribute that nobody wrote down."""
 NORMS = ("vector_norm", "residual_norm")
 LOGPROBS = ("logprob_matching", "logprob_other")
 COSINES = ("split_half_cosine", "pairwise_cosine", "letter_cosine")
@@ -162,7 +164,12 @@ NAMES_IN_A_GRID = {
     *(column for measure in MEASURES.values() for column in measure.columns),
 }
 """What a family of directions cannot be called: its group stands beside these variables."""
-NAMES_IN_A_FILE = {*NAMES_IN_A_GRID, RESPONSES, VECTORS, "depth", *SHARED}
+NAMES_OF_TABLES = {
+    *(RESPONSES, VECTORS),
+    *("generation", "item_fits", "changes", "readers", "answer_models"),
+}
+"""Tables beside the grids, of a cube or of its cells."""
+NAMES_IN_A_FILE = {*NAMES_IN_A_GRID, *NAMES_OF_TABLES, "depth", *SHARED}
 """What a user's measure cannot be called."""
 
 

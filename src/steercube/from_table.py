@@ -2,7 +2,8 @@
 
 The table is CSV or JSONL. Its columns are `model`, `concept`, `item`, `strength` and `value`, and
 where they apply `layer`, `direction` (empty for the concept's own vector), `repeat` and `letter`.
-An unsteered row may leave `layer` and `direction` empty: nothing was added, so it stands for all.
+An unsteered row may leave `layer` and `direction` empty: nothing was added, so it stands for all
+that have no such row of their own. A family of directions may be without layers.
 """
 
 from collections.abc import Mapping
@@ -18,13 +19,14 @@ from steercube.contract import (
     CONTRACT,
     GIVEN_ATTRIBUTES,
     NAMES_IN_A_FILE,
+    UNKNOWN,
     UNSTEERED_STRENGTH,
     Item,
     Model,
     family_of,
 )
 from steercube.cube import Cube, check_cube, grid_of
-from steercube.labels import facts_of
+from steercube.labels import facts_of, shared_labels
 from steercube.measures import Measure, record_violations
 from steercube.schema import name_violations, raise_if_any
 from steercube.words import did_you_mean
@@ -37,6 +39,8 @@ NUMBERS = ("strength", "value", "layer")
 MISSING = ("", "NA", "nan", "NaN")
 """How a number that is missing is written."""
 PAIR = ["model", "concept"]
+OWN = "the concept's own vector"
+"""A direction that says so; where a table has it, a concept's name is one vector among others."""
 
 
 def read_rows(path: str | Path) -> pd.DataFrame:
@@ -115,10 +119,10 @@ def measure_cube(
 ) -> Cube:
     """A cube that holds a measure from `rows`, beside all that the cube `beside` holds.
 
-    The rows may only name models and items of `beside`; without it, models must be in `models` and
-    each concept has the items of its rows. Repeats of an item are averaged. Raises ValueError for
-    unknown models, concepts or items, a record that cannot be used, a name that means something
-    else or is taken, and several rows for the same labels.
+    The rows may only name models of `beside`, and items of its concepts; a concept that it lacks
+    has the items of its rows. Without `beside`, models must be in `models`. Repeats of an item are
+    averaged. Raises ValueError for unknown models or items, a record that cannot be used, a name
+    that means something else or is taken, and several rows for the same labels.
     """
     problems = record_violations(measure) + _name_problems(measure.name, beside)
     selecting = [measure.name, *(beside.measures if beside is not None else ())]
@@ -128,14 +132,15 @@ def measure_cube(
             f"{', '.join(selecting)}{did_you_mean(measure.layer_by, selecting)}"
         )
     raise_if_any(problems, what=f"the measure {measure.name}")
-    facts = _facts(rows, models or {}) if beside is None else beside.labels
-    table = _placed(rows, facts).rename(columns={"value": measure.name})
+    facts = _facts(rows, models or {}) if beside is None else _with_new_concepts(rows, beside)
+    table = _placed(rows, facts).dropna(subset="value").rename(columns={"value": measure.name})
     grids = {}
     for family, of_family in table.groupby("family"):
         path = "/".join(filter(None, [measure.name, str(family)]))
         columns = [c for c in of_family if c != "family" and of_family[c].notna().all()]
         columns = [c for c in columns if c != "direction" or family]
-        grids[path] = grid_of(of_family[columns], measure, facts=facts)
+        whole = {"layer": "int64"} if "layer" in columns else {}
+        grids[path] = grid_of(of_family[columns].astype(whole), measure, facts=facts)
     if beside is None:
         cube = Cube(grids, _attributes(source))
     else:
@@ -156,6 +161,26 @@ def _name_problems(name: str, beside: Cube | None) -> list[str]:
     return problems
 
 
+def _with_new_concepts(rows: pd.DataFrame, beside: Cube) -> xr.Dataset:
+    """Facts of the cube, with the items of the concepts that only the table has."""
+    facts = beside.labels
+    known = list(map(str, facts["model"].values))
+    raise_if_any(
+        [
+            f"the cube has no model {name!r}; it has {', '.join(known)}{did_you_mean(name, known)}"
+            for name in dict.fromkeys(rows["model"])
+            if name not in known
+        ],
+        what="the models of the table",
+    )
+    new = rows[~rows["concept"].isin(facts["concept"].values)]
+    if not len(new):
+        return facts
+    whole, problems = shared_labels({"cube": facts, "table": facts_of([], _items(new))})
+    raise_if_any(problems, what="the items of the table")
+    return whole
+
+
 def _facts(rows: pd.DataFrame, models: Mapping[str, Model]) -> xr.Dataset:
     """Facts of the models of the table, in the order of their size, and of its items."""
     names = list(dict.fromkeys(rows["model"]))
@@ -164,6 +189,13 @@ def _facts(rows: pd.DataFrame, models: Mapping[str, Model]) -> xr.Dataset:
         [f"model {name!r} has no entry{did_you_mean(name, models)}" for name in unknown],
         what="the list of models",
     )
+    return facts_of(
+        sorted((models[name] for name in names), key=lambda m: m.n_params), _items(rows)
+    )
+
+
+def _items(rows: pd.DataFrame) -> dict[str, list[Item]]:
+    """The items of each concept of the table, in its order."""
     rows = rows.assign(letter=rows["letter"].fillna("") if "letter" in rows else "")
     two = rows.groupby(["concept", "item"])["letter"].nunique()
     raise_if_any(
@@ -173,14 +205,13 @@ def _facts(rows: pd.DataFrame, models: Mapping[str, Model]) -> xr.Dataset:
         ],
         what="the items of the table",
     )
-    items = {
+    return {
         str(concept): [
             Item(str(item), str(letter))
             for item, letter in zip(of["item"], of["letter"], strict=True)
         ]
         for concept, of in rows.drop_duplicates(["concept", "item"]).groupby("concept", sort=False)
     }
-    return facts_of(sorted((models[name] for name in names), key=lambda m: m.n_params), items)
 
 
 def _placed(rows: pd.DataFrame, facts: xr.Dataset) -> pd.DataFrame:
@@ -203,32 +234,35 @@ def _placed(rows: pd.DataFrame, facts: xr.Dataset) -> pd.DataFrame:
     )
     table = _unsteered_for_every(table, "direction", PAIR)
     given = table["direction"] if "direction" in table else pd.Series("", table.index)
-    own = given.isna() | (given == "") | (given == table["concept"])
+    own = given.isna() | given.isin(["", OWN])
+    if not (given == OWN).any():
+        own |= given == table["concept"]
     table["direction"] = given.mask(own, "")
     table = _unsteered_for_every(table, "layer", [*PAIR, "direction"])
     table["family"] = table["direction"].map(family_of)
-    if "layer" in table and (unplaced := int(table["layer"].isna().sum())) < len(table):
-        raise_if_any(
-            [f"{unplaced} steered row(s) have no layer, though others have one"][:unplaced],
-            what="the layers of the table",
-        )
-        between = sorted(set(table["layer"][table["layer"] % 1 != 0]))
-        raise_if_any(
-            [f"layer {layer:g} is not a whole number" for layer in between],
-            what="the layers of the table",
-        )
-        table["layer"] = table["layer"].astype("int64")
+    if "layer" in table:
+        raise_if_any(_layer_problems(table.dropna(subset="value")), what="the layers of the table")
     if "repeat" in table:
         labels = [c for c in table if c not in ("item", "repeat", "value")]
         return table.groupby(labels, dropna=False, as_index=False)["value"].mean()
     return table.drop(columns="item")
 
 
+def _layer_problems(table: pd.DataFrame) -> list[str]:
+    """Lines on families of which only some rows have a layer, and on layers between blocks."""
+    unplaced = table["layer"].isna().groupby(table["family"]).agg(["sum", "all"])
+    some = int(unplaced["sum"][~unplaced["all"]].sum())
+    problems = [f"{some} steered row(s) have no layer, though others have one"] if some else []
+    between = table["layer"].dropna().loc[lambda layer: layer % 1 != 0].unique()
+    return problems + [f"layer {layer:g} is not a whole number" for layer in sorted(between)]
+
+
 def _unsteered_for_every(table: pd.DataFrame, column: str, of: list[str]) -> pd.DataFrame:
     """The table with each unsteered row that leaves `column` empty repeated for all its labels.
 
-    The labels are those of rows alike in the columns `of`. The row itself is kept if there are also
-    steered rows without a label: rows of the concept's own vector have no direction.
+    The labels are those of rows alike in the columns `of`, except where the item has an unsteered
+    row of its own. The row itself is kept if there are also steered rows without a label: rows of
+    the concept's own vector have no direction.
     """
     if column not in table:
         return table
@@ -238,12 +272,17 @@ def _unsteered_for_every(table: pd.DataFrame, column: str, of: list[str]) -> pd.
     labels = table[~empty][[*of, column]].drop_duplicates()
     stays = places.isin(places[empty & ~unsteered]) | ~places.isin(places[~empty])
     repeated = table[unsteered].drop(columns=column).merge(labels, on=of)
+    at = [*of, column, "sample"]
+    given = table.loc[~empty & (table["strength"] == UNSTEERED_STRENGTH), at]
+    repeated = repeated[
+        ~pd.MultiIndex.from_frame(repeated[at]).isin(pd.MultiIndex.from_frame(given))
+    ]
     return pd.concat([table[~unsteered | stays], repeated], ignore_index=True)
 
 
 def _attributes(source: str) -> dict[str, Any]:
     """Attributes of a cube that is made from a table alone."""
-    unknown = dict.fromkeys(GIVEN_ATTRIBUTES, "not recorded")
+    unknown = dict.fromkeys(GIVEN_ATTRIBUTES, UNKNOWN)
     return {
         **CONTRACT,
         **unknown,

@@ -12,6 +12,7 @@ from steercube.contract import (
     PLACE,
     RESPONSE_VARIABLES,
     RESPONSES,
+    UNKNOWN,
     VECTOR_VARIABLES,
     VECTORS,
     measure_name,
@@ -174,7 +175,9 @@ def merged_attrs(cubes: Sequence[Cube]) -> tuple[dict[str, Any], list[str]]:
     known = [_inputs(cube) for cube in cubes]
     for at, cube in enumerate(cubes):
         for name, value in cube.attrs.items():
-            if isinstance(merged.get(name), str) and isinstance(value, str):
+            if UNKNOWN in (value, merged.get(name)):
+                merged[name] = merged.get(name, value) if value == UNKNOWN else value
+            elif isinstance(merged.get(name), str) and isinstance(value, str):
                 lines = dict.fromkeys([*merged[name].split("\n"), *value.split("\n")])
                 merged[name] = "\n".join(lines)
             else:
@@ -200,6 +203,7 @@ def _attributes_that_differ(left: Cube, right: Cube) -> list[str]:
         f"{name!r} is {left.attrs[name]!r} in one and {right.attrs[name]!r} in the other"
         for name in (*ALIKE, *(ALIKE_OF_A_MODEL if same_model else ()))
         if name in left.attrs and name in right.attrs
+        if UNKNOWN not in (left.attrs[name], right.attrs[name])
         if not _alike(left.attrs[name], right.attrs[name])
     ]
 

@@ -5,13 +5,19 @@ from collections.abc import Iterator
 import numpy as np
 import xarray as xr
 
-from steercube.contract import RESPONSES, SCORED_LETTERS, STATUS, UNSTEERED_STRENGTH, measure_name
+from steercube.contract import (
+    RESPONSES,
+    SCORED_LETTERS,
+    STATUS,
+    UNKNOWN,
+    UNSTEERED_STRENGTH,
+    measure_name,
+)
 from steercube.cube import Cube, as_cube, name_cells, status_of
 from steercube.measures import LOGIT_DIFF, Measure
 
 HOW = ("positions_steered", "layer_convention")
 """Attributes that say how a cube was collected."""
-UNKNOWN = "not recorded"
 
 
 def _width(facts: xr.Dataset) -> int:
