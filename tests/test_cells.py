@@ -2,6 +2,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 import xarray as xr
 from builders import grid_beside, make_cube, with_controls
@@ -13,6 +14,8 @@ from steercube.cells import (
     ESTIMAND_UNITS,
     NEEDED,
     REASONS,
+    RECORDS,
+    TABLES,
     Cells,
     as_cells,
     cells_of,
@@ -20,11 +23,13 @@ from steercube.cells import (
     compare_cells,
     groups_of,
     open_cells,
+    record_table,
     save_cells,
     summarise_cells,
     unrecorded_estimands,
     with_every_estimand,
 )
+from steercube.contract import MODEL_VARIABLES, NAMES_OF_TABLES
 from steercube.cube import Cube, check_cube, save_cube
 from steercube.measures import Measure
 
@@ -280,3 +285,78 @@ def test_a_cube_is_no_cells(cube: xr.Dataset, tmp_path: Path) -> None:
     save_cube(cube, tmp_path / "cube.nc")
     with pytest.raises(ValueError, match=r"cube\.nc breaks (?s:.*)'cells_version' is missing"):
         open_cells(tmp_path / "cube.nc")
+
+
+# Records
+
+
+@pytest.fixture
+def recorded(several: Cells) -> Cells:
+    """Cells with a row in each table of records, its names those that the contract gives."""
+    tables = {}
+    for path, variables in RECORDS.items():
+        row = {name: "" if v.kind == "U" else 0.0 for name, v in variables.items()}
+        row |= dict.fromkeys(("model",), "large")
+        row |= {name: "A" for name in ("read_as", "read_as_other") if name in variables}
+        tables[path] = record_table(path, pd.DataFrame([row]))
+    return several.with_tables(tables)
+
+
+def test_records_come_back_from_a_file_whole(recorded: Cells, tmp_path: Path) -> None:
+    save_cells(recorded, tmp_path / "a.cells.nc")
+    opened = open_cells(tmp_path / "a.cells.nc")
+    for path, variables in RECORDS.items():
+        assert set(opened[path].data_vars) == set(variables)
+    assert compare_cells(opened, recorded, rtol=0, atol=0) == []
+
+
+@pytest.mark.parametrize(
+    ("path", "name", "value", "said"),
+    [
+        ("changes", "n_rise", np.nan, "'n_rise' is missing in 1 row"),
+        ("changes", "n_fall", -1.0, "'n_fall' .*-1"),
+        ("changes", "change_high", 1.5, "'change_high' .*1.5"),
+        ("changes", "model", "nobody", "'model' holds 'nobody'; there are "),
+        ("readers", "read_as", "Q", "'read_as' holds 'Q'; there are A, B, none"),
+        ("answer_models", "n_items", np.nan, "'n_items' is missing"),
+    ],
+)
+def test_records_that_mean_nothing_are_refused(
+    path: str, name: str, value: object, said: str, recorded: Cells
+) -> None:
+    table = recorded[path].copy(deep=True)
+    table[name] = (table[name].dims, np.array([value]))
+    with pytest.raises(ValueError, match=said):
+        check_cells(recorded.with_tables({path: table}))
+
+
+def test_records_and_families_that_are_lost_are_named(recorded: Cells) -> None:
+    family = recorded["logit_diff/random"]
+    whole = recorded.with_tables({"right/kind": family})
+    kept = {path: whole[path] for path in whole if path not in ("changes", "right/kind")}
+    lines = compare_cells(Cells(kept, whole.attrs), whole)
+    assert "changes: only in the old cells" in lines
+    assert "right/kind: only in the old cells" in lines
+    changed = family.assign(other_estimate=family["other_estimate"] + 1)
+    (line,) = compare_cells(whole.with_tables({"right/kind": changed}), whole)
+    assert line.startswith("right/kind: other_estimate: ")
+    twice = xr.concat([recorded["changes"]] * 2, "changes")
+    (line,) = compare_cells(recorded.with_tables({"changes": twice}), recorded)
+    assert line == "changes: 2 rows now, 1 before"
+
+
+def test_no_measure_can_be_called_as_a_table_is() -> None:
+    assert {*TABLES, *RECORDS} <= NAMES_OF_TABLES
+
+
+def test_a_view_has_one_set_of_strengths(several: Cells) -> None:
+    """A measure with fewer strengths than another table is compared at its own."""
+    table = several["judged"].reindex(strength=[-2.0, 2.0], strength_other=[-2.0, 2.0])
+    more = xr.Dataset(
+        {"n_responses": (("model", "concept", "layer", "strength"), np.ones((1, 1, 1, 3)))},
+        {"model": ["large"], "concept": ["honesty"], "layer": [4], "strength": [-2.0, 0.0, 2.0]},
+    )
+    more = more.assign_coords({name: table[name] for name in MODEL_VARIABLES})
+    check_cells(several.with_tables({"generation": more}))
+    view = several.with_tables({"generation": more}).view("judged")
+    assert view["strength_other"].values.tolist() == [-2.0, 0.0, 2.0]

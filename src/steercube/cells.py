@@ -248,6 +248,11 @@ CURVE_VARIABLES = {
         "best_response_null": "its expectation with +1 and -1 exchanged for random items",
         "best_response_p": "share of such exchanges that reach it",
         "best_response_split_half": "selected on half of the items, estimated on the other half",
+        "best_response_error": "error of the largest delta over items",
+        "item_r": "r over items, within letters, of the logits' shift with the answers' change",
+        "item_r_layer": "layer with the largest delta of the logits over the items with responses",
+        "n_items_both": "items whose answers at both strengths are valid there",
+        "n_items_changed": "of these, items whose answer changes",
     }.items()
 }
 DISTINCT_RESPONSES = "n_distinct_responses"
@@ -355,6 +360,92 @@ PROVENANCE = ("history", "layer_convention", "positions_steered", "read_token", 
 """Attributes copied from the cube, where it has them."""
 
 
+CHANGES, READERS, ANSWER_MODELS = "changes", "readers", "answer_models"
+_TEXTS = {
+    "measure": "the measure",
+    "outcome": "whether answers are valid, or whether valid ones match",
+    "reading": "who read the answers; empty where nobody had to",
+    "concept": "the items that were asked",
+    "direction": "the vector that was added; empty for the concept's own",
+    "model": "the model",
+}
+CHANGE_VARIABLES = {
+    name: Variable((CHANGES,), "U", meaning) for name, meaning in _TEXTS.items()
+} | {
+    name: Variable((CHANGES,), "f", meaning, units)
+    for name, (meaning, units) in {
+        "layer": ("steered layer; -1 where it is not recorded", ""),
+        "low_strength": ("strength from which the rate changes", "1"),
+        "high_strength": ("strength to which it changes", "1"),
+        "n_items": ("items with an answer that counts", "1"),
+        "n_low": ("answers that count at the low strength, an item's repeats as one", "1"),
+        "n_high": ("the same at the high strength", "1"),
+        "n_pairs": ("items with answers that count at both", "1"),
+        "n_rise": ("of these, those that match more at the high strength", "1"),
+        "n_fall": ("those that match less", "1"),
+        "rate_low": ("rate at the low strength", "1"),
+        "rate_high": ("rate at the high strength", "1"),
+        "change": ("rate at the high strength minus that at the low one", "1"),
+        "change_of_pairs": ("change on the items with answers at both alone", "1"),
+        "change_low": ("lower end of its interval over items", "1"),
+        "change_high": ("upper end of its interval over items", "1"),
+        "shared_variance": (
+            "mean covariance over items with other models' changes, without layers",
+            "1",
+        ),
+    }.items()
+}
+"""Changes of the rates of binary measures, one after the other: `per_cell.changes`."""
+READER_VARIABLES = {
+    name: Variable((READERS,), "U", meaning)
+    for name, meaning in {
+        **{name: _TEXTS[name] for name in ("model", "concept", "direction")},
+        "reading": "one reader",
+        "reading_other": "another reader of the same answers",
+        "letter": "letter of the matching answer",
+        "read_as": "letter that the one read, or none",
+        "read_as_other": "letter that the other read, or none",
+    }.items()
+} | {
+    name: Variable((READERS,), "f", meaning, "1")
+    for name, meaning in {
+        "n": "answers that were read so",
+        "n_items": "items that all answers of this model, concept and direction are to",
+    }.items()
+}
+"""Confusion matrices of any two readers of the same answers: `per_cell.readers`."""
+ANSWER_MODEL_VARIABLES = {
+    name: Variable((ANSWER_MODELS,), "U", meaning)
+    for name, meaning in {
+        **{name: _TEXTS[name] for name in ("model", "concept", "outcome")},
+        "reason": "why there is no fit",
+    }.items()
+} | {
+    name: Variable((ANSWER_MODELS,), "f", meaning, "1")
+    for name, meaning in {
+        **{"first_layer": "first layer of the fit", "last_layer": "last layer of the fit"},
+        **{"n_fitted_layers": "how many these are", "n_items": "its items"},
+        "log_odds_ratio": "log odds ratio of the strengths for an item of no change of its own",
+        "log_odds_ratio_low": "lower end of its interval over items",
+        "log_odds_ratio_high": "upper end of its interval over items",
+        "average_change": "change of the rate over items, by the model",
+        "average_change_low": "lower end of its interval over items",
+        "average_change_high": "upper end of its interval over items",
+        "sd_item": "sd of items, log odds",
+        "sd_item_change": "sd of items' changes, log odds",
+        "change": "change of the rate at these layers, as counted",
+        "change_low": "lower end of its interval over items, these layers taken as repeats",
+        "change_high": "upper end of its interval over items",
+    }.items()
+}
+"""Binomial mixed models of the answers near the best layer: `per_cell.answer_model`."""
+RECORDS = {
+    CHANGES: CHANGE_VARIABLES,
+    READERS: READER_VARIABLES,
+    ANSWER_MODELS: ANSWER_MODEL_VARIABLES,
+}
+"""Tables of records, which a view does not hold, and their variables."""
+
 GENERATION, ITEM_FITTED = "generation", "item_fits"
 TABLES: dict[str, Mapping[str, Variable]] = {
     GENERATION: GENERATION_VARIABLES | CURVE_VARIABLES | READING_VARIABLES,
@@ -385,7 +476,8 @@ class Cells(Grids):
     @property
     def measures(self) -> list[str]:
         """Names of the measures with cells of the concepts' own vectors, `logit_diff` first."""
-        names = [path for path in self if path not in TABLES and "/" not in path]
+        tables = {*TABLES, *RECORDS}
+        names = [path for path in self if path not in tables and "/" not in path]
         return sorted(names, key=lambda name: (name != LOGIT_DIFF.name, name))
 
     @cached_property
@@ -417,6 +509,8 @@ class Cells(Grids):
         labels["model"] = [m for m in self.facts["model"].values if m in set(labels["model"])]
         if "model_other" in labels:
             labels["model_other"] = labels["model"]
+        if "strength_other" in labels:
+            labels["strength_other"] = labels["strength"]
         if others:
             labels["direction"] = [d for ds in others for d in ds["direction"].values]
         whole = xr.Dataset(coords=labels).assign_attrs(self.attrs)
@@ -556,12 +650,47 @@ def check_cells(cells: Cells | xr.Dataset, *, what: str = "the cells") -> None:
 
 def _table_problems(path: str, cells: Cells) -> list[str]:
     """Violations of one table that would keep `view` from working: names, dims and kinds."""
+    if path in RECORDS:
+        lines = structure_violations(cells[path], RECORDS[path], index_dims={})
+        return lines or _record_problems(cells[path], RECORDS[path], cells.facts["model"].values)
     table = _side_by_side(cells[path])
     held = {name: replace(v, required=False) for name, v in VARIABLES.items() if name in table}
     if path in cells.measures:
         held |= {"estimate": VARIABLES["estimate"]}
     kinds = {dim: LABEL_KINDS[dim] for dim in CELL if dim in table.dims}
     return structure_violations(table, held, index_dims=kinds)
+
+
+COUNTS = ("n", "n_items", "n_low", "n_high", "n_pairs", "n_rise", "n_fall")
+WITHIN = {
+    **dict.fromkeys(COUNTS, (0.0, np.inf)),
+    **dict.fromkeys(("rate_low", "rate_high"), (0.0, 1.0)),
+    **dict.fromkeys(("change", "change_low", "change_high"), (-1.0, 1.0)),
+}
+"""Smallest and largest value of numbers in a table of records."""
+NEVER_MISSING = ("layer", "low_strength", "high_strength", "n", "n_items", "n_rise", "n_fall")
+
+
+def _record_problems(
+    table: xr.Dataset, variables: Mapping[str, Variable], models: np.ndarray
+) -> list[str]:
+    """Missing numbers, numbers out of bounds and labels that mean nothing in a table of records."""
+    problems = [
+        f"{name!r} is missing in {n} row(s)"
+        for name in NEVER_MISSING
+        if name in variables and (n := int(table[name].isnull().sum()))
+    ]
+    problems += out_of_bounds(
+        (table[name], low - ROUNDING, high + ROUNDING)
+        for name, (low, high) in WITHIN.items()
+        if name in variables
+    )
+    letters = set(LETTERS_READ)
+    known = {"model": set(map(str, models)), "read_as": letters, "read_as_other": letters}
+    for name, labels in known.items():
+        if name in variables and (strays := sorted(set(map(str, table[name].values)) - labels)):
+            problems.append(f"{name!r} holds {strays[0]!r}; there are {', '.join(sorted(labels))}")
+    return problems
 
 
 def _view_problems(view: xr.Dataset) -> list[str]:
@@ -667,7 +796,9 @@ def groups_of(cells: Cells) -> dict[str, xr.Dataset]:
     """The groups of a file of cells: facts and attributes in the root, and one for each table."""
     facts = [*MODEL_VARIABLES, "depth"]
     tables = {
-        path: table.drop_vars(facts, errors="ignore").drop_attrs(deep=False)
+        path: table.drop_vars([] if path in RECORDS else facts, errors="ignore").drop_attrs(
+            deep=False
+        )
         for path, table in cells.items()
     }
     return {netcdf.ROOT: cells.facts.assign_attrs(cells.attrs), **tables}
@@ -749,11 +880,30 @@ def compare_cells(
         f"{measure}: only in the {'new' if measure in new else 'old'} cells"
         for measure in sorted(set(new.measures) ^ set(old.measures))
     ]
+    for path in RECORDS:
+        if path in new or path in old:
+            lines += [f"{path}: {line}" for line in _compare_records(new, old, path, rtol, atol)]
+    shown = {*new.measures} & {*old.measures}
+    for path in sorted({p for cells in (new, old) for p in cells if "/" in p}):
+        if path not in new or path not in old:
+            lines.append(f"{path}: only in the {'new' if path in new else 'old'} cells")
+        elif path.partition("/")[0] not in shown:
+            found = _compare_views(new[path], old[path], rtol=rtol, atol=atol)
+            lines += [f"{path}: {line}" for line in found]
     for measure in new.measures:
         if measure in old:
             found = _compare_views(new.view(measure), old.view(measure), rtol=rtol, atol=atol)
             lines += [f"{measure}: {line}" if len(new.measures) > 1 else line for line in found]
     return lines
+
+
+def _compare_records(new: Cells, old: Cells, path: str, rtol: float, atol: float) -> list[str]:
+    if not (path in new and path in old):
+        return [f"only in the {'new' if path in new else 'old'} cells"]
+    n_new, n_old = (len(cells[path][path]) for cells in (new, old))
+    if n_new != n_old:
+        return [f"{n_new} rows now, {n_old} before"]
+    return _compare_views(new[path], old[path], rtol=rtol, atol=atol)
 
 
 def _compare_views(new: xr.Dataset, old: xr.Dataset, *, rtol: float, atol: float) -> list[str]:
@@ -798,6 +948,28 @@ def summarise_cells(cells: Cells | xr.Dataset) -> str:
     for path in families:
         lines.append(f"  {path}: {len(directions_of(cells[path], path))} direction(s)")
     return "\n".join(lines)
+
+
+def record_table(path: str, rows: pd.DataFrame) -> xr.Dataset:
+    """The rows of a table in RECORDS as a Dataset, its texts and numbers as the contract says."""
+    return xr.Dataset(
+        {
+            name: (
+                variable.dims,
+                rows[name].to_numpy(dtype=str if variable.kind == "U" else float),
+                variable.attrs,
+            )
+            for name, variable in RECORDS[path].items()
+        }
+    )
+
+
+def samples_sha256(cells: Cells, measure: str) -> str:
+    """SHA-256 of the means and sds of a measure's samples, whatever else the cells hold."""
+    table = cells[measure]
+    order = (*CELL, "strength")
+    values = {name: (order, table[name].transpose(*order).values) for name in ("mean", "sd")}
+    return netcdf.digest(xr.Dataset(values, {dim: table[dim].values for dim in order}))
 
 
 def directions_of(table: xr.Dataset, path: str) -> list[str]:

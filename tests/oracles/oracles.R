@@ -182,6 +182,36 @@ fisher <- lapply(data$fisher$z, function(z) {
   })
 })
 
+# ---- answers -------------------------------------------------------------------------------------
+
+# The covariance is from the Hessian over sds and coefficients, glmer's default.
+of_glmer <- glmerControl(
+  optimizer = "bobyqa", optCtrl = list(rhobeg = 0.2, rhoend = 1e-9), tolPwrss = 1e-13
+)
+answers <- lapply(data$answers, function(counts) {
+  size <- dim(counts$trials)
+  rows <- expand.grid(
+    h = c(-0.5, 0.5), layer = factor(seq_len(size[2])), item = factor(seq_len(size[3]))
+  )
+  rows$success <- as.vector(counts$successes)
+  rows$failure <- as.vector(counts$trials) - rows$success
+  rows <- rows[rows$success + rows$failure > 0, ]
+  model <- cbind(success, failure) ~ h + (1 | item) + (0 + h | item)
+  if (size[2] > 1) {
+    contrasts(rows$layer) <- contr.sum(size[2])
+    model <- update(model, . ~ . + layer)
+  }
+  fit <- glmer(model, rows, family = binomial, nAGQ = 1, control = of_glmer)
+  fixed <- fixef(fit)
+  of_layers <- unname(fixed[-(1:2)])
+  list(
+    intercept = fixed[[1]], beta = fixed[["h"]], se = sqrt(as.matrix(vcov(fit))["h", "h"]),
+    layers = I(c(of_layers, -sum(of_layers))),
+    sd_item = sd_of(fit, "item"), sd_item_change = sd_of(fit, "item.1", "h"),
+    log_likelihood = as.numeric(logLik(fit)), n_rows = nobs(fit)
+  )
+})
+
 # --------------------------------------------------------------------------------------------------
 
 versions <- c(
@@ -192,6 +222,7 @@ found <- list(
   versions = as.list(versions), data_md5 = unname(tools::md5sum(file.path(folder, "data.json"))),
   level = LEVEL, known_errors = known_errors, no_errors = no_errors,
   unequal = unequal, slopes = slopes_by_lmer(), slopes_known_errors = slopes_by_metafor(),
-  groups = groups, held = held, fisher = fisher
+  groups = groups, held = held, fisher = fisher,
+  answers = answers
 )
 write_json(found, file.path(folder, "oracles.json"), digits = NA, auto_unbox = TRUE, pretty = TRUE)

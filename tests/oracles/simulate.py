@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 DATA = Path(__file__).with_name("data.json")
-SEED = 7
+SEED, SEED_OF_ANSWERS = 7, 14
 DECIMALS = 5
 N_MODELS, N_CONCEPTS = 8, 6
 NOT_RUN = ((0, 2), (3, 5), (4, 0), (6, 2), (7, 4))
@@ -21,7 +21,8 @@ NOT_RUN = ((0, 2), (3, 5), (4, 0), (6, 2), (7, 4))
 def simulate() -> dict[str, Any]:
     """Every data set by name, rounded to DECIMALS."""
     rng = np.random.default_rng(SEED)
-    return {"cells": _cells(rng), "groups": _groups(rng), "held": _held(rng), "fisher": _fisher()}
+    drawn = {"cells": _cells(rng), "groups": _groups(rng), "held": _held(rng), "fisher": _fisher()}
+    return drawn | {"answers": _answers(np.random.default_rng(SEED_OF_ANSWERS))}
 
 
 def _cells(rng: np.random.Generator) -> dict[str, Any]:
@@ -91,6 +92,28 @@ def _fisher() -> dict[str, Any]:
         "error": error.tolist(),
         "z": {"unlike": _rounded(unlike).tolist(), "alike": _rounded(alike).tolist()},
     }
+
+
+def _answers(rng: np.random.Generator) -> dict[str, Any]:
+    """Successes of trials of items at layers and two strengths, dims (strength, layer, item).
+
+    `one` has one answer at each of five layers, `repeats` three of fewer items at one layer, some
+    without a valid answer, and in `alike` no item changes otherwise than the rest.
+    """
+    return {
+        "one": _counts(rng, sd_change=1.2, trials=np.ones((2, 5, 60), int)),
+        "repeats": _counts(rng, sd_change=1.5, trials=rng.integers(0, 4, (2, 1, 40))),
+        "alike": _counts(rng, sd_change=0.0, trials=np.full((2, 3, 40), 2)),
+    }
+
+
+def _counts(rng: np.random.Generator, *, sd_change: float, trials: np.ndarray) -> dict[str, Any]:
+    high = np.array([-0.5, 0.5])[:, None, None]
+    u, w = rng.normal(size=(2, trials.shape[2]))
+    of_layers = np.linspace(-0.5, 0.5, trials.shape[1])[:, None] if trials.shape[1] > 1 else 0.0
+    predictor = 0.6 + 0.9 * high + of_layers + 1.3 * u + sd_change * w * high
+    successes = rng.binomial(trials, 1 / (1 + np.exp(-predictor)))
+    return {"successes": successes.tolist(), "trials": trials.tolist()}
 
 
 def _rounded(values: np.ndarray) -> np.ndarray:
