@@ -155,9 +155,9 @@ def build(session: nox.Session) -> None:
 
 @nox.session(name="import-study")
 def import_study(session: nox.Session) -> None:
-    """The published study to data/qwen3.nc, fetched (25 MB) or `-- --from FOLDER` (10 s)."""
+    """The published study to data/qwen3.nc, fetched (86 MB) or `-- --from FOLDER` (15 s)."""
     install(session)
-    session.run("steercube", "import-study", *session.posargs)
+    session.run("steercube", "import-study", "--capability", *session.posargs)
 
 
 def collect(session: nox.Session, model: str) -> None:

@@ -12,7 +12,16 @@ COLLECTING = {"torch", "transformers", "accelerate", "gguf"}
 STAGES = [
     *("words", "schema", "numerals", "streams", "progress", "netcdf", "measures", "contract"),
     *("labels", "cube", "merging", "summary", "replacing", "from_table", "answers"),
-    *("concepts", "concept_rows", "models", "published_study", "collect", "cells"),
+    *(
+        "concepts",
+        "concept_rows",
+        "responses",
+        "models",
+        "published_capability",
+        "published_study",
+        "collect",
+        "cells",
+    ),
     *("version_1", "contrast", "estimate"),
     *("analysis", "report", "analyze", "files", "notebook", "accessor"),
     *("reproduce", "cli", "__main__"),
@@ -24,7 +33,7 @@ WHEN_ASKED = {
 }
 """What is imported inside a function: to print a cube, to open a file of version 1, or for the
 statistics of what one holds (`.steercube`)."""
-EVERY_FUNCTION = {"collect", "concept_rows", "files", "notebook", "accessor"}
+EVERY_FUNCTION = {"collect", "concept_rows", "files", "notebook", "responses", "accessor"}
 """Where the functions of `import steercube` are."""
 
 

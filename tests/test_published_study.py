@@ -131,7 +131,7 @@ def test_responses_are_checked(tmp_path: Path) -> None:
 
 def test_the_registry_pins_every_published_file() -> None:
     known = registry()
-    assert len(known) == 67
+    assert len(known) == 67 + 54
     assert all(len(sha) == 64 for sha in known.values())
     assert len(needed()) == 61
 

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from steercube.collect.plan import Plan
     from steercube.concepts import Concept
     from steercube.contrast import Contrast
+    from steercube.measures import Measure
     from steercube.models import Entry
 
 STARTED = "STEERCUBE_STARTED"
@@ -39,7 +40,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """
     words = sys.argv[1:] if arguments is None else arguments
     options = parsed(words)
-    options.words = list(words)
+    options.given = list(words)
     _escape_unprintable()
     try:
         with _terminable():
@@ -235,8 +236,8 @@ def _parsers() -> tuple[argparse.ArgumentParser, Mapping[str, argparse.ArgumentP
         "--only",
         metavar="PART",
         action="append",
-        help="coverage (of the training effect), sbc (ranks in the posterior) or operating (every "
-        "other statistic); may be given more than once (default: all)",
+        help="coverage (of the training effect), sbc (ranks in the posterior), operating (every "
+        "other statistic), grades or answers; may be given more than once (default: all)",
     )
     calibrated.set_defaults(run=_calibrate)
 
@@ -250,12 +251,18 @@ def _parsers() -> tuple[argparse.ArgumentParser, Mapping[str, argparse.ArgumentP
         help="folder laid out as the study's repository (default: $STEERCUBE_STUDY_DIR, else "
         "fetch the pinned files)",
     )
+    imported.add_argument(
+        "--capability",
+        action="store_true",
+        help="with the runs on GSM8K, TriviaQA and other behaviours' items (60 MB more)",
+    )
     imported.add_argument("--models", default=MODELS, help="facts about the models")
     imported.add_argument("--out", default="data/qwen3.nc", help="cube to write")
     imported.set_defaults(run=_import_study)
 
     _add_collect(commands)
     _add_add_measure(commands)
+    of_responses = _add_responses(commands)
 
     consolidated = commands.add_parser(
         "consolidate", help="write the cube of all finished shards, if no collector is running"
@@ -277,7 +284,7 @@ def _parsers() -> tuple[argparse.ArgumentParser, Mapping[str, argparse.ArgumentP
     show = commands.add_parser("show", help="what a cube or a cells file holds")
     show.add_argument("file")
     show.set_defaults(run=_show)
-    by_name: Mapping[str, argparse.ArgumentParser] = commands.choices
+    by_name: Mapping[str, argparse.ArgumentParser] = {**commands.choices, **of_responses}
     for command in by_name.values():
         # Accept --debug after the command too, where most people write it.
         command.add_argument(
@@ -394,13 +401,44 @@ def _add_add_measure(commands: Any) -> None:
     add("--to", metavar="CUBE", help="the cube that has the models and items (default: none)")
     add("--out", required=True, help="the cube to write")
     add("--models", default=MODELS, help="facts of the models, where there is no --to")
+    _add_record(command)
+    command.set_defaults(run=_add_measure)
+
+
+def _add_record(command: argparse.ArgumentParser) -> None:
+    """The options that are the record of a measure."""
+    add = command.add_argument
     add("--kind", help="continuous (default), or binary: 0 or 1, or a share of repeats")
     add("--units", help="of the values (default: 1)")
     add("--words", help="what is measured, for a sentence")
     add("--toward", help="what a larger value means")
     add("--layer-by", help="the measure whose effect selects the layer (default: its own)")
     add("--compare", type=_strengths, metavar="LOW:HIGH", help="as of analyze (default: -1:1)")
-    command.set_defaults(run=_add_measure)
+
+
+def _add_responses(commands: Any) -> dict[str, argparse.ArgumentParser]:
+    """The commands on responses, by their two words."""
+    both = commands.add_parser(
+        "responses", help="responses of a cube to a file for a judge, and scores back as a measure"
+    ).add_subparsers(required=True, dest="command", metavar="export|import")
+    export = both.add_parser("export", help="write every response to a JSONL file, one a line")
+    export.add_argument("cube")
+    export.add_argument("--out", required=True, help="the .jsonl file to write")
+    export.add_argument(
+        "--blind", action="store_true", help="without labels, in an order that says nothing"
+    )
+    export.set_defaults(run=_export_responses, command="responses export")
+
+    scored = both.add_parser("import", help="make scores of the responses a measure of the cube")
+    add = scored.add_argument
+    add("scores", help="a JSONL file with key, text_sha256 or text, and value (null: no score)")
+    add("--name", required=True, help="the measure, such as judge_score")
+    add("--to", metavar="CUBE", required=True, help="the cube that the responses are of")
+    add("--out", required=True, help="the cube to write")
+    add("--column", default="value", help="the one that holds the score (default: value)")
+    _add_record(scored)
+    scored.set_defaults(run=_import_scores, command="responses import")
+    return {"responses export": export, "responses import": scored}
 
 
 def _numbers(text: str) -> tuple[float, ...]:
@@ -472,12 +510,13 @@ def _calibrate(options: argparse.Namespace) -> None:
 def _import_study(options: argparse.Namespace) -> None:
     from steercube.cube import save_cube
     from steercube.models import read_facts
-    from steercube.published_study import study_cube, study_files
+    from steercube.published_study import needed, study_cube, study_files
     from steercube.replacing import require_no_loss
 
     _require_folder_of(options.out)
     models = read_facts(options.models)
-    paths = study_files(options.folder or None)
+    wanted = needed(capability=options.capability)
+    paths = study_files(options.folder or None, paths=wanted)
     cube = study_cube(paths, models)
     require_no_loss(Path(options.out), cube)
     save_cube(cube, options.out)
@@ -505,7 +544,7 @@ def _collect(options: argparse.Namespace) -> None:
     if options.parallel and "RANK" not in os.environ:
         n_processes, parallel, device_map = _processes(options, entry)
         if n_processes > 1:
-            _start(n_processes, parallel, options.words)
+            _start(n_processes, parallel, options.given)
         options.parallel = None
         entry = replace(entry, weights=replace(entry.weights, device_map=device_map))
     rank = Rank.of_environment(_group_size(options))
@@ -729,20 +768,47 @@ def _require_folder_of(out: str) -> None:
 def _add_measure(options: argparse.Namespace) -> None:
     from steercube.cube import open_cube, save_cube
     from steercube.from_table import measure_cube, read_rows
-    from steercube.measures import Measure
     from steercube.models import read_facts
     from steercube.replacing import require_no_loss
-    from steercube.schema import name_violations, raise_if_any
 
     _require_folder_of(options.out)
-    raise_if_any(name_violations("measure", [options.name]), what="--name")
-    record = ("kind", "units", "words", "toward", "layer_by", "compare")
-    given = {name: getattr(options, name) for name in record}
-    measure = Measure(options.name, **{k: v for k, v in given.items() if v is not None})
+    measure = _measure(options)
     beside = open_cube(options.to) if options.to else None
     models = {} if beside else read_facts(options.models)
     rows = read_rows(options.table)
     cube = measure_cube(rows, measure, beside=beside, models=models, source=options.table)
+    require_no_loss(Path(options.out), cube)
+    save_cube(cube, options.out)
+    print(f"wrote {options.out}\n\n{cube}")
+
+
+def _measure(options: argparse.Namespace) -> "Measure":
+    """The record of a measure that the options give."""
+    from steercube.measures import Measure
+    from steercube.schema import name_violations, raise_if_any
+
+    raise_if_any(name_violations("measure", [options.name]), what="--name")
+    record = ("kind", "units", "words", "toward", "layer_by", "compare")
+    given = {name: getattr(options, name) for name in record}
+    return Measure(options.name, **{k: v for k, v in given.items() if v is not None})
+
+
+def _export_responses(options: argparse.Namespace) -> None:
+    from steercube.cube import open_cube
+    from steercube.responses import export_responses
+
+    n = export_responses(open_cube(options.cube), options.out, blind=options.blind)
+    print(f"wrote {options.out}: {n:,} responses")
+
+
+def _import_scores(options: argparse.Namespace) -> None:
+    from steercube.cube import open_cube, save_cube
+    from steercube.replacing import require_no_loss
+    from steercube.responses import import_scores
+
+    _require_folder_of(options.out)
+    measure, beside = _measure(options), open_cube(options.to)
+    cube = import_scores(beside, options.scores, measure, column=options.column)
     require_no_loss(Path(options.out), cube)
     save_cube(cube, options.out)
     print(f"wrote {options.out}\n\n{cube}")

@@ -6,7 +6,7 @@ redistributed.
 
 import json
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from importlib.resources import files
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -17,7 +17,7 @@ import pooch
 import requests
 import xarray as xr
 
-from steercube import __version__
+from steercube import __version__, published_capability
 from steercube.answers import answer_of
 from steercube.concepts import Concept, Question
 from steercube.contract import CONTRACT, RESPONSE_VARIABLES, RESPONSES, SCORED_LETTERS, Item, Model
@@ -60,9 +60,17 @@ def registry() -> dict[str, str]:
     return dict(line.split() for line in text.splitlines())
 
 
-def needed() -> list[str]:
-    """Paths of the files that the cube is made from: all but the training pairs."""
-    return [path for path in registry() if not path.endswith("_contrastive_pairs.json")]
+def needed(*, capability: bool = False) -> list[str]:
+    """Paths of the files that the cube is made from: all but the training pairs.
+
+    With `capability` also those of the runs on GSM8K, TriviaQA and other behaviours' items.
+    """
+    return [
+        path
+        for path in registry()
+        if not path.endswith("_contrastive_pairs.json")
+        and (capability or not path.startswith(published_capability.FOLDER))
+    ]
 
 
 def concept_paths() -> list[str]:
@@ -131,7 +139,8 @@ def _files_in(folder: Path, wanted: Sequence[str]) -> dict[str, Path]:
 def study_cube(paths: Mapping[str, Path], models: Mapping[str, Model]) -> Cube:
     """The study's logit sweep, generation rates and responses as one cube.
 
-    Raises ValueError that lists the problems of the first file that has any.
+    Its capability runs are added if their files are among `paths`. Raises ValueError that lists the
+    problems of the first file that has any.
     """
     sweeps = _by_model_and_concept(paths, "results/logit_diff_sweep/*/*/*.csv")
     rates = _by_model_and_concept(paths, "results/layer_search/*/*/*.csv")
@@ -141,10 +150,17 @@ def study_cube(paths: Mapping[str, Path], models: Mapping[str, Model]) -> Cube:
         if PurePosixPath(path).match("results/results_100prompt/*/*/*.csv")
     }
     items = read_items(paths)
+    asked = {
+        run: published_capability.read_run(path, run)
+        for run, path in published_capability.runs(paths).items()
+    }
+    others, their_prompts = published_capability.new_items(asked.values(), items)
     names = {model for model, _ in sweeps} | {model for model, _ in rates}
+    names |= {run.model for run in asked}
     unknown = sorted(names - set(models))
     raise_if_any([f"model {name!r} has no entry" for name in unknown], what="the list of models")
-    facts = facts_of(sorted((models[name] for name in names), key=lambda m: m.n_params), items)
+    by_size = sorted((models[name] for name in names), key=lambda m: m.n_params)
+    facts = facts_of(by_size, items | others)
     prompts = _read_json(paths, CONCEPT_OF_RESPONSES, "eval_prompts")
     swept = [
         _sweep_rows(read_sweep(paths[path], models[model], items[concept]), model, concept)
@@ -160,15 +176,25 @@ def study_cube(paths: Mapping[str, Path], models: Mapping[str, Model]) -> Cube:
     ]
     every = pd.concat(read).assign(concept=CONCEPT_OF_RESPONSES)
     every = every.rename(columns={"prompt_idx": "sample", "generation": "text"})
+    texts = every.assign(direction="", repeat=0)
+    runs = [
+        published_capability.placed(frame, _prompts(paths, items) | their_prompts, what=str(run))
+        for run, frame in asked.items()
+    ]
+    if runs:
+        rows = pd.concat(runs)
+        texts = pd.concat([texts, published_capability.responses_of(rows)])
+    grids = published_capability.capability_grids(rows, facts) if runs else {}
     tables = {
         LOGIT_DIFF.name: grid_of(pd.concat(swept), LOGIT_DIFF, facts=facts),
         GENERATION_MATCH.name: grid_of(_both_readings(every), GENERATION_MATCH, facts=facts),
         GENERATION_RATE.name: grid_of(pd.concat(rated), GENERATION_RATE, facts=facts),
+        **grids,
         RESPONSES: xr.Dataset(
             {
-                name: ("response", every[name].to_numpy(), variable.attrs)
+                name: ("response", texts[name].to_numpy(), variable.attrs)
                 for name, variable in RESPONSE_VARIABLES.items()
-                if name in every
+                if name in texts
             }
         ),
     }
@@ -248,6 +274,14 @@ def _pairs(paths: Mapping[str, Path], concept: str) -> tuple[Question, ...]:
         )
         for index, entry in enumerate(_read_json(paths, concept, "contrastive_pairs"))
     )
+
+
+def _prompts(paths: Mapping[str, Path], concepts: Iterable[str]) -> dict[str, list[str]]:
+    """The evaluation prompts of each concept, in the order of `prompt_idx`."""
+    return {
+        concept: [entry["prompt"] for entry in _read_json(paths, concept, "eval_prompts")]
+        for concept in concepts
+    }
 
 
 def _letter(answer: str) -> str:
