@@ -15,6 +15,8 @@ from builders import ROOT, SIX_MODELS, make_cube, open_view, reduce_to_cells, st
 from steercube.analysis.conclusions.claims import read_ledger
 from steercube.analysis.conclusions.tables import conclude
 from steercube.analysis.over_models import leave_one_out
+from steercube.analysis.view import Study
+from steercube.cells import open_cells
 
 pytest_plugins = ["fault_ledger"]
 
@@ -110,10 +112,10 @@ def study_cells() -> xr.Dataset:
 
 
 @pytest.fixture(scope="session")
-def study_tables(study_cells: xr.Dataset, once: Once[Tables]) -> Tables:
+def study_tables(once: Once[Tables]) -> Tables:
     """Every table of the real study, its ledger included."""
     ledger = read_ledger(ROOT / "paper" / "claims.toml")
-    study = study_of(study_cells, ledger.contrast)
+    study = Study.of(open_cells(ROOT / "data" / "qwen3.cells.nc"), ledger.contrast)
     return once("study tables", lambda: conclude(study, ledger.claims))
 
 

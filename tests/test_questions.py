@@ -13,7 +13,8 @@ SCRIPTS = sorted((ROOT / "analysis").glob("*.py"))
 def test_there_is_one_for_every_question_of_the_post() -> None:
     names = {path.stem for path in SCRIPTS}
     assert names == {
-        *("effects", "training", "scale_and_depth", "agreement", "which_items", "excluding_8b")
+        *("effects", "training", "scale_and_depth", "agreement", "which_items", "excluding_8b"),
+        "capability",
     }
     for path in SCRIPTS:
         assert 10 <= len(path.read_text().splitlines()) <= 30, path.name

@@ -121,6 +121,26 @@ def test_the_misread_answers(numbers: dict[str, dict[str, float]]) -> None:
     assert f"r with the logits is {anew[1]:.2f} instead of {published[1]:.2f}" in TEXT
 
 
+def test_what_is_said_of_capability(numbers: dict[str, dict[str, float]]) -> None:
+    of = "capability/every/{}".format
+    assert numbers[of("smallest p, corrected (Holm)")]["value"] > 0.05
+    name = "largest of the losses beyond which intervals over models exclude all"
+    excluded = f"losses above {100 * numbers[of(name)]['value']:.1f} points are excluded"
+    assert excluded in TEXT
+    assert excluded in " ".join((ROOT / "CHANGELOG.md").read_text().split())
+
+
+def test_the_ledgers_caveat_on_sycophancy() -> None:
+    """Of the published reader, in the runs with sycophancy's own vector on its items."""
+    table = pd.read_csv(ROOT / "paper" / "qwen3" / "tables" / "readers.csv")
+    own = table[(table["concept"] == "sycophancy") & (table["direction"] == "sycophancy")]
+    misread = own.loc[(own["statistic"] == "misread") & (own["read_as"] == "B"), "value"]
+    said = f"it took {misread.min():.0%} to {misread.max():.0%} of the answers that choose (B)"
+    caveats = [c.caveat for c in read_ledger(ROOT / "paper" / "claims.toml").claims]
+    assert sum(said in caveat for caveat in caveats) == 2
+    assert (misread == 1).sum() == 5
+
+
 def test_what_is_said_of_the_studys_responses(numbers: dict[str, dict[str, float]]) -> None:
     text = " ".join((ROOT / "data" / "README.md").read_text().split())
     for model, share in {"14B": "97% of 14B's", "32B": "80% of 32B's"}.items():

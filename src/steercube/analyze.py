@@ -68,7 +68,7 @@ NOTHING_TO_DO = (
     "published study with `steercube import-study`."
 )
 
-SETTINGS = ("title", "source", *OF_A_CALIBRATION, "n_resamples", *PROVENANCE)
+SETTINGS = ("title", "source", "cube_sha256", *OF_A_CALIBRATION, "n_resamples", *PROVENANCE)
 """Attributes of the cells that are copied to a manifest."""
 
 
@@ -212,7 +212,8 @@ def _require_writable(folder: Path) -> None:
 
 WITHOUT_OWN = (
     "the cells hold no effect of the concepts' own vectors on single items, only {names}: there is "
-    "no layer to select and no model to compare"
+    "no layer to select and no model to compare. Put them beside a sweep of the same models: "
+    "`steercube merge`, or `steercube add-measure --to`"
 )
 CUBE_ATTRIBUTES = ("title", "source", "cube_sha256")
 """Attributes of cells that identify their cube."""
@@ -481,7 +482,7 @@ def calibrate(
         raise ValueError("calibration needs at least one simulation and one worker")
     folder = Path(paper) / study / "calibration"
     folder.parent.mkdir(parents=True, exist_ok=True)
-    attributes = cells.attrs | asked.attributes
+    attributes = of_cells.cells.attrs | asked.attributes
     attributes = {name: attributes[name] for name in OF_A_CALIBRATION}
     unfinished = folder.with_name("calibration.unfinished")
     tables = simulate_and_fit(

@@ -70,7 +70,14 @@ from steercube.contract import (
     variables_of,
 )
 from steercube.labels import facts_of, shared_labels, with_depth, with_facts
-from steercube.measures import CELL, LOGIT_DIFF, MEASURES, Measure, measure_of, record_violations
+from steercube.measures import (
+    CELL,
+    LOGIT_DIFF,
+    MEASURES,
+    Measure,
+    measure_of,
+    record_violations,
+)
 from steercube.schema import (
     Grids,
     attribute_violations,

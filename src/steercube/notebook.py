@@ -6,7 +6,7 @@ contrast.
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -314,7 +314,13 @@ class Study:
         labels = kept | {"model_other": kept["model"]}
         view = self._view
         others = {name: _with_labels(cells, labels) for name, cells in view.others.items()}
-        part = View(_with_labels(view.cells, labels), self.contrast, others)
+        records = {}
+        for name, table in view.records.items():
+            left_out = [
+                table[dim].isin(set(self.cells[dim].values) - set(of)) for dim, of in kept.items()
+            ]
+            records[name] = table[~np.any(left_out, axis=0)]
+        part = View(_with_labels(view.cells, labels), self.contrast, others, records)
         said = _swept(part)
         if self.contrast is not None and not part.has_contrast:
             said += " (models of one label are left)"
@@ -323,7 +329,7 @@ class Study:
     def comparing(self, contrast: str | Contrast | None) -> "Study":
         """The same effects with another contrast of models, or with none."""
         asked = parse_contrast(contrast) if isinstance(contrast, str) else contrast
-        view = View(self._view.cells, asked, self._view.others, self._view.sha256)
+        view = replace(self._view, contrast=asked)
         require_labels(view, what="sc.study")
         return Study(lambda: view, self._said, self._measure, asked, self._claims)
 

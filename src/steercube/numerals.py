@@ -20,14 +20,22 @@ def signed(text: str) -> str:
     return HYPHEN.sub("−", text)
 
 
+ROUNDING = 1e-12
+"""Numbers that are smaller are the rounding errors of a sum."""
+
+
 def decimals(value: float) -> str:
     """Two decimals, more where two would show nothing, a minus sign that is one.
 
-    >>> decimals(-0.25), decimals(0.0031), decimals(float("nan"))
-    ('−0.25', '0.0031', '–')
+    What rounding leaves of zero is zero.
+
+    >>> decimals(-0.25), decimals(0.0031), decimals(-1e-17), decimals(float("nan"))
+    ('−0.25', '0.0031', '0.00', '–')
     """
     if not np.isfinite(value):
         return NONE
+    if abs(value) < ROUNDING:
+        value = 0.0
     text = f"{value:.2f}"
     if float(text) == 0 and value != 0:
         text = f"{value:.2g}"

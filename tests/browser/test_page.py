@@ -168,7 +168,7 @@ def test_models_can_be_switched_off_in_the_layer_curves(study: Opened) -> None:
 def test_it_reads_without_javascript(browser: Any) -> None:
     found = Opened(browser, "qwen3", 1440, java_script_enabled=False)
     text = found.page.inner_text("main")
-    assert "9. Conclusion" in text
+    assert "10. Conclusion" in text
     assert re.search(r"corrigible\s+1\.48", text)
     assert found.page.locator("#layer_curves svg").is_visible()
     assert found.page.locator(".toggles").count() == 0

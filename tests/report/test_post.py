@@ -639,7 +639,7 @@ def test_a_calibration_of_other_cells_is_left_out_and_that_is_said(
         manifest.unlink()
     else:
         other = {
-            "another cube": {"cube_sha256": "0" * 64},
+            "another cube": {"samples_sha256": "0" * 64},
             "another seed": {"seed": 1},
             "another contrast": {"contrast": "training:rl:distilled"},
         }

@@ -5,14 +5,15 @@ once for each set of arguments; so are the parts of a study that leave out a mod
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property, wraps
 from typing import Any, Concatenate, ParamSpec, TypeVar
 
 import numpy as np
+import pandas as pd
 import xarray as xr
 
-from steercube.cells import DIRECTION_VARIABLES, REASONS, Cells, groups_of
+from steercube.cells import DIRECTION_VARIABLES, REASONS, RECORDS, Cells, groups_of, samples_sha256
 from steercube.contrast import Contrast
 from steercube.estimate import Estimate
 from steercube.measures import LOGIT_DIFF, Measure, measure_of
@@ -34,6 +35,8 @@ class Study:
     contrast: Contrast | None = None
     others: Mapping[str, xr.Dataset] = field(default_factory=dict, repr=False)
     """The cells of every measure beside the one that is studied, by its name."""
+    records: Mapping[str, pd.DataFrame] = field(default_factory=dict, repr=False)
+    """The tables of records of the cells, by their name in `cells.RECORDS`."""
     sha256: str = ""
     """SHA-256 of the content of the file of these cells, where they are all of it."""
     _kept: dict[Any, Any] = field(default_factory=dict, init=False, repr=False)
@@ -44,11 +47,13 @@ class Study:
     ) -> "Study":
         """The study of one measure of the cells, with the others beside it."""
         others = {name: cells.view(name) for name in cells.measures if name != measure}
-        return cls(cells.view(measure), contrast, others, digest(groups_of(cells)))
+        records = {path: cells[path].to_dataframe() for path in RECORDS if path in cells}
+        view = cells.view(measure).assign_attrs(samples_sha256=samples_sha256(cells, measure))
+        return cls(view, contrast, others, records, digest(groups_of(cells)))
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Pickle without the kept results: another process computes its own."""
-        return Study, (self.cells, self.contrast, self.others, self.sha256)
+        return Study, (self.cells, self.contrast, self.others, self.records, self.sha256)
 
     @cached_property
     def measure(self) -> Measure:
@@ -188,7 +193,7 @@ class Study:
             return self
         key = ("comparing", contrast.by, contrast.low, contrast.high, contrast.holding)
         if key not in self._kept:
-            self._kept[key] = Study(self.cells, contrast, self.others, self.sha256)
+            self._kept[key] = replace(self, contrast=contrast)
         return self._kept[key]
 
     @cached_property

@@ -347,7 +347,7 @@ def read_results(folder: str | Path) -> Results:
         left_out = (f"{other}: run `steercube calibrate`",)
     else:
         numbers |= _coverage(simulated / "coverage.csv") | _operating(simulated / "operating.csv")
-        numbers |= _graded(simulated / "grades.csv")
+        numbers |= _graded(simulated / "grades.csv") | _operating(simulated / "answers.csv")
     results = Results(
         study=folder.name,
         numbers=numbers,
@@ -427,7 +427,7 @@ def _operating(path: Path) -> dict[str, dict[str, Any]]:
             "value": None if pd.isna(row["achieved"]) else row["achieved"],
             "nominal": None if pd.isna(row["nominal"]) else row["nominal"],
             "n": row["n_simulations"],
-            "table": "calibration/operating.csv",
+            "table": f"calibration/{path.name}",
         }
         for row in rows
     }

@@ -117,13 +117,13 @@ def _json(value: Any) -> str:
     return json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
 
 
-OF_A_CALIBRATION = ("cube_sha256", "seed", "confidence_level", "contrast", "holding")
+OF_A_CALIBRATION = ("samples_sha256", "seed", "confidence_level", "contrast", "holding")
 """Attributes of the cells and the contrast that a calibration simulates the shape of."""
 
 CALIBRATION_FILES = (
     "manifest.json",
     *("coverage.csv", "recovery.csv", "sbc.csv", "operating.csv"),
-    "grades.csv",
+    *("grades.csv", "answers.csv"),
     *("calibration.png", "operating.png"),
 )
 

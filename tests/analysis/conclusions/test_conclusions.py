@@ -174,6 +174,7 @@ def test_published_caveats_are_remarks_of_the_question(of_study: pd.DataFrame) -
     assert set(of_study.index[on_answers]) == {
         *("agreement-corrigible", "agreement-self-awareness", "agreement-sycophancy"),
         "agreement-tracks-steering",
+        *("specific-corrigible", "specific-self-awareness", "specific-sycophancy"),
     }
 
 

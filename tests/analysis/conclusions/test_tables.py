@@ -249,7 +249,7 @@ def test_the_columns_that_identify_and_give_a_number_are_those_of_the_table(
 def test_a_key_names_one_row(every_table: dict[str, pd.DataFrame]) -> None:
     """But of `design`, where designs of other sizes share it and the study's own comes first."""
     for entry in KEYED:
-        keys = every_table[entry.name][list(entry.key)].fillna("")
+        keys = every_table[entry.name][list(entry.key)].astype(object).fillna("")
         assert keys.duplicated().any() == (entry.name == "design"), entry.name
 
 

@@ -69,7 +69,7 @@ def test_fits_round_trip_with_the_cells(
     assert compare_cells(cells, open_view(f"{tmp_path}/a.cells.nc")) == []
 
 
-def test_slow_fits_are_kept_for_the_same_cube_alone(
+def test_slow_fits_are_kept_for_the_same_samples_alone(
     sweep: tuple[xr.Dataset, Study], fits: xr.Dataset
 ) -> None:
     cells = as_cells(sweep[1].cells.merge(fits))
@@ -81,8 +81,13 @@ def test_slow_fits_are_kept_for_the_same_cube_alone(
     kept = keep_slow_fits(cells, full)[ITEM_FITTED]
     assert float(kept["item_fit_value"].sel({**slow, "item_term": "training"})) == -0.25
     assert kept["item_fit_problem"].sel(slow).item() == ""
-    other = keep_slow_fits(cells, full.with_attrs({"cube_sha256": "another"}))[ITEM_FITTED]
-    assert other["item_fit_problem"].sel(slow).item() == NOT_FULL
+    beside = full.with_attrs({"cube_sha256": "of a cube with one more measure"})
+    assert keep_slow_fits(cells, beside)[ITEM_FITTED].identical(kept)
+    measure = full.measures[0]
+    table = full[measure].assign(mean=full[measure]["mean"] + 1.0)
+    for other in (full.with_tables({measure: table}), full.with_attrs({"seed": 0})):
+        fits_of = keep_slow_fits(cells, other)[ITEM_FITTED]
+        assert fits_of["item_fit_problem"].sel(slow).item() == NOT_FULL
     assert keep_slow_fits(cells, as_cells(sweep[1].cells)) is cells
 
 

@@ -29,7 +29,7 @@ from steercube.contract import STATUS, VECTORS
 from steercube.cube import Cube, check_cube, open_cube
 from steercube.measures import GENERATION_MATCH, Measure
 from steercube.models import read_facts
-from steercube.published_study import study_cube, study_files
+from steercube.published_study import needed, study_cube, study_files
 
 
 def reduce(cube: Cube | xr.Dataset, n_resamples: int = 200) -> xr.Dataset:
@@ -330,7 +330,8 @@ def test_the_committed_cells_of_smollm2_are_those_of_its_cube() -> None:
 @needs_study
 @pytest.mark.slow
 def test_the_committed_cells_are_those_of_the_raw_files() -> None:
-    cube = study_cube(study_files(STUDY), read_facts(ROOT / "data" / "models.toml"))
+    files = study_files(STUDY, paths=needed(capability=True))
+    cube = study_cube(files, read_facts(ROOT / "data" / "models.toml"))
     rebuilt = cells_of_every_measure(cube)
     committed = open_cells(ROOT / "data" / "qwen3.cells.nc")
     assert compare_cells(rebuilt.view(), without_fits(committed.view())) == []

@@ -9,6 +9,7 @@ from steercube.analysis.per_cell.responses import (
     agreement_over_items,
     best_layer,
     generation_curve,
+    item_agreement,
     logit_curve,
     split_half_reliability,
 )
@@ -118,7 +119,8 @@ def test_constant_answers_have_no_agreement(rng: np.random.Generator) -> None:
     found = agreement_over_items(flat, shift, resample_weights(30, 50, rng), 0.95)
     assert np.isnan([found.r, found.low, found.z_error, found.noise_free]).all()
     none = Answers(np.zeros_like(answers.valid), np.full_like(answers.valid, np.nan))
-    assert best_layer(none, half_weights(30, 20, rng), np.ones((5, 30))) is None
+    resamples = resample_weights(30, 20, rng)
+    assert best_layer(none, resamples, half_weights(30, 20, rng), np.ones((5, 30))) is None
 
 
 def test_halves_tell_the_reliability_of_the_whole(rng: np.random.Generator) -> None:
@@ -142,9 +144,11 @@ def test_the_null_of_the_best_layer_is_what_no_effect_gives() -> None:
     by more than 4 standard errors once in 15,000.
     """
     rng = np.random.default_rng(2)
-    halves = half_weights(60, 100, rng)
+    halves, resamples = half_weights(60, 100, rng), resample_weights(60, 100, rng)
     found = [
-        best_layer(simulated(rng, 60, 0.0)[0], halves, rng.choice([-1.0, 1.0], (200, 60)))
+        best_layer(
+            simulated(rng, 60, 0.0)[0], resamples, halves, rng.choice([-1.0, 1.0], (200, 60))
+        )
         for _ in range(300)
     ]
     known = [one for one in found if one is not None]
@@ -162,8 +166,71 @@ def test_the_null_of_the_best_layer_is_what_no_effect_gives() -> None:
 
 def test_an_effect_is_seen_and_its_best_layer_found(rng: np.random.Generator) -> None:
     answers, _ = simulated(rng, 100, 0.8)
-    best = best_layer(answers, half_weights(100, 200, rng), rng.choice([-1.0, 1.0], (500, 100)))
+    best = best_layer(
+        answers,
+        resample_weights(100, 200, rng),
+        half_weights(100, 200, rng),
+        rng.choice([-1.0, 1.0], (500, 100)),
+    )
     assert best is not None
     assert abs(best.index - 12) <= 3
     assert best.p_value < 0.01
     assert 0.5 < best.split_half < best.value
+
+
+def test_the_error_of_the_largest_value_is_that_of_new_samples(rng: np.random.Generator) -> None:
+    """Where steering works; where it does nothing resamples vary more (`best_response_excess`)."""
+    resamples, halves = resample_weights(100, 200, rng), half_weights(100, 2, rng)
+    found = [
+        best_layer(simulated(rng, 100, 0.8)[0], resamples, halves, np.ones((5, 100)))
+        for _ in range(150)
+    ]
+    known = [one for one in found if one is not None]
+    spread = np.std([one.value for one in known], ddof=1)
+    assert np.mean([one.error for one in known]) == pytest.approx(spread, rel=0.25)
+
+
+ONE_LETTER = np.full(100, "A")
+
+
+def test_a_push_towards_a_letter_is_no_agreement_of_items(rng: np.random.Generator) -> None:
+    letter = np.tile(["A", "B"], 500)
+    side = np.where(letter == "A", 1.0, -1.0)
+    change = np.where(rng.random(1000) < 0.5, side, 0.0)
+    shift = side + rng.normal(size=(1, 1000))
+    assert abs(item_agreement(changed(change), shift, letter, 0).r) < 0.1
+    assert item_agreement(changed(change), shift, np.full(1000, "A"), 0).r > 0.3
+
+
+def changed(change: np.ndarray) -> Answers:
+    """Valid answers at one layer that change as given."""
+    match = np.stack([(change < 0).astype(float), (change > 0).astype(float)])[:, None]
+    return Answers(np.ones_like(match), match)
+
+
+def test_items_agree_where_those_that_move_change_their_answer(rng: np.random.Generator) -> None:
+    change = rng.integers(-1, 2, 60).astype(float)
+    perfect = item_agreement(changed(change), 2 + 3 * change[None], ONE_LETTER[:60], 0)
+    assert perfect.r == pytest.approx(1.0)
+    assert (perfect.n_items, perfect.n_changed) == (60, int((change != 0).sum()))
+    nothing = [
+        item_agreement(changed(change), rng.normal(size=(1, 60)), ONE_LETTER[:60], 0).r
+        for _ in range(200)
+    ]
+    assert abs(np.mean(nothing)) < 4 * stats.sem(nothing)
+
+
+def test_items_without_an_answer_at_both_strengths_say_nothing(rng: np.random.Generator) -> None:
+    change = np.tile([1.0, 0.0, -1.0, 0.0], 10)
+    answers, shift = changed(change), rng.normal(size=(1, 40))
+    answers.valid[1, 0, :8] = 0.0
+    answers.match[1, 0, :8] = np.nan
+    found = item_agreement(answers, shift, ONE_LETTER[:40], 0)
+    part = item_agreement(changed(change[8:]), shift[:, 8:], ONE_LETTER[:32], 0)
+    assert found == part
+    assert found.n_items == 32
+
+
+def test_a_few_changed_answers_are_no_correlation() -> None:
+    change = np.array([1.0] * 4 + [0.0] * 30)
+    assert np.isnan(item_agreement(changed(change), np.arange(34.0)[None], ONE_LETTER[:34], 0).r)

@@ -10,6 +10,7 @@ model's pair of curves:
   `agreement_by_blocks`: models and blocks of their layers resampled;
 - `shift_test`: is the alignment more than two smooth curves have by chance?
 - `matched_minus_mismatched`: is it specific to this concept, or would another's logits do?
+- `item_agreement`, `mean_item_agreement`: does the item whose logits move change its answer?
 - `disattenuated`: what r would be without the noise of either curve;
 - `agreement_over_concepts`, `agreement_against_effect`, `agreement_effect_correlation`: does
   agreement rise with the effect?
@@ -42,6 +43,7 @@ from steercube.analysis.agreement.generation import (
     best_generation_excess,
     best_generation_layer,
     best_response,
+    best_response_excess,
     expected_maximum,
     generation_delta,
     has_other_responses,
@@ -49,6 +51,7 @@ from steercube.analysis.agreement.generation import (
     layer_curves,
     of_pair,
     shaped_curves,
+    validity_at_best,
 )
 from steercube.analysis.over_models.means import ONE_MODEL, mean_of_models
 from steercube.analysis.over_models.permute import orders, two_sided_p
@@ -62,6 +65,10 @@ PUBLISHED_METHOD = "r, layers of all models pooled (published method)"
 R_OVER_LAYERS = "r over layers"
 SHIFTS = "r against circular shifts"
 R_EVERY_RESPONSE = "r over layers, every response"
+FEW_CHANGE = "too few items change their answer"
+ITEM_R, MEAN_ITEM_R = "r over items", "mean r over items"
+VALIDITY = "change of valid answers at the best generation layer"
+EXCESS = "best generation delta less its null"
 """Names of statistics in the table of agreement."""
 
 N_RESAMPLES = 4_000
@@ -209,18 +216,20 @@ def model_agreement(
     names, z, error = _z_of_models(study, concept, curves, every_response)
     if len(z) < 2:
         return Estimate.undefined("the error of r is known for fewer than two models")
+    lost = sorted(set(curves) - set(names))
+    reason = f"without {', '.join(lost)}, whose error of r is not known" if lost else ""
+    return _pooled(z, error, study.level, reason=reason)
+
+
+def _pooled(z: np.ndarray, error: np.ndarray, level: float, **fields: Any) -> Estimate:
+    """Fisher's z of models (model,) pooled with random effects, as `model_agreement` says."""
     pooled = combine_effects(z, error**2, method_re="iterated", use_t=True)
     knapp_factor = max(1.0, float(pooled.scale_hksj_re))
     scale = float(pooled.sd_eff_w_re) * knapp_factor**0.5
-    r, lost = np.tanh(z), sorted(set(curves) - set(names))
-    return Estimate.of(
-        Student(float(pooled.mean_effect_re), scale, len(z) - 1, np.tanh),
-        study.level,
-        over="models",
-        n=len(z),
-        span=(float(r.min()), float(r.max())),
-        reason=f"without {', '.join(lost)}, whose error of r is not known" if lost else "",
-    )
+    r = np.tanh(z)
+    student = Student(float(pooled.mean_effect_re), scale, len(z) - 1, np.tanh)
+    span = (float(r.min()), float(r.max()))
+    return Estimate.of(student, level, over="models", n=len(z), span=span, **fields)
 
 
 def agreement_by_blocks(
@@ -274,6 +283,40 @@ def shift_test(
         reason=f"a p of these curves, at least {smallest:.2g}; a place in depth that both share "
         "makes it small too",
     )
+
+
+def item_agreement(study: Study, *, concept: str, model: str) -> Estimate:
+    r"""Does the item whose logits move change its answer? r over items at the logits' best layer.
+
+    Pearson's r, within letters, of an item's shift with the change of its answer; the interval is
+    Student's t on Fisher's z with the error $1 / \sqrt{n - 4}$. See
+    `steercube.analysis.per_cell.responses`.
+    """
+    r, n_items = (of_pair(study, name, model, concept) for name in ("item_r", "n_items_both"))
+    if np.isnan(n_items):
+        return Estimate.undefined("the answers of single items are not known")
+    if np.isnan(r):
+        return Estimate(np.nan, n=int(n_items), reason=FEW_CHANGE)
+    known = Student(float(fisher_z(np.array(r))), _item_error(n_items), int(n_items) - 1, np.tanh)
+    return Estimate.of(known, study.level, value=r, over="items", n=int(n_items))
+
+
+def _item_error(n_items: float) -> float:
+    return float(1 / np.sqrt(n_items - 4))
+
+
+def mean_item_agreement(
+    study: Study, *, concept: str, models: Sequence[str] | None = None
+) -> Estimate:
+    """Mean over models of `item_agreement`, pooled as `model_agreement` pools r over layers."""
+    names = [str(m) for m in study.cells["model"].values if models is None or m in models]
+    r = {m: of_pair(study, "item_r", m, concept) for m in names}
+    known = [m for m in names if np.isfinite(r[m])]
+    if len(known) < 2:
+        return Estimate.undefined("fewer than two models have r over items")
+    error = [_item_error(of_pair(study, "n_items_both", m, concept)) for m in known]
+    z = fisher_z(np.array([r[m] for m in known]))
+    return _pooled(z, np.array(error), study.level)
 
 
 def correlations(
@@ -359,9 +402,10 @@ def disattenuated(
     r"""r of the two curves corrected for the noise of both.
 
     If the cube holds every answer (or, with `every_response`, for responses beside published rates)
-    by `responses.agreement_over_items`. Otherwise $r / \sqrt{\rho_x \rho_y}$ (Spearman 1904), with
-    the ends of r's interval divided likewise, the reliabilities taken as known, and cut to [-1, 1].
-    The value is not cut: one beyond 1 shows that a reliability is too small.
+    by `steercube.analysis.per_cell.responses.agreement_over_items`. Otherwise
+    $r / \sqrt{\rho_x \rho_y}$ (Spearman 1904), with the ends of r's interval divided likewise, the
+    reliabilities taken as known, and cut to [-1, 1]. The value is not cut: one beyond 1 shows that
+    a reliability is too small.
     """
     if every_response or is_counted(study, model, concept):
         return _noise_free(study, concept, model)
@@ -585,6 +629,7 @@ OVER_MODELS: Statistics = {
     SHIFTS: shift_test,
     "mean r, models and blocks of layers resampled": agreement_by_blocks,
     MISMATCHED: matched_minus_mismatched,
+    MEAN_ITEM_R: mean_item_agreement,
     "repeated-measures r (pingouin)": repeated_measures,
     "mean best generation delta": best_generation,
     "mean best generation delta less its null": best_generation_excess,
@@ -598,6 +643,9 @@ OF_RESPONSES: Statistics = {
     f"{R_EVERY_RESPONSE}, without noise": partial(disattenuated, every_response=True),
     f"{R_EVERY_RESPONSE} as the study read it": published_reading_agreement,
     "best generation delta, every response": best_response,
+    f"{EXCESS}, every response": best_response_excess,
+    ITEM_R: item_agreement,
+    VALIDITY: validity_at_best,
     "r of the published and the counted generation curve": published_against_responses,
 }
 """Statistics of one model whose responses are known beside its published rates."""
@@ -652,6 +700,12 @@ def _statistics_of_model(study: Study, concept: str, model: str) -> dict[str, Es
             reason=ONE_MAXIMUM,
         ),
     }
+    if is_counted(study, model, concept):
+        estimates |= {
+            EXCESS: best_response_excess(study, **at),
+            ITEM_R: item_agreement(study, **at),
+            VALIDITY: validity_at_best(study, **at),
+        }
     if has_other_responses(study, model, concept):
         estimates |= {name: statistic(study, **at) for name, statistic in OF_RESPONSES.items()}
         alike = of_pair(study, "responses_read_alike", model, concept)

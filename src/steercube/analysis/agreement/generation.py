@@ -14,11 +14,13 @@ import xarray as xr
 from scipy import stats
 
 from steercube.analysis.over_models.means import mean_of_models
+from steercube.analysis.per_cell.changes import VALID
 from steercube.analysis.per_cell.estimands import BASELINE
 from steercube.analysis.per_cell.responses import MIN_LAYERS
 from steercube.analysis.view import Study, kept
-from steercube.cells import compared_strengths
-from steercube.estimate import Estimate
+from steercube.cells import CHANGES, compared_strengths
+from steercube.estimate import Estimate, Student
+from steercube.measures import GENERATION_MATCH, READ
 
 Curves = dict[str, tuple[np.ndarray, np.ndarray]]
 UPPER_BOUND = "at most: its null, from rates alone, is a lower bound"
@@ -199,6 +201,48 @@ def best_response(study: Study, *, concept: str, model: str) -> Estimate:
         expected_under_null=value_of("best_response_null"),
         reason=ONE_MAXIMUM,
     )
+
+
+def best_response_excess(study: Study, *, concept: str, model: str) -> Estimate:
+    """The largest delta of the responses less its mean if +1 and -1 are exchanged for random items.
+
+    Student's t, its error the sd of the largest delta over resamples of the items. In simulated
+    sweeps of 40 and 100 items the interval covers the mean excess of such sweeps in 95 to 99%. It
+    is too wide where steering does little, as the largest of many resampled deltas varies more than
+    that of the sample. The excess itself is 0 without an effect, and less than a real effect, as
+    what chance gives is taken off in full: `best_response` has the value held out.
+    """
+    of_largest = best_response(study, concept=concept, model=model)
+    if np.isnan(of_largest.expected_under_null):
+        return Estimate.undefined(of_largest.reason)
+    error = of_pair(study, "best_response_error", model, concept)
+    excess = of_largest.value - of_largest.expected_under_null
+    known = Student(excess, error, of_largest.n - 1)
+    return Estimate.of(known, study.level, over="items", n=of_largest.n, p_value=of_largest.p_value)
+
+
+def validity_at_best(study: Study, *, concept: str, model: str) -> Estimate:
+    """The change of the share of valid answers at the best layer for answers.
+
+    Between the compared strengths, on the same items (`per_cell.changes`); which of the two breaks
+    answers, or mends them, the changes from strength zero say. That layer was chosen by the match.
+    """
+    layer = of_pair(study, "best_response_layer", model, concept)
+    if CHANGES not in study.records or np.isnan(layer):
+        return Estimate.undefined("the answers of single items are not known")
+    table, ends = study.records[CHANGES], compared_strengths(study.cells)
+    labels = {
+        **{"outcome": VALID, "measure": GENERATION_MATCH.name, "direction": ""},
+        **{"model": model, "concept": concept, "layer": layer},
+        **dict(zip(("low_strength", "high_strength"), ends, strict=True)),
+    }
+    at = np.all([table[name] == label for name, label in labels.items()], axis=0)
+    of = table[at & table["reading"].isin([READ, ""])]
+    if len(of) != 1:
+        return Estimate.undefined("these strengths were not compared")
+    row = of.iloc[0]
+    low, high = float(row["change_low"]), float(row["change_high"])
+    return Estimate(float(row["change"]), low=low, high=high, over="items", n=int(row["n_items"]))
 
 
 def expected_maximum(study: Study, *, concept: str, model: str) -> float:

@@ -89,8 +89,12 @@ def _stands_alone(claim: Claim) -> bool:
 
 
 def _with_claims(question: Question, claims: Sequence[Claim]) -> Question:
-    """The question with what its published claims say against the data they were made from."""
-    caveats = [c.caveat for c in claims if c.answers == question.id and c.caveat]
+    """The question with what its published claims say against the data they were made from.
+
+    Whether a concept's agreement is specific rests on the data of its agreement.
+    """
+    of = {question.id, question.id.replace("specific-", "agreement-", 1)}
+    caveats = [c.caveat for c in claims if c.answers in of and c.caveat]
     return replace(question, remarks=(*question.remarks, *dict.fromkeys(caveats)))
 
 

@@ -10,13 +10,15 @@ from functools import cached_property
 from types import ModuleType
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
 from steercube.analysis import margins
-from steercube.analysis.agreement import agreement, curves, generation
+from steercube.analysis.agreement import agreement, curves, generation, readers
 from steercube.analysis.conclusions import (
     asked,
     averages,
+    changes,
     counts,
     directions,
     effects,
@@ -46,13 +48,21 @@ from steercube.analysis.over_models import (
     slopes,
     unequal,
 )
-from steercube.analysis.per_cell import bootstrap, estimands, influence, readings, steers
+from steercube.analysis.per_cell import (
+    answer_model,
+    bootstrap,
+    estimands,
+    influence,
+    readings,
+    steers,
+)
+from steercube.analysis.per_cell import changes as paired
 from steercube.analysis.per_cell.estimands import NAMES, UNITS
 from steercube.analysis.view import Study
-from steercube.cells import REASONS, with_every_estimand
+from steercube.cells import ANSWER_MODELS, READERS, REASONS, with_every_estimand
 from steercube.contract import LETTER, MIN_ITEMS
 from steercube.estimate import Estimate
-from steercube.numerals import NONE, decimals, p_value, signed
+from steercube.numerals import NONE, decimals, p_value, signed, with_interval
 
 Sampled = Any
 Report = Callable[[str], None]
@@ -139,6 +149,9 @@ class Tables(Mapping[str, pd.DataFrame]):
             "other measures": bool(study.others),
             "claims": bool(claims),
             "readings": "n_readings" in study.cells,
+            **{name: changes.holds(study, name) for name in changes.CHOSEN},
+            "readers": READERS in study.records,
+            "answer models": ANSWER_MODELS in study.records,
         }
         self._entries = {table.name: table for table in TABLES if has[table.needs]}
         self._made: dict[str, pd.DataFrame] = {}
@@ -323,6 +336,83 @@ def _slopes(table: pd.DataFrame) -> pd.DataFrame:
     return of.assign(size=units + ", " + sizes + " parameters")
 
 
+def _over_models(table: pd.DataFrame) -> pd.DataFrame:
+    """The changes over models from strength zero to the outermost strengths."""
+    if not len(table):
+        return table
+    every = _of_every_model(table)
+    every = every[every["low_strength"] == 0]
+    size = every["high_strength"].abs()
+    largest = size.groupby([every["concept"], every["direction"]]).transform("max")
+    return _in_points(_with_strengths(every[size == largest]))
+
+
+def _between_ends(table: pd.DataFrame) -> pd.DataFrame:
+    """The changes over models of the match between the outermost strengths, and of validity."""
+    if not len(table):
+        return table
+    every = _of_every_model(table)
+    every = every[every["low_strength"] != 0]
+    every = every[every["items"] != changes.OWN_MINUS_OTHER]
+    every = _in_points(_with_strengths(every)).set_index(["concept", "direction"])
+    match, valid = (every[every["outcome"] == name] for name in (paired.MATCH, paired.VALID))
+    shown = {
+        place: with_interval(row)
+        for place, row in zip(valid.index, valid.to_dict("records"), strict=True)
+    }
+    return match.assign(validity=[shown[place] for place in match.index]).reset_index()
+
+
+def _of_every_model(table: pd.DataFrame) -> pd.DataFrame:
+    """The rows over models; where there is one model, its own."""
+    models = set(table["model"]) - {changes.EVERY, changes.EVERY_MODEL}
+    if len(models) == 1:
+        return table[table["model"].isin(models)]
+    return table[table["model"] == changes.EVERY_MODEL]
+
+
+def _in_points(table: pd.DataFrame) -> pd.DataFrame:
+    """Shares as percentage points, and the number of models as a text."""
+    shares = (
+        *("value", "low", "high", "rate_low", "change_of_pairs"),
+        *("loss_excluded", "change_excluded"),
+    )
+    points = {name: 100 * table[name] for name in shares}
+    return table.assign(n=table["n"].map(str), corrected=np.nan, **points)
+
+
+def _with_strengths(table: pd.DataFrame) -> pd.DataFrame:
+    ends = ("low_strength", "high_strength")
+    shown = {end: [signed(f"{s:+g}") if s else "0" for s in table[end]] for end in ends}
+    low, high = (pd.Series(shown[end], table.index, dtype=str) for end in ends)
+    return table.assign(strengths=low + " to " + high)
+
+
+def _of_readers(table: pd.DataFrame) -> pd.DataFrame:
+    """Shares read alike, or as the other letter, of the sweep and of each concept's own vector."""
+    table = table[(table["direction"] == "") | (table["direction"] == table["concept"])]
+    pairs = table["reading"] + ", " + table["reading_other"]
+    if pairs.nunique() > 1:
+        table = table.assign(pair=pairs)
+    misread = table["statistic"] == "misread"
+    named = (
+        "read as (" + table["read_as_other"] + "), of those read anew as (" + table["read_as"] + ")"
+    )
+    return table.assign(
+        statistic=named.where(misread, table["statistic"]),
+        direction=table["direction"].where(table["direction"] != "", "its own, every layer"),
+    )
+
+
+def _of_corrected(table: pd.DataFrame) -> pd.DataFrame:
+    """Corrected changes, what they are made of as texts."""
+    if not len(table):
+        return table
+    return table.assign(
+        n_matrix=table["n_matrix"].map(str), published=table["published"].map(decimals)
+    )
+
+
 def _of_all_models(table: pd.DataFrame) -> pd.DataFrame:
     """Agreement over the models of a concept; an upper bound is said to be one."""
     if not len(table):
@@ -387,8 +477,10 @@ DIRECTIONS = "Other directions"
 INTERVALS, TRAINING = "Intervals and selection", "Training and size"
 RANKINGS, DEPTH = "Concepts and models", "Depth"
 AGREEMENT, RULES = "Agreement of logits and answers", "Verdicts"
+CAPABILITY = "Capability and specificity"
 SECTIONS = (
-    *(ESTIMANDS, STEERS, DIRECTIONS, INTERVALS, TRAINING, RANKINGS, DEPTH, AGREEMENT, RULES),
+    *(ESTIMANDS, STEERS, DIRECTIONS, INTERVALS, TRAINING, RANKINGS, DEPTH, AGREEMENT),
+    *(CAPABILITY, RULES),
 )
 """Of the appendix, in the order that a reader meets them."""
 
@@ -544,6 +636,126 @@ TABLES: tuple[Table, ...] = (
             Print(rows=readings.results, name="reading_results"),
         ),
         documented={AGREEMENT: (readings,)},
+    ),
+    Table(
+        "changes",
+        ANSWERS,
+        "changes of rates of answers at every layer: valid, matching, with the pairs behind them",
+        lambda t: changes.changes(t.study),
+        needs="changes",
+        documented={AGREEMENT: (paired,)},
+    ),
+    Table(
+        "answer_models",
+        ANSWERS,
+        "changes of answers near the best layer by a binomial mixed model, beside those counted",
+        lambda t: changes.answer_models(t.study),
+        key=("concept", "model", "outcome", "statistic"),
+        units="1",
+        needs="answer models",
+        printed=(
+            Print(
+                labels={"concept": "concept", "model": "model", "outcome": "outcome"},
+                across="statistic",
+                rows=_known,
+            ),
+        ),
+        documented={AGREEMENT: (answer_model,)},
+    ),
+    Table(
+        "readers",
+        ANSWERS,
+        "where two readers of the same answers differ",
+        lambda t: readers.readers(t.study),
+        key=("reading", "reading_other", "concept", "direction", "model", "statistic", "read_as"),
+        units="1",
+        needs="readers",
+        printed=(
+            Print(
+                labels={
+                    **{"pair": "readers", "concept": "concept"},
+                    **{"direction": "vector", "model": "model"},
+                },
+                across="statistic",
+                rows=_of_readers,
+            ),
+        ),
+    ),
+    Table(
+        "corrected",
+        ANSWERS,
+        "published changes, corrected for the errors of the reader that read them",
+        lambda t: readers.corrected(t.study),
+        key=("concept", "model", "matrix_of"),
+        units="1",
+        needs="readers",
+        printed=(
+            Print(
+                labels={
+                    **{"concept": "concept", "model": "model", "published": "published change"},
+                    **{"matrix_of": "errors taken from", "n_matrix": "items there"},
+                },
+                value="corrected change",
+                rows=_of_corrected,
+            ),
+        ),
+        documented={AGREEMENT: (readers, readers.corrected_change)},
+    ),
+    Table(
+        "capability",
+        ANSWERS,
+        "changes of what is answered correctly, and the smallest margins for which no loss, and no "
+        "change, is shown",
+        lambda t: changes.capability(t.study),
+        key=(
+            "measure",
+            "concept",
+            "direction",
+            "model",
+            "low_strength",
+            "high_strength",
+            "statistic",
+        ),
+        units="1",
+        needs="capability",
+        printed=(
+            Print(
+                labels={
+                    **{"concept": "questions", "direction": "vector"},
+                    **{"strengths": "strengths", "n": "n"},
+                },
+                value="change of right answers, points",
+                numbers={
+                    "rate_low": "right before, %",
+                    "loss_excluded": "no loss of more than",
+                    "change_excluded": "no change of more than",
+                },
+                rows=_over_models,
+            ),
+        ),
+        documented={CAPABILITY: (changes, paired.tango)},
+    ),
+    Table(
+        "specificity",
+        ANSWERS,
+        "what vectors do to the answers on other concepts' items",
+        lambda t: changes.specificity(t.study),
+        key=("outcome", "concept", "direction", "model", "low_strength", "high_strength"),
+        units="1",
+        needs="specificity",
+        printed=(
+            Print(
+                labels={
+                    **{"direction": "vector", "concept": "items", "items": "whose"},
+                    **{"strengths": "strengths", "n": "n"},
+                    "validity": "change of valid answers, points",
+                },
+                value="change of the match of these, points",
+                numbers={"change_of_pairs": "on items with both answers, points"},
+                rows=_between_ends,
+            ),
+        ),
+        documented={CAPABILITY: (changes.specificity,)},
     ),
     Table(
         "sensitivity",

@@ -26,7 +26,14 @@ from steercube.analysis.over_models.nuts import (
 )
 from steercube.analysis.over_models.reml import AT_BOUNDARY, Reml, reml_of_items
 from steercube.analysis.view import Study
-from steercube.cells import ITEM_FIT_VARIABLES, ITEM_FITS, ITEM_FITTED, ITEM_TERMS, Cells
+from steercube.cells import (
+    ITEM_FIT_VARIABLES,
+    ITEM_FITS,
+    ITEM_FITTED,
+    ITEM_TERMS,
+    Cells,
+    samples_sha256,
+)
 from steercube.estimate import Estimate, t_quantile
 
 CONTRAST_TERM = "training"
@@ -169,8 +176,11 @@ def _write(out: xr.Dataset, fit: str, name: str, value: float, low: float, high:
 
 
 def keep_slow_fits(new: Cells, old: Cells) -> Cells:
-    """`new` cells, with the fits of a full analysis copied from `old` cells of the same cube."""
-    same = all(new.attrs[name] == old.attrs.get(name) for name in ("cube_sha256", "seed"))
+    """`new` cells, with the fits of a full analysis copied from `old` cells of the same samples."""
+    same = new.attrs["seed"] == old.attrs.get("seed") and all(
+        name in old and samples_sha256(new, name) == samples_sha256(old, name)
+        for name in new.measures
+    )
     if not same or ITEM_FITTED not in new or ITEM_FITTED not in old:
         return new
     made, earlier = new[ITEM_FITTED], old[ITEM_FITTED]

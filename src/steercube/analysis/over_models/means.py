@@ -177,6 +177,13 @@ def t_over_models(
     )
 
 
+def shared_t(values: np.ndarray, covariance: np.ndarray, level: float) -> Estimate:
+    """`t_over_models` of one value a model (model,), with their covariance over shared items."""
+    means = xr.DataArray(values, {"model": np.arange(len(values))}, "model")
+    groups = xr.zeros_like(means)
+    return t_over_models(means, means, groups=groups, group=None, level=level, common=covariance)
+
+
 def pooled_sd(values: np.ndarray, labels: np.ndarray) -> tuple[float, int]:
     """Sd around the mean of each label, and its degrees of freedom; (nan, 0) if there are none."""
     residual = [values[labels == label] - values[labels == label].mean() for label in set(labels)]

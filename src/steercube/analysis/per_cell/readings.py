@@ -53,14 +53,22 @@ PLACE = (*CELL, "strength", "sample")
 def distinct_responses(flat: xr.Dataset, responses: xr.Dataset | None) -> xr.Dataset:
     """Number of responses of each (model, concept) of `flat`; one shared by layers counts once.
 
-    Empty without single responses.
+    Empty without single responses. Those of other directions than the concept's own do not count.
     """
     if responses is None:
         return xr.Dataset()
+    responses = of_own_vectors(responses)
     n = pd.crosstab(responses["model"].values, responses["concept"].values)
     n = n.reindex(index=flat["model"].values, columns=flat["concept"].values, fill_value=0)
     variable = READING_VARIABLES[DISTINCT_RESPONSES]
     return xr.Dataset({DISTINCT_RESPONSES: (variable.dims, n.to_numpy(float), variable.attrs)})
+
+
+def of_own_vectors(responses: xr.Dataset) -> xr.Dataset:
+    """The responses to the concepts' own vectors."""
+    if "direction" not in responses:
+        return responses
+    return responses.isel(response=np.flatnonzero(responses["direction"].values == ""))
 
 
 def reading_audit(
@@ -122,7 +130,7 @@ def _responses_read(cube: xr.Dataset, responses: xr.Dataset | None) -> pd.DataFr
     if responses is None:
         chosen = rows["read_as"] != NONE
         return rows.assign(answer_form=np.where(chosen, ANOTHER_FORM, WITHOUT_CHOICE))
-    texts = _forms(responses)
+    texts = _forms(of_own_vectors(responses))
     if not len(rows):
         return rows
     # A response shared by all layers is counted at the first one.

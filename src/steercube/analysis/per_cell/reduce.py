@@ -18,6 +18,7 @@ import xarray as xr
 from scipy.stats import binomtest
 
 from steercube import __version__, netcdf
+from steercube.analysis.per_cell.answer_model import models_of
 from steercube.analysis.per_cell.bootstrap import (
     CONFIDENCE_LEVEL,
     N_RESAMPLES,
@@ -29,6 +30,7 @@ from steercube.analysis.per_cell.bootstrap import (
     resample_weights,
     select_and_estimate,
 )
+from steercube.analysis.per_cell.changes import changes
 from steercube.analysis.per_cell.estimands import (
     BASELINE,
     ESTIMANDS,
@@ -38,6 +40,7 @@ from steercube.analysis.per_cell.estimands import (
     Samples,
 )
 from steercube.analysis.per_cell.influence import most_influential
+from steercube.analysis.per_cell.readers import readers
 from steercube.analysis.per_cell.readings import distinct_responses, reading_audit
 from steercube.analysis.per_cell.responses import (
     MIN_LAYERS,
@@ -45,11 +48,14 @@ from steercube.analysis.per_cell.responses import (
     agreement_over_items,
     best_layer,
     generation_curve,
+    item_agreement,
     logit_curve,
     split_half_reliability,
 )
 from steercube.analysis.per_cell.steers import sign_flip_test
 from steercube.cells import (
+    ANSWER_MODELS,
+    CHANGES,
     CURVE_VARIABLES,
     DIRECTION_VARIABLES,
     GENERATION_VARIABLES,
@@ -58,11 +64,13 @@ from steercube.cells import (
     OF_THE_VECTOR,
     PROVENANCE,
     RATE_VARIABLES,
+    READERS,
     REASONS,
     SCHEMA_VERSION,
     SELECTED_VARIABLES,
     Cells,
     cells_of,
+    record_table,
 )
 from steercube.contract import (
     CELL_STATUS,
@@ -73,6 +81,7 @@ from steercube.contract import (
     SCORED_LETTERS,
     STATUS,
     VECTORS,
+    measure_name,
     own_name,
     variables_of,
 )
@@ -91,6 +100,8 @@ from steercube.measures import (
 )
 from steercube.streams import SEED, stream
 
+N_NEAR = 2
+"""Swept layers on either side of the best whose answers are modelled together."""
 N_FLIPS = 2_000
 """Random swaps of +1 and -1, for the null distribution of the best layer of generated answers."""
 
@@ -137,16 +148,68 @@ def cells(
             tables |= cells_of(_reduce_measure(source, resampling, report), name)
     for path in cube.grids:
         name, _, family = path.partition("/")
-        if family and "sample" in cube[path].dims:
+        if family and "sample" in cube[path].dims and name != GENERATION_MATCH.name:
             grid = _with_layer(cube[path])
             # A family may compare other strengths than the concepts' own vectors.
             record = measure_of(name, grid[name].attrs)
             tables[path] = _reduce_directions(grid, cube.get(name), record, family)
     if {GENERATION_MATCH.name, GENERATION_RATE.name} & set(cube):
         tables |= cells_of(_reduce_generation(cube, resampling))
+    tables |= _records(cube, confidence_level)
     if vectors := _of_the_vectors(cube):
         tables[VECTORS] = vectors
     return Cells(tables, _provenance(cube, resampling))
+
+
+def _records(cube: Cube, level: float) -> dict[str, xr.Dataset]:
+    """The tables in RECORDS that these answers allow."""
+    binary = {
+        path: (_with_layer(grid), record)
+        for path, grid in cube.grids.items()
+        if (record := cube.measures[measure_name(path)]).kind == "binary" and "sample" in grid.dims
+    }
+    found = {
+        CHANGES: [changes(grid, record, level) for grid, record in binary.values()],
+        READERS: [readers(grid) for grid, _ in binary.values() if "reading" in grid.dims],
+        ANSWER_MODELS: [_answer_models(cube, level)]
+        if {LOGIT_DIFF.name, GENERATION_MATCH.name} <= set(cube)
+        else [],
+    }
+    return {
+        path: record_table(path, pd.concat(rows))
+        for path, rows in found.items()
+        if sum(map(len, rows))
+    }
+
+
+def _answer_models(cube: Cube, level: float) -> pd.DataFrame:
+    """Mixed models of the answers near the layer where the logits of the same items move most."""
+    flat = _side_by_side(cube)
+    ends = list(cube.measures[LOGIT_DIFF.name].ends(flat["strength"].values.tolist()))
+    repeats = _repeats(cube)
+    rows = []
+    for model, concept in product(flat["model"].values, flat["concept"].values):
+        part = flat.sel(model=model, concept=concept).reindex(strength=ends)
+        near = _near_best(part)
+        if near is not None:
+            found = models_of(near, int(repeats.sel(model=model)), level)
+            rows += [{"model": model, "concept": concept} | row for row in found]
+    return pd.DataFrame(rows)
+
+
+def _near_best(part: xr.Dataset) -> xr.Dataset | None:
+    """Answers within N_NEAR swept layers of that with the largest delta of the logits, if any.
+
+    `part` is of one model and concept, at the compared strengths.
+    """
+    known = part["generation_valid"].notnull().any("sample").all("strength").values
+    shift = part["logit_diff"].isel(strength=1) - part["logit_diff"].isel(strength=0)
+    delta = shift.where(part["generation_valid"].notnull().all("strength")).mean("sample").values
+    layers = np.flatnonzero(known & np.isfinite(delta))
+    if not len(layers):
+        return None
+    best = int(delta[layers].argmax())
+    return part.isel(layer=layers[max(0, best - N_NEAR) : best + N_NEAR + 1])
 
 
 def is_reducible(cube: Cube, name: str) -> bool:
@@ -648,10 +711,15 @@ def _side_by_side(cube: Cube) -> xr.Dataset:
         for name in (LOGIT_DIFF.name, GENERATION_MATCH.name, GENERATION_RATE.name)
         if name in cube
     }
+    swept = {
+        dim: {x for grid in grids.values() if dim in grid.dims for x in grid[dim].values.tolist()}
+        for dim in ("model", "concept", "layer", "strength")
+    }
+    named = ("model", "concept")
     facts = cube.labels
+    facts = facts.sel({dim: [x for x in facts[dim].values if x in swept[dim]] for dim in named})
     labels: dict[Any, Any] = {dim: facts[dim].values for dim in facts.dims}
-    for dim in ("layer", "strength"):
-        labels[dim] = sorted({x for grid in grids.values() for x in grid[dim].values.tolist()})
+    labels |= {dim: sorted(swept[dim]) for dim in ("layer", "strength")}
     whole = facts.assign_coords(labels)
     for name, grid in grids.items():
         contract = variables_of(
@@ -659,7 +727,11 @@ def _side_by_side(cube: Cube) -> xr.Dataset:
         )
         readings = {"": grid}
         if "reading" in grid.dims:
-            readings = {"": grid.sel(reading=READ), "published_": grid.sel(reading=PUBLISHED)}
+            names = grid["reading"].values.tolist()
+            counted = READ if READ in names else names[0]
+            readings = {"": grid.sel(reading=counted)}
+            if PUBLISHED in names and counted != PUBLISHED:
+                readings["published_"] = grid.sel(reading=PUBLISHED)
         for beginning, part in readings.items():
             for held in set(contract) & set(part.data_vars):
                 if held == "cell_status" and name != LOGIT_DIFF.name:
@@ -808,7 +880,15 @@ def _reduce_curves(
                 generation_curve(answers, halves), generation_curve(answers, 1 - halves)
             ),
         }
-        best = best_layer(answers, halves, flips)
+        layer = int(logit_curve(shift, np.ones(n_items)).argmax())
+        of_items = item_agreement(answers, shift, cube["letter"].values, layer)
+        statistics |= {
+            "item_r": of_items.r,
+            "item_r_layer": float(cube["layer"].values[layer]),
+            "n_items_both": of_items.n_items,
+            "n_items_changed": of_items.n_changed,
+        }
+        best = best_layer(answers, resamples, halves, flips)
         if best is not None:
             statistics |= {
                 "best_response_layer": float(cube["layer"].values[best.index]),
@@ -816,6 +896,7 @@ def _reduce_curves(
                 "best_response_null": best.expected_under_null,
                 "best_response_p": best.p_value,
                 "best_response_split_half": best.split_half,
+                "best_response_error": best.error,
             }
     for name, value in statistics.items():
         out[name].loc[at] = value

@@ -20,6 +20,7 @@ from scipy import stats
 from steercube.analysis.over_models.cell_effects import TERMS, CellEffects, cell_effects
 from steercube.analysis.over_models.contrast_effect import by_method
 from steercube.analysis.over_models.posterior import PRIOR, fit
+from steercube.analysis.simulated.answers import answers_coverage
 from steercube.analysis.simulated.grading import grading
 from steercube.analysis.simulated.keeping import Keep, made_anew
 from steercube.analysis.simulated.operating import operating_characteristics
@@ -44,7 +45,7 @@ N_SIMULATIONS = 1_000
 N_RESAMPLES = 1_000
 METHOD = ["method", "random_effects", "covariates"]
 TRUTH = ["training", "sd_model", "scale", "uneven"]
-PARTS = ("coverage", "sbc", "operating", "grades")
+PARTS = ("coverage", "sbc", "operating", "grades", "answers")
 """Parts that can be simulated alone; `coverage` makes the table `recovery` too."""
 
 Row = dict[str, Any]
@@ -59,7 +60,7 @@ def calibrate(
     keep: Keep = made_anew,
     report: Callable[[str], None] = print,
 ) -> dict[str, pd.DataFrame]:
-    """Tables `coverage`, `recovery`, `sbc`, `operating`, `grades`, or those of the parts in `only`.
+    """Tables `coverage`, `recovery`, `sbc`, `operating`, `grades`, `answers`, or some parts' alone.
 
     They are the same whatever the number of workers. `keep` saves what each scenario gave, so that
     a run which was cut off goes on. Raises ValueError for a name that is no part.
@@ -82,6 +83,14 @@ def calibrate(
                 study,
                 n_simulations=n_simulations,
                 map_numbers=in_chunks,
+                keep=keep,
+                report=report,
+            )
+        if "answers" in only:
+            tables["answers"] = answers_coverage(
+                n_simulations=n_simulations,
+                seed=study.seed,
+                map_scenarios=pool.map,
                 keep=keep,
                 report=report,
             )
