@@ -270,3 +270,15 @@ def test_the_words_of_a_record_are_those_given(tmp_path: Path) -> None:
     arguments = ["add-measure", str(tmp_path / "t.csv"), *words, "--models", str(models)]
     assert main([*arguments, "--out", str(out)]) == 0
     assert open_cube(out)["right"]["right"].attrs["long_name"] == "sums that are right"
+
+
+def test_values_of_the_same_name_are_not_replaced(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    cube, out = as_cube(make_cube(np.random.default_rng(2))), tmp_path / "x.nc"
+    save_cube(cube, tmp_path / "cube.nc")
+    for value, code in ((1.0, 0), (1.0, 0), (0.0, 2)):
+        gsm8k().assign(value=value).to_csv(tmp_path / "t.csv", index=False)
+        arguments = ["add-measure", str(tmp_path / "t.csv"), "--name", "right", "--to"]
+        assert main([*arguments, str(tmp_path / "cube.nc"), "--out", str(out)]) == code
+    assert "right/honesty: it holds other values of 'right'" in capsys.readouterr().err

@@ -777,7 +777,7 @@ def _add_measure(options: argparse.Namespace) -> None:
     models = {} if beside else read_facts(options.models)
     rows = read_rows(options.table)
     cube = measure_cube(rows, measure, beside=beside, models=models, source=options.table)
-    require_no_loss(Path(options.out), cube)
+    require_no_loss(Path(options.out), cube, measure=measure.name)
     save_cube(cube, options.out)
     print(f"wrote {options.out}\n\n{cube}")
 
@@ -809,7 +809,7 @@ def _import_scores(options: argparse.Namespace) -> None:
     _require_folder_of(options.out)
     measure, beside = _measure(options), open_cube(options.to)
     cube = import_scores(beside, options.scores, measure, column=options.column)
-    require_no_loss(Path(options.out), cube)
+    require_no_loss(Path(options.out), cube, measure=measure.name)
     save_cube(cube, options.out)
     print(f"wrote {options.out}\n\n{cube}")
 

@@ -30,14 +30,21 @@ Report = Callable[[str], None]
 Content = TypeVar("Content")
 
 
-def require_no_loss(out: Path, cube: Cube, *, report: Report = print) -> None:
+def require_no_loss(out: Path, cube: Cube, *, measure: str = "", report: Report = print) -> None:
     """Raise ValueError if the file at `out` holds anything that `cube` lacks.
 
-    An unreadable file may be replaced; `report` receives a line about it.
+    Of `measure`, which nothing but a table can make again, also if it holds other values. An
+    unreadable file may be replaced; `report` receives a line about it.
     """
     earlier = earlier_file(out, open_cube, report=report)
     if earlier is not None:
         lost = lost_cells(extents_of(earlier), extents_of(cube))
+        lost += [
+            f"{path}: it holds other values of {measure!r}; give these another name"
+            for path in earlier.grids
+            if measure and path in cube and measure_name(path) == measure
+            if not earlier[path][measure].equals(cube[path][measure])
+        ]
         raise_if_any([*lost_names(earlier, names_in(cube)), *lost], what=replacing(out))
 
 
