@@ -104,8 +104,7 @@ def corrected_change(
     order. With p the shares of what the answers are and C the reader's errors given that, the
     counts are multinomial with shares p C. C has the posterior of `confusion` alone. Drawn by
     allocating each count to what the answers may have been, in turn with p. In simulation
-    (`calibration/answers.csv`) the interval covers 94 to
-    99%, and more where rates are near 0 or 1.
+    (`calibration/answers.csv`) the interval covers 94 to 99%, and more where rates are near 0 or 1.
     """
     of_errors = rng.standard_gamma(confusion + PRIOR_OF_ERRORS, (n_draws, 3, 3))
     of_errors /= of_errors.sum(axis=-1, keepdims=True)
