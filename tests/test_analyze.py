@@ -646,7 +646,8 @@ def test_calibration_is_written_beside_the_study(here: Path, study_cells: xr.Dat
     assert main(["calibrate", *CONTRAST, "--simulations", "0"]) == 2
     # Of other cells nothing that was made before is kept; what the user put there is theirs.
     (folder / "notes.md").write_text("mine")
-    save_cells(study_cells.assign_attrs(cube_sha256="0" * 64), here / "data" / "qwen3.cells.nc")
+    others = study_cells.assign(mean=study_cells["mean"] + 1.0)
+    save_cells(others, here / "data" / "qwen3.cells.nc")
     assert main([*small, "--only", "sbc"]) == 0
     assert {path.name for path in folder.iterdir()} == {"manifest.json", "sbc.csv", "notes.md"}
 
