@@ -90,6 +90,7 @@ def test_a_change_without_a_valid_answer_has_its_reason(study: Study) -> None:
     nothing = dict.fromkeys(("change", "change_low", "change_high", "rate_high"), np.nan)
     (labels, estimate), (_, over), *_ = capability(holding(study, row(**nothing)))
     assert "valid" in estimate.reason
+    assert np.isnan(estimate.p_value)
     assert np.isnan(labels["loss_excluded"])
     assert over.reason
 

@@ -60,6 +60,7 @@ def capability(study: Study) -> list[Row]:
         for labels, estimate in rows
         if labels["model"] != EVERY_MODEL and labels["low_strength"] == 0
     ]
+    single = [(labels, estimate) for labels, estimate in single if np.isfinite(estimate.value)]
     p = np.array([estimate.p_value for _, estimate in single])
     by_chance = [_chance(int(labels["n_rise"] + labels["n_fall"])) for labels, _ in single]
     losses = {
@@ -221,6 +222,7 @@ def _with_models(study: Study, table: pd.DataFrame) -> list[Row]:
 def _of_model(row: dict[str, Any]) -> Row:
     value, low, high = (float(row[name]) for name in ("change", "change_low", "change_high"))
     n_rise, n_changed = int(row["n_rise"]), int(row["n_rise"] + row["n_fall"])
+    p_value = float(binomtest(n_rise, n_changed).pvalue) if n_changed else 1.0
     reason = "" if np.isfinite(value) else "no answer is valid at one of the strengths"
     estimate = Estimate(
         value,
@@ -228,7 +230,7 @@ def _of_model(row: dict[str, Any]) -> Row:
         high=high,
         over="items" if np.isfinite(low) else "",
         n=int(row["n_items"]),
-        p_value=float(binomtest(n_rise, n_changed).pvalue) if n_changed else 1.0,
+        p_value=p_value if np.isfinite(value) else np.nan,
         reason=reason,
     )
     counted = ("n_pairs", "n_rise", "n_fall", "rate_low", "rate_high", "change_of_pairs")

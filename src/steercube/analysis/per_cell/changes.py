@@ -241,6 +241,7 @@ def _shared(error: Array) -> Array:
     NaN where layers are recorded, as those of two models are not the same, and for a lone model.
     """
     n_models, n_layers, _ = error.shape
+    # A model in which no item changes shows no error, which is not to have none: it is left out.
     ran = np.isfinite(error).all(axis=(1, 2)) & (error != 0).any(axis=(1, 2))
     if n_layers > 1 or ran.sum() < 2:
         return np.full((n_models, n_layers), np.nan)
